@@ -1,0 +1,37 @@
+"""Errors that are the user's to mend, worded so that the user can."""
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """Something the user gave is wrong.
+
+    The message says what was wrong, what was expected and what to do; the command line prints
+    it without a traceback and exits with status 2.
+    """
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    """Look `name` up in `table`, or say which names there are.
+
+    Args:
+      table: the choices by name.
+      name: the choice that was asked for.
+      what: what is being chosen, for the message, such as "weight rule".
+
+    Raises:
+      UsageError: `name` is not in `table`; the nearest name is suggested.
+
+    >>> choose({"half_half": 1}, "half_hlaf", "weight rule")
+    Traceback (most recent call last):
+    siman_jax.errors.UsageError: unknown weight rule 'half_hlaf'; did you mean 'half_half'? ...
+    """
+    if name in table:
+        return table[name]
+    nearest = difflib.get_close_matches(str(name), table, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    raise UsageError(f"unknown {what} {name!r}{hint} Choose one of: {', '.join(sorted(table))}.")

@@ -1,0 +1,216 @@
+"""Flax layers of binary networks: thin modules over `binarize`.
+
+Parameters are float32; `dtype` is what a layer computes in. A binary layer owns the leaves
+`binary_kernel` and `alpha`, names that occur nowhere else, so that the optimiser can tell them
+apart by name. With the weight rule "real" the same layer is an ordinary one and owns `kernel`.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from siman_jax.binarize import ACTIVATION_RULES, REAL, WEIGHT_RULES
+from siman_jax.errors import choose
+
+BINARY_KERNEL = "binary_kernel"
+BINARY_LEAVES = (BINARY_KERNEL, "alpha")
+BITS = "bits"
+
+Initializer = Callable[..., Array]
+
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# Uniform in +-1/sqrt(fan_in), which is how PyTorch draws a layer's weight by default.
+fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype to accumulate and normalise in: float32, or float64 if `dtype` is that."""
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
+
+
+class PReLU(nn.Module):
+    """max(x, 0) + slope * min(x, 0), with one learned slope per channel."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        slope = self.param("slope", nn.initializers.constant(0.25, jnp.float32), x.shape[-1:])
+        return jnp.where(x > 0, x, _per_channel(slope, x) * x)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization whose running variance is unbiased.
+
+    Flax's own keeps the biased variance (divided by n, not n - 1) and forgets ten times slower
+    by default; networks here follow PyTorch in both, as the published ones do. Statistics are
+    taken in float32 over all axes but the last.
+
+    Attributes:
+      dtype: dtype of the output.
+      scale_init: initial value of gamma.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    scale_init: float = 1.0
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        features = (x.shape[-1], jnp.float32)
+        scale = self.param("scale", nn.initializers.constant(self.scale_init), *features)
+        bias = self.param("bias", nn.initializers.zeros, *features)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *features)
+        running_var = self.variable("batch_stats", "var", jnp.ones, *features)
+        x = x.astype(wide(x.dtype))
+        if train:
+            axes = range(x.ndim - 1)
+            n = math.prod(x.shape[:-1])
+            mean = jnp.mean(x, axes)
+            centred = x - _per_channel(mean, x)
+            var = jnp.mean(jnp.square(centred), axes)
+            if not self.is_initializing():
+                self._update(running_mean, mean)
+                self._update(running_var, var * (n / max(n - 1, 1)))
+        else:
+            centred = x - _per_channel(running_mean.value, x)
+            var = running_var.value.astype(x.dtype)
+        gain = scale.astype(x.dtype) * lax.rsqrt(var + self.epsilon)
+        return (centred * _per_channel(gain, x) + _per_channel(bias, x)).astype(self.dtype)
+
+    def _update(self, running: nn.Variable, batch: Array) -> None:
+        new = batch.astype(running.value.dtype)
+        running.value = self.momentum * running.value + (1 - self.momentum) * new
+
+
+class BinaryConv(nn.Module):
+    """Convolution of binarized activations with a binarized kernel, times alpha.
+
+        y = conv(activation_rule(x), weight_rule(w)) * alpha
+
+    without bias; padding is with zeros, after the activations are binarized, so a padded tap
+    contributes 0.
+
+    In evaluation the bits are recomputed from the kernel, unless the variables hold them: a
+    leaf `binary_kernel` in {0, 1} in the collection `bits` takes the kernel's place.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel.
+      strides: step of the convolution, the same both ways.
+      weight_rule: key of `binarize.WEIGHT_RULES`; "real" makes an ordinary convolution, with
+        the leaf `kernel` and no alpha.
+      activation_rule: key of `binarize.ACTIVATION_RULES`.
+      dtype: dtype of the operands and of the output; products of +-1 are summed in float32
+        (float64 if that is `dtype`), so their sums are exact in every dtype.
+
+    Source: arXiv 2102.07981.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    weight_rule: str = "half_half"
+    activation_rule: str = "siman"
+    kernel_init: Initializer = kaiming_normal
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
+        size = self.kernel_size
+        shape = (size, size, x.shape[-1], self.features)
+        padding = ((size - 1) // 2, size // 2)
+        product = partial(
+            lax.conv_general_dilated,
+            window_strides=(self.strides, self.strides),
+            padding=(padding, padding),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return _binary_product(self, product, x, shape)
+
+
+class BinaryDense(nn.Module):
+    """Product of binarized activations with a binarized matrix, times alpha.
+
+        y = activation_rule(x) @ weight_rule(w) * alpha
+
+    The attributes are those of `BinaryConv`.
+    """
+
+    features: int
+    weight_rule: str = "half_half"
+    activation_rule: str = "siman"
+    kernel_init: Initializer = kaiming_normal
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map `[batch, in]` to `[batch, features]`."""
+        product = partial(lax.dot_general, dimension_numbers=(((1,), (0,)), ((), ())))
+        return _binary_product(self, product, x, (x.shape[-1], self.features))
+
+
+def _binary_product(
+    layer: BinaryConv | BinaryDense, product: Callable[..., Array], x: Array, shape: tuple[int, ...]
+) -> Array:
+    """What binary layers share: their leaves, the two rules, the product and its scale."""
+    weight_rule = choose(WEIGHT_RULES, layer.weight_rule, "weight rule")
+    activation_rule = choose(ACTIVATION_RULES, layer.activation_rule, "activation rule")
+    activations = activation_rule(x.astype(layer.dtype))
+    if layer.weight_rule == REAL:
+        kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
+        return product(activations, kernel.astype(layer.dtype))
+
+    latent = layer.param(BINARY_KERNEL, layer.kernel_init, shape, jnp.float32)
+    alpha = layer.param("alpha", _mean_magnitude_of_uniform(shape), shape[-1:])
+    if layer.has_variable(BITS, BINARY_KERNEL):
+        code = 2 * layer.get_variable(BITS, BINARY_KERNEL).astype(layer.dtype) - 1
+    else:
+        code = weight_rule(latent).astype(layer.dtype)
+    y = _accumulate_wide(product)(activations, code)
+    return (y * _per_channel(alpha, y)).astype(layer.dtype)
+
+
+def _per_channel(values: Array, x: Array) -> Array:
+    """Shape `[channels]` to multiply or add to `x`, in its dtype."""
+    return lax.expand_dims(values.astype(x.dtype), range(x.ndim - 1))
+
+
+def _mean_magnitude_of_uniform(shape: tuple[int, ...]) -> Initializer:
+    """Start alpha where the authors do: at mean |w| of a default draw, per filter.
+
+    About 0.5 / sqrt(fan_in); the draw is alpha's own, the kernel has another.
+    """
+
+    def init(key: Array, _: tuple[int, ...]) -> Array:
+        return jnp.mean(jnp.abs(fan_in_uniform(key, shape, jnp.float32)), range(len(shape) - 1))
+
+    return init
+
+
+def _accumulate_wide(product: Callable[..., Array]) -> Callable[[Array, Array], Array]:
+    """Sum a product of bfloat16 operands in float32 on the way forward.
+
+    The derivative takes its cotangent in the operands' dtype: JAX cannot differentiate a
+    convolution whose output is wider than its operands.
+    """
+
+    @jax.custom_vjp
+    def forward(x: Array, kernel: Array) -> Array:
+        return product(x, kernel, preferred_element_type=wide(x.dtype))
+
+    def forward_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return forward(x, kernel), (x, kernel)
+
+    def forward_bwd(operands: tuple[Array, Array], g: Array) -> tuple[Array, ...]:
+        _, pullback = jax.vjp(product, *operands)
+        return pullback(g.astype(operands[0].dtype))
+
+    forward.defvjp(forward_fwd, forward_bwd)
+    return forward

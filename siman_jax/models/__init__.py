@@ -1,0 +1,30 @@
+"""The five networks by name; two of them are both called `resnet18_1w1a` in the paper."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from siman_jax.errors import choose
+from siman_jax.models import cifar, imagenet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cifar.resnet20_1w1a": cifar.resnet20_1w1a,
+    "cifar.resnet18_1w1a": cifar.resnet18_1w1a,
+    "cifar.vgg_small_1w1a": cifar.vgg_small_1w1a,
+    "imagenet.resnet18_1w1a": imagenet.resnet18_1w1a,
+    "imagenet.resnet34_1w1a": imagenet.resnet34_1w1a,
+}
+
+
+def build_model(name: str, num_classes: int, **arguments: object) -> nn.Module:
+    """Build a network by the name of its module and function, such as "cifar.resnet20_1w1a".
+
+    Args:
+      name: key of `MODELS`.
+      num_classes: width of the classifier.
+      **arguments: `width`, `weight_rule`, `activation_rule`, `dtype`, as the function takes.
+
+    Raises:
+      UsageError: no network has that name.
+    """
+    return choose(MODELS, name, "model")(num_classes, **arguments)

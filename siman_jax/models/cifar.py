@@ -1,0 +1,168 @@
+"""The networks for 32x32 images; smaller images fit too, as long as they can be halved."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from siman_jax.binarize import identity
+from siman_jax.layers import BatchNorm, BinaryConv, PReLU, fan_in_uniform, kaiming_normal, wide
+from siman_jax.models.resnet import (
+    OneShortcutBlock,
+    ResNet,
+    TwoShortcutBlock,
+    binary_shortcut,
+    pad_shortcut,
+)
+
+
+def resnet20_1w1a(
+    num_classes: int,
+    *,
+    width: int = 16,
+    weight_rule: str = "half_half",
+    activation_rule: str = "siman",
+    dtype: DTypeLike = jnp.float32,
+) -> ResNet:
+    """ResNet-20 of 3 x 3 blocks, two shortcuts in each, zero-padded between stages.
+
+    Args:
+      num_classes: width of the classifier.
+      width: channels of the first stage; the others have two and four times as many.
+      weight_rule: key of `binarize.WEIGHT_RULES`.
+      activation_rule: key of `binarize.ACTIVATION_RULES`; "real" for both gives the
+        real-valued twin.
+      dtype: dtype to compute in.
+
+    Source: He et al., arXiv 1512.03385, section 4.2; binarized in arXiv 2102.07981.
+    """
+    return ResNet(
+        num_classes,
+        width,
+        stages=(3, 3, 3),
+        block=TwoShortcutBlock,
+        shortcut=pad_shortcut,
+        conv=partial(
+            BinaryConv, weight_rule=weight_rule, activation_rule=activation_rule, dtype=dtype
+        ),
+        norm=partial(BatchNorm, dtype=dtype),
+        stem_activation=nn.relu,
+        imagenet_stem=False,
+        real_init=kaiming_normal,
+        classifier_init=kaiming_normal,
+        dtype=dtype,
+    )
+
+
+def resnet18_1w1a(
+    num_classes: int,
+    *,
+    width: int = 64,
+    weight_rule: str = "half_half",
+    activation_rule: str = "siman",
+    dtype: DTypeLike = jnp.float32,
+) -> ResNet:
+    """ResNet-18 for small images: 4 x 2 blocks, hardtanh, binary 1x1 shortcuts.
+
+    The arguments are those of `resnet20_1w1a`.
+
+    Source: arXiv 2102.07981, section 4.1.
+    """
+    return ResNet(
+        num_classes,
+        width,
+        stages=(2, 2, 2, 2),
+        block=OneShortcutBlock,
+        shortcut=binary_shortcut,
+        conv=partial(
+            BinaryConv,
+            weight_rule=weight_rule,
+            activation_rule=activation_rule,
+            kernel_init=fan_in_uniform,
+            dtype=dtype,
+        ),
+        norm=partial(BatchNorm, dtype=dtype),
+        stem_activation=identity,
+        imagenet_stem=False,
+        real_init=fan_in_uniform,
+        classifier_init=fan_in_uniform,
+        dtype=dtype,
+    )
+
+
+def vgg_small_1w1a(
+    num_classes: int,
+    *,
+    width: int = 128,
+    weight_rule: str = "half_half",
+    activation_rule: str = "siman",
+    dtype: DTypeLike = jnp.float32,
+) -> "VggSmall":
+    """VGG-small: one real and five binary convolutions, three poolings, one classifier.
+
+    The arguments are those of `resnet20_1w1a`; `width` is that of the first two convolutions.
+
+    Source: Zhang et al., arXiv 1807.10029; binarized in arXiv 2102.07981.
+    """
+    return VggSmall(
+        num_classes,
+        width,
+        conv=partial(
+            BinaryConv,
+            weight_rule=weight_rule,
+            activation_rule=activation_rule,
+            kernel_init=_normal_fan_out,
+            dtype=dtype,
+        ),
+        dtype=dtype,
+    )
+
+
+class VggSmall(nn.Module):
+    """Convolution, 2x2 pooling after every second one, batch norm, PReLU; then the classifier.
+
+    Attributes:
+      num_classes: width of the classifier.
+      width: channels of the first two convolutions; the next pairs have two and four times
+        as many.
+      conv: makes the binary convolutions: `BinaryConv` with its rules and dtype set.
+      dtype: dtype to compute in; logits are at least float32.
+    """
+
+    num_classes: int
+    width: int
+    conv: partial[BinaryConv]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Map normalized images `[batch, height, width, channels]` to logits `[batch, classes]`."""
+        x = nn.Conv(
+            self.width,
+            (3, 3),
+            padding=1,
+            use_bias=False,
+            kernel_init=_normal_fan_out,
+            dtype=self.dtype,
+            name="conv0",
+        )(x)
+        x = PReLU(name="prelu0")(BatchNorm(self.dtype, name="bn0")(x, train))
+        for index in range(1, 6):
+            x = self.conv(self.width * 2 ** (index // 2), name=f"conv{index}")(x)
+            if index % 2 == 1:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+            x = PReLU(name=f"prelu{index}")(BatchNorm(self.dtype, name=f"bn{index}")(x, train))
+        # Channel-first, so that published classifier weights fit as they are.
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        x = nn.Dense(
+            self.num_classes,
+            kernel_init=nn.initializers.normal(0.01),
+            dtype=self.dtype,
+            name="fc",
+        )(x)
+        return x.astype(wide(x.dtype))
+
+
+_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -1,0 +1,73 @@
+"""The networks for 224x224 images."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from siman_jax.layers import BatchNorm, BinaryConv, fan_in_uniform, kaiming_normal
+from siman_jax.models.resnet import ResNet, TwoShortcutBlock, real_shortcut
+
+
+def resnet18_1w1a(
+    num_classes: int,
+    *,
+    width: int = 64,
+    weight_rule: str = "half_half",
+    activation_rule: str = "siman",
+    dtype: DTypeLike = jnp.float32,
+) -> ResNet:
+    """ResNet-18 of 2, 2, 2, 2 blocks, two shortcuts in each, real-valued 1x1 downsampling.
+
+    Args:
+      num_classes: width of the classifier.
+      width: channels of the first stage; each later stage doubles them.
+      weight_rule: key of `binarize.WEIGHT_RULES`.
+      activation_rule: key of `binarize.ACTIVATION_RULES`; "real" for both gives the
+        real-valued twin.
+      dtype: dtype to compute in.
+
+    Source: He et al., arXiv 1512.03385, table 1; binarized in arXiv 2102.07981.
+    """
+    return _resnet((2, 2, 2, 2), num_classes, width, weight_rule, activation_rule, dtype)
+
+
+def resnet34_1w1a(
+    num_classes: int,
+    *,
+    width: int = 64,
+    weight_rule: str = "half_half",
+    activation_rule: str = "siman",
+    dtype: DTypeLike = jnp.float32,
+) -> ResNet:
+    """ResNet-34 of 3, 4, 6, 3 blocks; the rest, arguments too, is `resnet18_1w1a`."""
+    return _resnet((3, 4, 6, 3), num_classes, width, weight_rule, activation_rule, dtype)
+
+
+def _resnet(
+    stages: Sequence[int],
+    num_classes: int,
+    width: int,
+    weight_rule: str,
+    activation_rule: str,
+    dtype: DTypeLike,
+) -> ResNet:
+    return ResNet(
+        num_classes,
+        width,
+        stages=stages,
+        block=TwoShortcutBlock,
+        shortcut=real_shortcut,
+        conv=partial(
+            BinaryConv, weight_rule=weight_rule, activation_rule=activation_rule, dtype=dtype
+        ),
+        # Every block starts as its shortcut.
+        norm=partial(BatchNorm, dtype=dtype, scale_init=1e-8),
+        stem_activation=nn.relu,
+        imagenet_stem=True,
+        real_init=kaiming_normal,
+        classifier_init=fan_in_uniform,
+        dtype=dtype,
+    )

@@ -1,0 +1,163 @@
+"""What the residual networks share: two kinds of block between a stem and a classifier."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from siman_jax.layers import BatchNorm, BinaryConv, Initializer, PReLU, fan_in_uniform, wide
+
+Shortcut = Callable[..., Array]
+
+
+class TwoShortcutBlock(nn.Module):
+    """conv, BN, + shortcut, PReLU; conv, BN, + what that gave, PReLU."""
+
+    features: int
+    strides: int
+    conv: Callable[..., BinaryConv]
+    shortcut: Shortcut
+    norm: Callable[..., BatchNorm]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = self.conv(self.features, strides=self.strides, name="conv1")(x)
+        y = self.norm(name="bn1")(y, train)
+        x = PReLU(name="prelu1")(y + self.shortcut(self, x, train))
+        y = self.conv(self.features, name="conv2")(x)
+        y = self.norm(name="bn2")(y, train)
+        return PReLU(name="prelu2")(y + x)
+
+
+class OneShortcutBlock(nn.Module):
+    """conv, BN, hardtanh, conv, BN, + shortcut, hardtanh."""
+
+    features: int
+    strides: int
+    conv: Callable[..., BinaryConv]
+    shortcut: Shortcut
+    norm: Callable[..., BatchNorm]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = self.conv(self.features, strides=self.strides, name="conv1")(x)
+        y = nn.hard_tanh(self.norm(name="bn1")(y, train))
+        y = self.conv(self.features, name="conv2")(y)
+        y = self.norm(name="bn2")(y, train)
+        return nn.hard_tanh(y + self.shortcut(self, x, train))
+
+
+def pad_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
+    """Subsample in space and pad with channels of zeros, as many before as after."""
+    del train
+    x = x[:, :: block.strides, :: block.strides]
+    missing = block.features - x.shape[-1]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+
+
+def binary_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
+    """Binary 1x1 convolution and batch norm where the shape changes."""
+    if x.shape[-1] == block.features and block.strides == 1:
+        return x
+    conv = block.conv(
+        block.features, kernel_size=1, strides=block.strides, name="shortcut_conv"
+    )
+    return block.norm(name="shortcut_bn")(conv(x), train)
+
+
+def real_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
+    """Real-valued 1x1 convolution and batch norm where the shape changes."""
+    if x.shape[-1] == block.features and block.strides == 1:
+        return x
+    conv = block.conv(
+        block.features,
+        kernel_size=1,
+        strides=block.strides,
+        weight_rule="real",
+        activation_rule="real",
+        name="shortcut_conv",
+    )
+    return block.norm(name="shortcut_bn")(conv(x), train)
+
+
+class ResNet(nn.Module):
+    """Stem, stages of blocks, global average pooling, batch norm, classifier.
+
+    Attributes:
+      num_classes: width of the classifier.
+      width: channels of the stem and of the first stage; each later stage doubles them.
+      stages: number of blocks in each stage; all but the first stage start with stride 2.
+      block: `TwoShortcutBlock` or `OneShortcutBlock`.
+      shortcut: `pad_shortcut`, `binary_shortcut` or `real_shortcut`.
+      conv: makes the blocks' convolutions: `BinaryConv` with its rules and dtype set.
+      norm: makes the 2-D batch norms.
+      stem_activation: after the stem's batch norm.
+      imagenet_stem: 7x7 with stride 2 and a 3x3 max pool with stride 2, instead of 3x3.
+      real_init: initial kernel of the stem.
+      classifier_init: initial kernel of the classifier.
+      dtype: dtype to compute in; logits are at least float32.
+    """
+
+    num_classes: int
+    width: int
+    stages: Sequence[int]
+    block: Callable[..., nn.Module]
+    shortcut: Shortcut
+    conv: Callable[..., BinaryConv]
+    norm: Callable[..., BatchNorm]
+    stem_activation: Callable[[Array], Array]
+    imagenet_stem: bool
+    real_init: Initializer
+    classifier_init: Initializer
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Map normalized images `[batch, height, width, channels]` to logits `[batch, classes]`."""
+        size, strides = (7, 2) if self.imagenet_stem else (3, 1)
+        x = nn.Conv(
+            self.width,
+            (size, size),
+            strides,
+            padding=size // 2,
+            use_bias=False,
+            kernel_init=self.real_init,
+            dtype=self.dtype,
+            name="conv1",
+        )(x)
+        x = self.stem_activation(self.norm(name="bn1")(x, train))
+        if self.imagenet_stem:
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.stages):
+            for index in range(blocks):
+                x = self.block(
+                    features=self.width * 2**stage,
+                    strides=2 if stage > 0 and index == 0 else 1,
+                    conv=self.conv,
+                    shortcut=self.shortcut,
+                    norm=self.norm,
+                    name=f"layer{stage + 1}_{index}",
+                )(x, train)
+        x = jnp.mean(x, (1, 2))
+        x = BatchNorm(dtype=self.dtype, name="bn2")(x, train)
+        x = nn.Dense(
+            self.num_classes,
+            kernel_init=self.classifier_init,
+            bias_init=_uniform_bias(x.shape[-1]),
+            dtype=self.dtype,
+            name="fc",
+        )(x)
+        return x.astype(wide(x.dtype))
+
+
+def _uniform_bias(fan_in: int) -> Initializer:
+    """PyTorch's default bias: uniform in +-1/sqrt(fan_in) of the layer's kernel."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

@@ -1,0 +1,103 @@
+"""SGD with schedules, weight decay that spares binary kernels, and their projection.
+
+Binary kernels are told apart by the names of their leaves, never by their rank.
+"""
+
+from collections.abc import Callable, Collection
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from siman_jax.binarize import project
+from siman_jax.layers import BINARY_KERNEL
+
+Params = dict
+Schedule = Callable[[Array], Array]
+
+
+def learning_rate_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Schedule:
+    """Linear warm-up, then half a cosine.
+
+        e <  W:  lr = base * (e + 1) / W
+        e >= W:  lr = base / 2 * (1 + cos(pi * (e - s) / (epochs - s))),   s = max(W - 1, 0)
+
+    with e the epoch from 0: a whole number, constant within an epoch (the published
+    schedule), or a fraction that grows with every step if `config.staircase` is off.
+
+    Args:
+      config: with `learning_rate` (base), `warmup_epochs` (W) and `staircase`.
+      epochs: length of the training.
+      steps_per_epoch: optimiser steps in an epoch.
+
+    Returns:
+      Function from the step, counted from 0, to the float32 learning rate.
+    """
+    base, warmup = config.learning_rate, config.warmup_epochs
+    start = max(warmup - 1, 0)
+
+    def schedule(step: Array) -> Array:
+        epoch = _epoch(step, steps_per_epoch, config.staircase)
+        cosine = base / 2 * (1 + jnp.cos(jnp.pi * (epoch - start) / (epochs - start)))
+        return jnp.where(epoch < start, base * (epoch + 1) / max(warmup, 1), cosine)
+
+    return schedule
+
+
+def clip_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Schedule:
+    """Percentage of the projection: `config.clip_percent` * (1 - epoch / epochs), by epoch.
+
+    Returns:
+      Function from the step, counted from 0, to the float32 percentage.
+    """
+
+    def schedule(step: Array) -> Array:
+        return config.clip_percent * (1 - _epoch(step, steps_per_epoch, config.staircase) / epochs)
+
+    return schedule
+
+
+def _epoch(step: Array, steps_per_epoch: int, staircase: bool) -> Array:
+    step = jnp.asarray(step)
+    if staircase:
+        return (step // steps_per_epoch).astype(jnp.float32)
+    return step.astype(jnp.float32) / steps_per_epoch
+
+
+def build_optimizer(config: ConfigDict, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Chain coupled L2 and SGD with momentum, as PyTorch's SGD does.
+
+        v <- momentum * v + (g + weight_decay * w),   w <- w - lr * v
+
+    Args:
+      config: with `momentum`, `nesterov`, `weight_decay` and `undecayed`, the names of the
+        leaves that weight decay leaves out.
+      learning_rate: a number, or a function of the step.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(
+            config.weight_decay, mask=lambda params: decay_mask(params, config.undecayed)
+        ),
+        optax.sgd(learning_rate, config.momentum, config.nesterov),
+    )
+
+
+def decay_mask(params: Params, undecayed: Collection[str]) -> Params:
+    """True for every leaf whose own name is not in `undecayed`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _leaf_name(path) not in undecayed, params
+    )
+
+
+def project_binary_kernels(params: Params, percent: Array | float) -> Params:
+    """Apply `binarize.project` to every binary kernel; other leaves stay as they are."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: project(leaf, percent) if _leaf_name(path) == BINARY_KERNEL else leaf,
+        params,
+    )
+
+
+def _leaf_name(path: jax.tree_util.KeyPath) -> str:
+    return path[-1].key
