@@ -52,36 +52,43 @@ def variables_from_torch(model_name: str, arrays: Mapping[str, np.ndarray]) -> d
     """
     leaves = {}
     for name, array in arrays.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf not in _UNUSED:
-            path = _module_path(module)
-            binary = f"{module}.alpha" in arrays
-            kernel_shape = arrays[f"{module}.weight"].shape if leaf == "B" else array.shape
-            collection, leaf = _leaf(path[-1], leaf, binary)
-            leaves[(collection, *path, leaf)] = _layout(np.asarray(array), leaf, kernel_shape)
+        module = name.rpartition(".")[0]
+        path = flax_path(name, binary=f"{module}.alpha" in arrays)
+        if path is not None:
+            kernel_shape = arrays[f"{module}.weight"].shape if path[0] == BITS else array.shape
+            leaves[path] = _layout(np.asarray(array), path[-1], kernel_shape)
     _check(model_name, leaves)
     return unflatten_dict(leaves)
 
 
-def _module_path(module: str) -> tuple[str, ...]:
+def flax_path(name: str, *, binary: bool) -> tuple[str, ...] | None:
+    """Where a PyTorch array belongs: collection, modules, leaf; None if nowhere.
+
+    Args:
+      name: such as "layer1.0.conv1.weight".
+      binary: whether its module is a binary convolution.
+
+    >>> flax_path("layer1.0.conv1.weight", binary=True)
+    ('params', 'layer1_0', 'conv1', 'binary_kernel')
+    """
+    module, _, leaf = name.rpartition(".")
+    if leaf in _UNUSED:
+        return None
     for pattern, replacement in _RENAMED:
         module = re.sub(pattern, replacement, module)
-    return tuple(module.split("."))
-
-
-def _leaf(module: str, leaf: str, binary: bool) -> tuple[str, str]:
-    """The collection and name here of a PyTorch leaf."""
+    path = tuple(module.split("."))
     if leaf == "B":
-        return BITS, BINARY_KERNEL
-    if leaf in ("running_mean", "running_var"):
-        return "batch_stats", leaf.removeprefix("running_")
+        return BITS, *path, BINARY_KERNEL
+    if leaf.startswith("running_"):
+        return "batch_stats", *path, leaf.removeprefix("running_")
     if leaf == "weight":
-        if module.startswith("prelu"):
-            return "params", "slope"
-        if "bn" in module:
-            return "params", "scale"
-        return "params", BINARY_KERNEL if binary else "kernel"
-    return "params", leaf
+        if path[-1].startswith("prelu"):
+            leaf = "slope"
+        elif "bn" in path[-1]:
+            leaf = "scale"
+        else:
+            leaf = BINARY_KERNEL if binary else "kernel"
+    return "params", *path, leaf
 
 
 def _layout(array: np.ndarray, leaf: str, kernel_shape: tuple[int, ...]) -> np.ndarray:

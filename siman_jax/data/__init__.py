@@ -1,0 +1,48 @@
+"""Data sources by name, and the checks that hold for all of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from siman_jax.data import digits, image_folder, tfds
+from siman_jax.data.dataset import Dataset
+from siman_jax.errors import UsageError, choose
+
+SOURCES: dict[str, Callable[[ConfigDict], Dataset]] = {
+    "digits": digits.load,
+    "tfds": tfds.load,
+    "image_folder": image_folder.load,
+}
+
+
+def load_dataset(config: ConfigDict) -> Dataset:
+    """Load the data set that `config` describes and check it against that description.
+
+    Args:
+      config: with `source`, a key of `SOURCES`, `image_size`, `channels` and what the source
+        itself reads.
+
+    Raises:
+      UsageError: no source has that name, the source cannot give the data, or images or
+        classes are not what `config` says.
+    """
+    dataset = choose(SOURCES, config.source, "data source")(config)
+    expected = (config.image_size, config.image_size, config.channels)
+    found = dataset.train.images.shape[1:]
+    if found != expected:
+        raise UsageError(
+            f"images are {found} (height, width, channels), but the config says {expected}; set"
+            " --config.data.image_size and --config.data.channels."
+        )
+    if len(dataset.classes) != num_classes(config):
+        raise UsageError(
+            f"the data set has {len(dataset.classes)} classes, but --config.data.num_classes is"
+            f" {config.num_classes}."
+        )
+    return dataset
+
+
+def num_classes(config: ConfigDict) -> int:
+    """`config.num_classes`, or for 0 the number of class folders below `config.root`."""
+    return config.num_classes or len(image_folder.class_names(Path(config.root)))

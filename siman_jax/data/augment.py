@@ -1,0 +1,49 @@
+"""Random crop, flip and normalization, inside the compiled program."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def random_crop(key: Array, images: Array, padding: int) -> Array:
+    """Pad with zeros on every side, then cut each image out at a random place.
+
+    Args:
+      key: PRNG key.
+      images: `[n, height, width, channels]`.
+      padding: pixels on each side.
+
+    Returns:
+      Array of the shape and dtype of `images`.
+    """
+    n, *shape = images.shape
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    offsets = jax.random.randint(key, (n, 2), 0, 2 * padding + 1)
+    return jax.vmap(lambda image, yx: lax.dynamic_slice(image, (yx[0], yx[1], 0), shape))(
+        padded, offsets
+    )
+
+
+def random_flip(key: Array, images: Array) -> Array:
+    """Mirror each image left to right with probability 1/2."""
+    flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def augment(key: Array, images: Array, crop_padding: int, flip: bool) -> Array:
+    """Crop with `crop_padding` (0 for none) and flip, if asked to."""
+    crop_key, flip_key = jax.random.split(key)
+    if crop_padding:
+        images = random_crop(crop_key, images, crop_padding)
+    return random_flip(flip_key, images) if flip else images
+
+
+def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Map uint8 0..255 to float32 (x / 255 - mean) / std, per channel."""
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    per_channel = (lax.expand_dims(v, range(images.ndim - 1)) for v in (scale, shift))
+    scale, shift = per_channel
+    return images.astype(jnp.float32) * scale - shift

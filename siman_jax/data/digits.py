@@ -1,0 +1,27 @@
+"""Handwritten digits from scikit-learn: 1,797 real 8x8 images that ship inside its wheel."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from siman_jax.data.dataset import Dataset, Split
+
+_TEST_EXAMPLES = 360
+
+
+def load(config: ConfigDict) -> Dataset:
+    """Load 1,437 training and 360 test images, `[8, 8, 1]`, always split the same way."""
+    del config
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=_TEST_EXAMPLES, random_state=0, stratify=labels
+    )
+    return Dataset(
+        Split(train_images, train_labels),
+        Split(test_images, test_labels),
+        tuple(str(name) for name in digits.target_names),
+    )

@@ -1,0 +1,69 @@
+"""Losses and hits as sums on the device, turned into means on the host."""
+
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array, lax
+
+
+@struct.dataclass
+class Sums:
+    """Sums over examples, so that batches of any size add up exactly.
+
+    Attributes:
+      loss: summed cross-entropy, in the dtype of the logits.
+      top1: int32, examples whose label has the largest logit.
+      top5: int32, examples whose label has one of the five largest logits.
+      count: int32, examples.
+    """
+
+    loss: Array
+    top1: Array
+    top5: Array
+    count: Array
+
+    @classmethod
+    def zero(cls) -> "Sums":
+        """Sums over no examples; four buffers, so that all can be donated."""
+        return cls(jnp.zeros((), jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.loss + other.loss,
+            self.top1 + other.top1,
+            self.top5 + other.top5,
+            self.count + other.count,
+        )
+
+    def means(self) -> dict[str, float]:
+        """Mean loss, and hits in percent."""
+        count = int(self.count)
+        return {
+            "loss": float(self.loss) / count,
+            "top1": 100 * int(self.top1) / count,
+            "top5": 100 * int(self.top5) / count,
+        }
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Cross-entropy of each example, `[batch]`, from logits `[batch, classes]`."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def score(logits: Array, labels: Array) -> Sums:
+    """Sum up a batch.
+
+    Args:
+      logits: `[batch, classes]`.
+      labels: int32 `[batch]`; examples with a negative label do not count.
+    """
+    counted = labels >= 0
+    losses = cross_entropy(logits, jnp.maximum(labels, 0))
+    _, best = lax.top_k(logits, min(5, logits.shape[-1]))
+    hits = (best == labels[:, None]) & counted[:, None]
+    return Sums(
+        jnp.sum(jnp.where(counted, losses, 0)),
+        jnp.sum(hits[:, 0], dtype=jnp.int32),
+        jnp.sum(hits, dtype=jnp.int32),
+        jnp.sum(counted, dtype=jnp.int32),
+    )

@@ -1,0 +1,47 @@
+"""How far training is: a bar with the time left on a terminal, plain lines elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Counts steps while they run and prints a line an epoch.
+
+    Args:
+      total: steps of the whole training.
+      done: steps taken before now.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("step"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("time left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done)
+        self._bar.start()
+
+    def advance(self, steps: int) -> None:
+        """Count `steps` more."""
+        self._bar.advance(self._task, steps)
+
+    def report(self, row: Mapping[str, Any]) -> None:
+        """Print an epoch's row of the log."""
+        self._console.print(
+            f"epoch {row['epoch']:3d}  step {row['step']:6d}  lr {row['learning_rate']:.4f}"
+            f"  train loss {row['train_loss']:.4f}  top-1 {row['train_top1']:6.2f} %"
+            f"  test loss {row['test_loss']:.4f}  top-1 {row['test_top1']:6.2f} %"
+            f"  {row['images_per_second']:.0f} images/s"
+        )
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        self._bar.stop()

@@ -1,0 +1,53 @@
+"""A run's log: one JSON object a line in log.jsonl, and the same numbers for TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+FILE_NAME = "log.jsonl"
+
+
+class RunLog:
+    """Writes rows to `workdir`; what a killed run logged after `step` is taken back.
+
+    Args:
+      workdir: the run's folder.
+      step: the step that training continues from; rows beyond it will be written again.
+    """
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        self._path = workdir / FILE_NAME
+        kept = [row for row in read_rows(workdir) if row["step"] <= step]
+        draft = self._path.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        draft.replace(self._path)
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row; it holds `step`, numbers, and mappings of names to numbers."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            values = value if isinstance(value, Mapping) else {"": value}
+            for key, number in values.items():
+                self._events.add_scalar(f"{name}/{key}".rstrip("/"), number, row["step"])
+        self._events.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._events.close()
+
+
+def read_rows(workdir: Path) -> list[dict[str, Any]]:
+    """Rows of a run's log, earliest first; a last line cut short by a kill is left out."""
+    path = workdir / FILE_NAME
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
