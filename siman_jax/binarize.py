@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from siman_jax.errors import choose
 
@@ -130,7 +130,7 @@ def half_half_bits(u: Array) -> Array:
     >>> half_half_bits(jnp.array([[-3.0], [1.0], [2.0], [-0.5]])).ravel()
     Array([1., 0., 1., 0.], dtype=float32)
     """
-    magnitude = jnp.abs(u).reshape(-1, u.shape[-1])
+    magnitude = _magnitudes(u)
     middle = (magnitude.shape[0] - 1) // 2
     lower_median = jnp.sort(magnitude, axis=0)[middle : middle + 1]
     return (magnitude > lower_median).astype(u.dtype).reshape(u.shape)
@@ -169,7 +169,7 @@ def angle_optimal_bits(u: Array) -> AngleOptimal:
     >>> angle_optimal_bits(jnp.array([[-3.0], [2.0], [0.1]])).bits.ravel()
     Array([1., 1., 0.], dtype=float32)
     """
-    magnitude = jnp.abs(u).reshape(-1, u.shape[-1])
+    magnitude = _magnitudes(u)
     descending = jnp.sort(magnitude, axis=0, descending=True)
     k = jnp.arange(1, magnitude.shape[0] + 1, dtype=u.dtype)
     best = jnp.argmax(jnp.cumsum(descending, axis=0) / jnp.sqrt(k)[:, None], axis=0)
@@ -279,6 +279,15 @@ ACTIVATION_RULES: dict[str, Callable[[Array], Array]] = {
     "approx_sign": approx_sign,
     REAL: identity,
 }
+
+
+def _magnitudes(u: Array) -> Array:
+    """|u| as `[n, out]`, held in memory.
+
+    Without the barrier, XLA may compute u once for sorting and again for comparing, rounded
+    differently, and a weight then exceeds a threshold that is its own magnitude.
+    """
+    return lax.optimization_barrier(jnp.abs(u).reshape(-1, u.shape[-1]))
 
 
 def _filter_axes(kernel: Array) -> tuple[int, ...]:
