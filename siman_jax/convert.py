@@ -16,6 +16,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import numpy as np
@@ -109,7 +110,8 @@ def _check(model_name: str, leaves: dict[tuple[str, ...], np.ndarray]) -> None:
     size = 224 if model_name.startswith("imagenet") else 32
     images = jax.ShapeDtypeStruct((1, size, size, stem.shape[2]), "float32")
     model = build_model(model_name, fc.shape[1], width=stem.shape[3])
-    expected = flatten_dict(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images))
+    init = partial(model.init, train=False)
+    expected = flatten_dict(jax.eval_shape(init, jax.random.key(0), images))
     found = {path: leaf for path, leaf in leaves.items() if path[0] != BITS}
     for path in expected.keys() ^ found.keys():
         state = "is missing" if path in expected else "is left over"

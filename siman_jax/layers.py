@@ -39,6 +39,7 @@ class PReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Map `[..., channels]` to the same shape and dtype."""
         slope = self.param("slope", nn.initializers.constant(0.25, jnp.float32), x.shape[-1:])
         return jnp.where(x > 0, x, _per_channel(slope, x) * x)
 
@@ -62,6 +63,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Normalize `[..., channels]`, by the batch's statistics if `train`, else the running."""
         features = (x.shape[-1], jnp.float32)
         scale = self.param("scale", nn.initializers.constant(self.scale_init), *features)
         bias = self.param("bias", nn.initializers.zeros, *features)
@@ -170,7 +172,8 @@ def _binary_product(
     latent = layer.param(BINARY_KERNEL, layer.kernel_init, shape, jnp.float32)
     alpha = layer.param("alpha", _mean_magnitude_of_uniform(shape), shape[-1:])
     if layer.has_variable(BITS, BINARY_KERNEL):
-        code = 2 * layer.get_variable(BITS, BINARY_KERNEL).astype(layer.dtype) - 1
+        bits: Array = layer.get_variable(BITS, BINARY_KERNEL)
+        code = 2 * bits.astype(layer.dtype) - 1
     else:
         code = weight_rule(latent).astype(layer.dtype)
     y = _accumulate_wide(product)(activations, code)

@@ -1,6 +1,6 @@
 """Command line: train, evaluate or summarize the network of a config.
 
-    python -m siman_jax.main --config=configs/digits.py --workdir=runs/digits
+python -m siman_jax.main --config=configs/digits.py --workdir=runs/digits
 """
 
 import logging
@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
 from siman_jax.errors import UsageError
-from siman_jax.summary import print_summary
-from siman_jax.train import evaluate_run, model_from_config, train
+from siman_jax.summary import print_summary, summarize
+from siman_jax.train import Results, evaluate_run, model_from_config, train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of the run's settings: configs/NAME.py or configs/NAME.py:VARIANT."
@@ -27,34 +27,75 @@ _MODE = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
     """Do what the flags say."""
-    del argv
-    logging.getLogger().setLevel(logging.WARNING)  # absl lets every library's INFO through
-    logging.getLogger("siman_jax").setLevel(logging.INFO)
-    config = _CONFIG.value
+    if len(argv) > 1:
+        raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --NAME=VALUE.")
+    _log_plainly()
+    config = _config()
     if _MODE.value == "summary":
-        print_summary(model_from_config(config), config)
+        data = config.data
+        shape = (data.image_size, data.image_size, data.channels)
+        print_summary(summarize(model_from_config(config), shape))
         return
     if not _WORKDIR.value:
-        raise UsageError("--workdir is missing: name the folder for log and checkpoints.")
+        raise UsageError("--workdir is missing: name the run's folder, such as runs/digits.")
     workdir = Path(_WORKDIR.value).expanduser()
-    if _MODE.value == "train":
-        train(config, workdir)
-    _print_evaluation(evaluate_run(config, workdir))
+    do = train if _MODE.value == "train" else evaluate_run
+    _print_results(do(config, workdir), config)
 
 
-def _print_evaluation(results: dict[str, dict[str, float]]) -> None:
-    table = Table(title="test split")
+def _config() -> ConfigDict:
+    config = _CONFIG.value
+    if config is None:
+        raise UsageError("--config is missing; an example is --config=configs/digits.py.")
+    try:
+        config.lock()
+    except OSError as error:  # a file that could not be loaded says so at its first use
+        raise UsageError(str(error)) from error
+    return config
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        cause: BaseException = error
+        while cause.__context__:
+            cause = cause.__context__
+        if isinstance(cause, UsageError):  # raised by get_config, wrapped twice since
+            raise cause from None
+        if isinstance(cause, KeyError):  # the error in hand knows the nearest field
+            raise UsageError(f"unknown config field {_text(error)}") from None
+        raise UsageError(f"{error} (--help lists the flags)") from None
+
+
+def _text(error: object) -> str:
+    while isinstance(error, BaseException) and error.args:
+        error = error.args[0]
+    return ". ".join(str(error).splitlines())
+
+
+def _log_plainly() -> None:
+    """Show what this package reports, without absl's prefixes and other libraries' chatter."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logger = logging.getLogger("siman_jax")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
+
+
+def _print_results(results: Results, config: ConfigDict) -> None:
+    table = Table(title=f"{config.model.name}, test split")
     for heading in ("checkpoint", "epoch", "loss", "top-1 (%)", "top-5 (%)"):
         table.add_column(heading, justify="right")
     for name, row in results.items():
         numbers = (f"{row['loss']:.4f}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
-        table.add_row(name, str(row["epoch"]), *numbers)
+        table.add_row(name, f"{row['epoch']:.0f}", *numbers)
     Console().print(table)
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     try:
-        app.run(main)
+        app.run(main, flags_parser=_parse_flags)
     except UsageError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

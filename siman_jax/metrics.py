@@ -5,6 +5,8 @@ import optax
 from flax import struct
 from jax import Array, lax
 
+METRICS = ("loss", "top1", "top5")
+
 
 @struct.dataclass
 class Sums:
@@ -36,13 +38,9 @@ class Sums:
         )
 
     def means(self) -> dict[str, float]:
-        """Mean loss, and hits in percent."""
-        count = int(self.count)
-        return {
-            "loss": float(self.loss) / count,
-            "top1": 100 * int(self.top1) / count,
-            "top5": 100 * int(self.top5) / count,
-        }
+        """The `METRICS`: mean loss, and hits in percent."""
+        sums = float(self.loss), 100 * int(self.top1), 100 * int(self.top5)
+        return {name: total / int(self.count) for name, total in zip(METRICS, sums, strict=True)}
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

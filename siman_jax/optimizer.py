@@ -66,7 +66,9 @@ def _epoch(step: Array, steps_per_epoch: int, staircase: bool) -> Array:
     return step.astype(jnp.float32) / steps_per_epoch
 
 
-def build_optimizer(config: ConfigDict, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+def build_optimizer(
+    config: ConfigDict, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
     """Chain coupled L2 and SGD with momentum, as PyTorch's SGD does.
 
         v <- momentum * v + (g + weight_decay * w),   w <- w - lr * v

@@ -62,7 +62,8 @@ def train_step(
       state: before the step.
       images: normalized, `[batch, height, width, channels]`.
       labels: int32 `[batch]`.
-      model, optimizer: what `state` was created with.
+      model: the network that `state` was created for.
+      optimizer: the optax chain that `state` was created for.
       clip_percent: function from the step to the projection's percentage.
 
     Returns:
@@ -95,4 +96,5 @@ def eval_step(variables: Any, images: Array, labels: Array, *, model: nn.Module)
 
     Bits are recomputed from the kernels, unless `variables` hold the collection `bits`.
     """
-    return score(model.apply(variables, images, train=False), labels)
+    logits: Any = model.apply(variables, images, train=False)
+    return score(logits, labels)

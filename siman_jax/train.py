@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,16 @@ from siman_jax.data.dataset import Dataset, Split
 from siman_jax.data.resident import Resident, epoch_order, padded_batches, take_batch, upload
 from siman_jax.errors import UsageError, choose
 from siman_jax.flips import binary_bits, shares_flipped
-from siman_jax.metrics import Sums
+from siman_jax.metrics import METRICS, Sums
 from siman_jax.models import build_model
-from siman_jax.optimizer import build_optimizer, clip_schedule, learning_rate_schedule
+from siman_jax.optimizer import (
+    Schedule,
+    build_optimizer,
+    clip_schedule,
+    learning_rate_schedule,
+)
 from siman_jax.progress import TrainingProgress
-from siman_jax.runlog import RunLog
+from siman_jax.runlog import RunLog, read_rows
 from siman_jax.step import TrainState, create_state, eval_step, train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -39,30 +45,75 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _CONFIG_FILE = "config.json"
 _log = logging.getLogger(__name__)
 
+# Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
+Results = dict[str, dict[str, float]]
 Step = Callable[[TrainState, Array, Array], tuple[TrainState, Sums]]
 Evaluator = Callable[[Any], dict[str, float]]
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+@dataclass(frozen=True)
+class Task:
+    """What a config describes, built.
+
+    Attributes:
+      model: the network.
+      dataset: training and test split.
+      steps_per_epoch: full batches in the training split.
+      learning_rate, clip_percent: functions from the step, counted from 0.
+      optimizer: the optax chain, with that learning rate.
+    """
+
+    model: nn.Module
+    dataset: Dataset
+    steps_per_epoch: int
+    learning_rate: Schedule
+    clip_percent: Schedule
+    optimizer: optax.GradientTransformation
+
+
+def build_task(config: ConfigDict) -> Task:
+    """Build what `config` describes.
+
+    Raises:
+      UsageError: the config names something unknown, or its data cannot be used.
+    """
+    model = model_from_config(config)
+    dataset = load_dataset(config.data)
+    if not 0 < config.batch_size <= len(dataset.train):
+        raise UsageError(
+            f"--config.batch_size is {config.batch_size}; it must lie between 1 and the"
+            f" {len(dataset.train)} examples of the training split."
+        )
+    steps_per_epoch = len(dataset.train) // config.batch_size
+    learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch)
+    return Task(
+        model,
+        dataset,
+        steps_per_epoch,
+        learning_rate,
+        clip_schedule(config.optimizer, config.epochs, steps_per_epoch),
+        build_optimizer(config.optimizer, learning_rate),
+    )
+
+
+def train(config: ConfigDict, workdir: Path) -> Results:
     """Train from the start, or on from the latest checkpoint in `workdir`.
 
     Args:
       config: as the files in configs/ make it.
       workdir: the run's folder; made if there is none.
 
+    Returns:
+      Test metrics of the last and of the best epoch, as they were logged.
+
     Raises:
       UsageError: the config names something unknown, its data cannot be used, `workdir` holds
         a run of another config, or the loss stopped being finite.
     """
     _check_workdir(config, workdir)
-    model = model_from_config(config)
-    dataset = load_dataset(config.data)
-    steps_per_epoch = _steps_per_epoch(config, dataset)
-    learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch)
-    clip_percent = clip_schedule(config.optimizer, config.epochs, steps_per_epoch)
-    optimizer = build_optimizer(config.optimizer, learning_rate)
+    task = build_task(config)
     init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
-    state = _initial_state(config, model, optimizer, init_key)
+    state = _initial_state(config, task, init_key)
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / _CONFIG_FILE).write_text(json.dumps(_plain(config), indent=2) + "\n")
@@ -73,21 +124,19 @@ def train(config: ConfigDict, workdir: Path) -> None:
         _log.info("going on from step %d of %s", int(state.step), workdir)
     done = int(state.step)
 
-    run_epoch = _make_epoch_runner(
-        config,
-        partial(train_step, model=model, optimizer=optimizer, clip_percent=clip_percent),
-        upload(dataset.train),
-        state,
-        order_key,
-        augment_key,
+    step = partial(
+        train_step, model=task.model, optimizer=task.optimizer, clip_percent=task.clip_percent
     )
-    evaluate = make_evaluator(config, model, dataset.test)
+    run_epoch = _make_epoch_runner(
+        config, step, upload(task.dataset.train), state, order_key, augment_key
+    )
+    evaluate = make_evaluator(config, task.model, task.dataset.test)
     read_bits = jax.jit(partial(binary_bits, weight_rule=config.model.weight_rule))
     bits = read_bits(state.params)
     run_log = RunLog(workdir, done)
-    progress = TrainingProgress(config.epochs * steps_per_epoch, done)
+    progress = TrainingProgress(config.epochs * task.steps_per_epoch, done)
     try:
-        for epoch in range(done // steps_per_epoch, config.epochs):
+        for epoch in range(done // task.steps_per_epoch, config.epochs):
             started = time.perf_counter()
             state, sums = run_epoch(state, epoch, progress.advance)
             trained = sums.means()
@@ -100,8 +149,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
             row = {
                 "step": last_step + 1,
                 "epoch": epoch + 1,
-                "learning_rate": float(learning_rate(jnp.asarray(last_step))),
-                "clip_percent": float(clip_percent(jnp.asarray(last_step))),
+                "learning_rate": float(task.learning_rate(jnp.asarray(last_step))),
+                "clip_percent": float(task.clip_percent(jnp.asarray(last_step))),
                 **{f"train_{name}": value for name, value in trained.items()},
                 **{f"test_{name}": value for name, value in tested.items()},
                 "images_per_second": round(int(sums.count) / seconds, 1),
@@ -115,42 +164,34 @@ def train(config: ConfigDict, workdir: Path) -> None:
         run_log.close()
         checkpoints.close()
         draw_curves(workdir)
+    return _results(read_rows(workdir))
 
 
-def evaluate_run(config: ConfigDict, workdir: Path) -> dict[str, dict[str, float]]:
+def evaluate_run(config: ConfigDict, workdir: Path) -> Results:
     """Evaluate the last and the best checkpoint of a run on the whole test split.
 
     Returns:
-      `{"last": ..., "best": ...}`, each with `step`, `loss`, `top1` and `top5` (percent).
+      Their test metrics, computed anew.
 
     Raises:
       UsageError: `workdir` holds no checkpoint, or the run of another config.
     """
     _check_workdir(config, workdir)
-    if not (workdir / "checkpoints").is_dir():
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
         raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
-    model = model_from_config(config)
-    dataset = load_dataset(config.data)
-    steps_per_epoch = _steps_per_epoch(config, dataset)
-    learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch)
-    optimizer = build_optimizer(config.optimizer, learning_rate)
-    like = _initial_state(config, model, optimizer, jax.random.key(config.seed))
-    evaluate = make_evaluator(config, model, dataset.test)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+    task = build_task(config)
+    like = _initial_state(config, task, jax.random.key(config.seed))
+    evaluate = make_evaluator(config, task.model, task.dataset.test)
+    checkpoints = Checkpoints(folder, config.keep_checkpoints)
     results = {}
-    for name, restore in (
-        ("last", checkpoints.restore_latest),
-        ("best", checkpoints.restore_best),
-    ):
+    restores = {"last": checkpoints.restore_latest, "best": checkpoints.restore_best}
+    for name, restore in restores.items():
         state = restore(like)
         if state is None:
-            raise UsageError(f"{workdir} holds no checkpoints; train there first.")
-        step = int(state.step)
-        results[name] = {
-            "epoch": step // steps_per_epoch,
-            "step": step,
-            **evaluate(state.variables()),
-        }
+            raise UsageError(f"{folder} is empty; train there first, with --mode=train.")
+        epoch = int(state.step) // task.steps_per_epoch
+        results[name] = {"epoch": epoch, **evaluate(state.variables())}
     checkpoints.close()
     return results
 
@@ -182,11 +223,17 @@ def make_evaluator(config: ConfigDict, model: nn.Module, split: Split) -> Evalua
     return evaluate
 
 
-def _initial_state(
-    config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, key: Array
-) -> TrainState:
+def _results(rows: list[dict[str, Any]]) -> Results:
+    best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
+    return {
+        name: {"epoch": row["epoch"], **{key: row[f"test_{key}"] for key in METRICS}}
+        for name, row in (("last", rows[-1]), ("best", best))
+    }
+
+
+def _initial_state(config: ConfigDict, task: Task, key: Array) -> TrainState:
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    create = partial(create_state, model, optimizer, image_shape=shape)
+    create = partial(create_state, task.model, task.optimizer, image_shape=shape)
     # It runs once, so it should compile fast: optimised, XLA's CPU backend takes ten times longer.
     return jax.jit(create, compiler_options={"xla_backend_optimization_level": 0})(key)
 
@@ -204,12 +251,8 @@ def _make_epoch_runner(
     Shuffling, cropping and flipping are part of the compiled program, and one call of it takes
     many steps, so that the host has next to nothing to do.
 
-    Args:
-      step: one training step on normalized images.
-      data: the training split.
-      state: a state of the shapes to compile for.
-      order_key, augment_key: seeds; an epoch's order depends on its number alone, a batch's
-        augmentation on its step alone, so that a resumed run repeats neither.
+    An epoch's order depends on `order_key` and its number alone, a batch's augmentation on
+    `augment_key` and its step alone, so that a resumed run goes on as if it had never stopped.
 
     Returns:
       Function of the state, the epoch, and a callback that is told how many steps were
@@ -237,9 +280,9 @@ def _make_epoch_runner(
             failed = (bad < 0) & ~jnp.isfinite(step_sums.loss)
             return after, sums + step_sums, jnp.where(failed, before.step, bad)
 
-        carry = (*carry, jnp.full((), -1, jnp.int32))
+        start = (*carry, jnp.full((), -1, jnp.int32))
         many = steps_per_call > 1
-        after, sums, bad = lax.fori_loop(0, count, one, carry) if many else one(0, carry)
+        after, sums, bad = lax.fori_loop(0, count, one, start) if many else one(0, start)
         return (after, sums), bad
 
     order_of = jax.jit(partial(epoch_order, order_key, n=n))
@@ -277,21 +320,12 @@ def _diverged(step: int) -> UsageError:
     )
 
 
-def _steps_per_epoch(config: ConfigDict, dataset: Dataset) -> int:
-    if not 0 < config.batch_size <= len(dataset.train):
-        raise UsageError(
-            f"--config.batch_size is {config.batch_size}; it must lie between 1 and the"
-            f" {len(dataset.train)} examples of the training split."
-        )
-    return len(dataset.train) // config.batch_size
-
-
 def _check_workdir(config: ConfigDict, workdir: Path) -> None:
     """Refuse a folder that holds the run of another config."""
     path = workdir / _CONFIG_FILE
     if not path.exists():
         return
-    saved, given = (_flat(json.loads(path.read_text())), _flat(_plain(config)))
+    saved, given = _flat(json.loads(path.read_text())), _flat(_plain(config))
     different = [
         f"{key}: {saved.get(key)} there, {given.get(key)} here"
         for key in sorted(saved.keys() | given.keys())

@@ -39,9 +39,7 @@ def summarize(array: np.ndarray) -> np.ndarray:
     """Size, mean, norm, largest magnitude and first four elements, in PyTorch's layout."""
     flat = torch_layout(array).ravel()
     first = np.pad(flat[:4], (0, max(0, 4 - flat.size)))
-    return np.array(
-        [flat.size, flat.mean(), np.sqrt(np.sum(flat**2)), np.abs(flat).max(), *first]
-    )
+    return np.array([flat.size, flat.mean(), np.sqrt(np.sum(flat**2)), np.abs(flat).max(), *first])
 
 
 def assert_summary(found: np.ndarray, expected: np.ndarray, tolerance: float, name: str) -> None:

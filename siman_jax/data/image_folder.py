@@ -112,8 +112,8 @@ def _decode_all(paths: Sequence[Path], config: ConfigDict) -> np.ndarray:
 
 def _decode(path: Path, config: ConfigDict) -> np.ndarray:
     size = (config.image_size, config.image_size)
-    with Image.open(path) as image:
-        image = image.convert("RGB" if config.channels == 3 else "L")
+    with Image.open(path) as file:
+        image = file.convert("RGB" if config.channels == 3 else "L")
     if config.resize:
         image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     if image.size != size:
@@ -149,7 +149,7 @@ def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
     draft = path.with_suffix(f".{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(draft, **arrays)
+        np.savez(draft, train=arrays["train"], test=arrays["test"])
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)

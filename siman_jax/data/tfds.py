@@ -59,7 +59,7 @@ def _prepare(builder: Any) -> None:
 
 def _prepare_command(builder: Any) -> str:
     return (
-        "python -c \"import tensorflow_datasets as tfds; "
+        'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{builder.name}', file_format='array_record').download_and_prepare()\""
     )
 

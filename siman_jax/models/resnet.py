@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from siman_jax.layers import BatchNorm, BinaryConv, Initializer, PReLU, fan_in_uniform, wide
+from siman_jax.layers import BatchNorm, BinaryConv, Initializer, PReLU, wide
 
 Shortcut = Callable[..., Array]
 
@@ -24,6 +24,7 @@ class TwoShortcutBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
         y = self.conv(self.features, strides=self.strides, name="conv1")(x)
         y = self.norm(name="bn1")(y, train)
         x = PReLU(name="prelu1")(y + self.shortcut(self, x, train))
@@ -43,6 +44,7 @@ class OneShortcutBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
         y = self.conv(self.features, strides=self.strides, name="conv1")(x)
         y = nn.hard_tanh(self.norm(name="bn1")(y, train))
         y = self.conv(self.features, name="conv2")(y)
@@ -62,9 +64,7 @@ def binary_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
     """Binary 1x1 convolution and batch norm where the shape changes."""
     if x.shape[-1] == block.features and block.strides == 1:
         return x
-    conv = block.conv(
-        block.features, kernel_size=1, strides=block.strides, name="shortcut_conv"
-    )
+    conv = block.conv(block.features, kernel_size=1, strides=block.strides, name="shortcut_conv")
     return block.norm(name="shortcut_bn")(conv(x), train)
 
 

@@ -1,0 +1,61 @@
+"""CIFAR-10 by the published recipe: 400 epochs, batch 256.
+
+    python -m siman_jax.main --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
+
+| variant             | published top-1 (arXiv 2102.07981, table 4) |
+|---------------------|---------------------------------------------|
+| resnet20 (default)  | 87.4 %                                      |
+| resnet18            | 92.5 %                                      |
+| vgg_small           | 92.5 %                                      |
+
+Data come from TensorFlow Datasets; the first run prepares them, which needs the extra
+`prepare`. The real-valued twin is `--config.model.weight_rule=real
+--config.model.activation_rule=real`.
+"""
+
+from ml_collections import ConfigDict
+
+from siman_jax.errors import choose
+
+WIDTHS = {"resnet20": 16, "resnet18": 64, "vgg_small": 128}
+
+
+def get_config(network: str = "resnet20") -> ConfigDict:
+    """Settings of the run; `network` is a key of `WIDTHS`."""
+    config = ConfigDict()
+    config.seed = 0
+    config.epochs = 400
+    config.batch_size = 256
+    config.eval_batch_size = 1000
+    config.steps_per_dispatch = 0  # 0: one on the CPU, up to 100 elsewhere
+    config.keep_checkpoints = 2  # beside the best
+
+    config.model = ConfigDict()
+    config.model.name = f"cifar.{network}_1w1a"
+    config.model.width = choose(WIDTHS, network, "variant")
+    config.model.weight_rule = "half_half"
+    config.model.activation_rule = "siman"
+    config.model.dtype = "float32"
+
+    config.data = ConfigDict()
+    config.data.source = "tfds"
+    config.data.name = "cifar10"
+    config.data.tfds_dir = ""  # "": ~/tensorflow_datasets
+    config.data.image_size = 32
+    config.data.channels = 3
+    config.data.num_classes = 10
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.crop_padding = 4
+    config.data.flip = True
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.warmup_epochs = 5
+    config.optimizer.staircase = True
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.undecayed = ("binary_kernel", "alpha")
+    config.optimizer.clip_percent = 15.0
+    return config
