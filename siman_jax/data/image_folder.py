@@ -137,7 +137,7 @@ def _read_cache(path: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {split: arrays[split] for split in ("train", "test")}
     except Exception as error:  # any damage whatever means decoding again
         _log.warning("decoding again: cache %s is damaged (%s)", path, error)

@@ -1,0 +1,243 @@
+"""Sources, augmentation and batches; bad folders and images are named."""
+
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import cifar10, digits, image_folder
+from siman_jax.data import load_dataset
+from siman_jax.data.augment import augment, normalize, random_crop, random_flip
+from siman_jax.data.dataset import Split
+from siman_jax.data.resident import epoch_order, padded_batches, take_batch, upload
+from siman_jax.errors import UsageError
+
+COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three training images and one test image of each class, 8x8."""
+    for split, count in (("train", 3), ("test", 1)):
+        for name, colour in COLOURS.items():
+            target = tmp_path / "images" / split / name
+            target.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (8, 8), colour).save(target / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    config = image_folder.get_config().data
+    config.root = str(folder)
+    config.cache_dir = str(tmp_path / "cache")
+    config.image_size = 8
+    return config
+
+
+def test_digits_are_always_split_the_same_way():
+    first, second = (load_dataset(digits.get_config().data) for _ in range(2))
+    assert first.train.images.shape == (1437, 8, 8, 1)
+    assert first.test.images.shape == (360, 8, 8, 1)
+    assert first.classes == tuple("0123456789")
+    np.testing.assert_array_equal(first.test.images, second.test.images)
+    assert np.bincount(first.test.labels).min() >= 35
+
+
+def test_image_folder(config):
+    dataset = load_dataset(config)
+    assert dataset.classes == ("blue", "red")
+    np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(dataset.train.images[4], np.full((8, 8, 3), (255, 0, 0)))
+    assert dataset.test.images.dtype == np.uint8
+
+
+def test_image_folder_is_decoded_once(config, folder, tmp_path, monkeypatch):
+    first = load_dataset(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", None)  # any use of it fails
+        np.testing.assert_array_equal(load_dataset(config).train.images, first.train.images)
+
+    (cache,) = (tmp_path / "cache").iterdir()
+    cache.write_bytes(cache.read_bytes()[:100])  # a damaged cache is made again
+    np.testing.assert_array_equal(load_dataset(config).train.images, first.train.images)
+
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / "train" / "red" / "0.png")
+    os.utime(folder / "train" / "red" / "0.png", ns=(1, 1))
+    assert load_dataset(config).train.images[3].max() == 9
+
+
+def test_grey_images_become_colour_and_the_other_way(config, folder):
+    for path in folder.glob("*/red/*.png"):
+        Image.new("L", (8, 8), 77).save(path)
+    assert (load_dataset(config).train.images[3] == 77).all()
+    config.channels = 1
+    assert load_dataset(config).train.images.shape == (6, 8, 8, 1)
+
+
+def test_missing_folder(config):
+    config.root = "nowhere"
+    with pytest.raises(UsageError, match=r"no folder nowhere.train.*--config.data.root"):
+        load_dataset(config)
+
+
+def test_empty_folder(config, folder):
+    (folder / "train" / "red" / "0.png").parent.joinpath("notes.txt").touch()
+    for path in (folder / "train" / "red").glob("*.png"):
+        path.unlink()
+    with pytest.raises(UsageError, match=r"train/red holds no images"):
+        load_dataset(config)
+
+
+def test_folder_without_classes(config, tmp_path):
+    (tmp_path / "bare" / "train").mkdir(parents=True)
+    config.root = str(tmp_path / "bare")
+    with pytest.raises(UsageError, match="holds no class folders"):
+        load_dataset(config)
+
+
+def test_splits_of_different_classes(config, folder):
+    (folder / "test" / "green").mkdir()
+    with pytest.raises(UsageError, match=r"different class folders: \['green'\]"):
+        load_dataset(config)
+
+
+def test_corrupt_images_are_named(config, folder):
+    whole = (folder / "train" / "red" / "1.png").read_bytes()
+    (folder / "train" / "red" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "train" / "blue" / "2.png").write_bytes(b"not an image")
+    with pytest.raises(UsageError, match=r"2 of 6 images(.|\n)*blue/2.png(.|\n)*red/1.png"):
+        load_dataset(config)
+
+
+def test_wrong_size_is_refused_or_resized(config, folder):
+    Image.new("RGB", (10, 6), (1, 2, 3)).save(folder / "test" / "red" / "0.png")
+    with pytest.raises(UsageError, match=r"red/0.png: is 10x6 pixels, expected 8x8"):
+        load_dataset(config)
+    config.resize = True
+    np.testing.assert_array_equal(load_dataset(config).test.images[1], np.full((8, 8, 3), (1, 2, 3)))
+
+
+def test_wrong_number_of_classes(config):
+    config.num_classes = 3
+    with pytest.raises(UsageError, match=r"has 2 classes, but --config.data.num_classes is 3"):
+        load_dataset(config)
+
+
+def test_unknown_source(config):
+    config.source = "image_folders"
+    with pytest.raises(UsageError, match="did you mean 'image_folder'"):
+        load_dataset(config)
+
+
+def write_cifar10_archive(path, per_file):
+    """CIFAR-10's binary format: a label byte, then 3 x 1024 bytes of red, green, blue."""
+    rng = np.random.default_rng(0)
+    path.mkdir(parents=True)
+    records = {}
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        labels = rng.integers(0, 10, (per_file, 1), np.uint8)
+        pixels = rng.integers(0, 256, (per_file, 3072), np.uint8)
+        (path / name).write_bytes(np.concatenate([labels, pixels], 1).tobytes())
+        records[name] = labels, pixels
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    (path / "batches.meta.txt").write_text("\n".join(names) + "\n")
+    return records
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # TensorFlow's own
+def test_tfds_writes_and_reads_cifar10(tmp_path, monkeypatch):
+    """Through the real builder, writer and reader, from files in CIFAR-10's own format."""
+    pytest.importorskip("tensorflow")
+    import tensorflow_datasets as tfds
+
+    records = write_cifar10_archive(tmp_path / "archive" / "cifar-10-batches-bin", per_file=7)
+    monkeypatch.setattr(
+        tfds.download.DownloadManager, "download_and_extract", lambda *_: tmp_path / "archive"
+    )
+    # The published checksums and sizes are those of the whole data set.
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "MAX_SIMULTANEOUS_DOWNLOADS", None)
+    config = cifar10.get_config().data
+    config.tfds_dir = str(tmp_path / "prepared")
+    dataset = load_dataset(config)
+    assert dataset.classes[:2] == ("airplane", "automobile")
+    assert len(dataset.train) == 35
+
+    expected = {
+        (int(label[0]), row.tobytes()) for label, row in zip(*records["test_batch.bin"], strict=True)
+    }
+    found = {
+        (int(label), image.transpose(2, 0, 1).tobytes())
+        for image, label in zip(dataset.test.images, dataset.test.labels, strict=True)
+    }
+    assert found == expected
+
+
+def test_tfds_says_how_to_prepare(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tensorflow" else find(name)
+    )
+    config = cifar10.get_config().data
+    config.tfds_dir = str(tmp_path)
+    with pytest.raises(UsageError, match=r"pip install 'siman-jax\[prepare\]'"):
+        load_dataset(config)
+
+
+def test_crops_are_windows_of_the_padded_image():
+    images = jnp.arange(1, 1 + 64 * 5 * 5, dtype=jnp.int32).reshape(64, 5, 5, 1)
+    crops = random_crop(jax.random.key(0), images, 2)
+    assert crops.shape == images.shape
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    offsets = set()
+    for image, crop in zip(padded, crops, strict=True):
+        windows = {
+            (y, x): image[y : y + 5, x : x + 5].tobytes() for y in range(5) for x in range(5)
+        }
+        (where,) = (key for key, value in windows.items() if value == np.asarray(crop).tobytes())
+        offsets.add(where)
+    assert len(offsets) > 15
+
+
+def test_half_of_the_images_are_mirrored():
+    images = jax.random.normal(jax.random.key(0), (400, 2, 3, 1))
+    flipped = random_flip(jax.random.key(1), images)
+    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+    assert (mirrored | (flipped == images).all((1, 2, 3))).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_augmentation_can_be_switched_off():
+    images = jax.random.bits(jax.random.key(0), (3, 4, 4, 1), "uint8")
+    np.testing.assert_array_equal(augment(jax.random.key(1), images, 0, False), images)
+
+
+def test_normalize():
+    images = jnp.asarray([[[[0, 128, 255]]]], jnp.uint8)
+    expected = (np.array([0, 128 / 255, 1]) - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+    found = normalize(images, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-5)
+
+
+def test_an_epoch_takes_each_example_at_most_once():
+    split = Split(np.zeros((10, 1, 1, 1), np.uint8), np.arange(10, dtype=np.int32))
+    data, key = upload(split), jax.random.key(0)
+    order = epoch_order(key, 0, 10)
+    seen = np.concatenate([take_batch(data, order, i, 3).labels for i in range(3)])
+    assert len(set(seen.tolist())) == 9
+    assert not np.array_equal(order, epoch_order(key, 1, 10))
+    np.testing.assert_array_equal(order, epoch_order(key, 0, 10))
+
+
+def test_padded_batches_mark_what_does_not_count():
+    split = Split(np.ones((5, 2, 2, 1), np.uint8), np.arange(5, dtype=np.int32))
+    first, second = padded_batches(split, 3)
+    np.testing.assert_array_equal(first.labels, [0, 1, 2])
+    np.testing.assert_array_equal(second.labels, [3, 4, -1])
+    assert second.images.shape == (3, 2, 2, 1)

@@ -1,0 +1,111 @@
+"""Schedules, the decay mask and the projection, against the formulas in plain Python."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import cifar10
+from siman_jax.binarize import project
+from siman_jax.optimizer import (
+    build_optimizer,
+    clip_schedule,
+    decay_mask,
+    learning_rate_schedule,
+    project_binary_kernels,
+)
+
+EPOCHS, STEPS = 400, 195
+
+
+@pytest.fixture
+def config():
+    return cifar10.get_config().optimizer
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3, 4, 5, 6, 200, 399])
+def test_published_learning_rate(config, epoch):
+    schedule = learning_rate_schedule(config, EPOCHS, STEPS)
+    if epoch < 5:
+        expected = 0.1 * (epoch + 1) / 5
+    else:
+        expected = 0.05 * (1 + math.cos(math.pi * (epoch - 4) / (EPOCHS - 4)))
+    for step in (epoch * STEPS, epoch * STEPS + STEPS - 1):
+        assert float(schedule(jnp.int32(step))) == pytest.approx(expected, abs=1e-7)
+        assert float(clip_schedule(config, EPOCHS, STEPS)(jnp.int32(step))) == pytest.approx(
+            15 * (1 - epoch / EPOCHS), rel=1e-6
+        )
+
+
+def test_learning_rate_without_warmup(config):
+    config.warmup_epochs = 0
+    schedule = learning_rate_schedule(config, 150, 10)
+    for epoch in (0, 75, 149):
+        expected = 0.05 * (1 + math.cos(math.pi * epoch / 150))
+        assert float(schedule(jnp.int32(10 * epoch))) == pytest.approx(expected, abs=1e-7)
+
+
+def test_smooth_schedules_meet_the_staircase_at_every_epoch(config):
+    steps = jnp.arange(0, EPOCHS * STEPS, STEPS)
+    for make in (learning_rate_schedule, clip_schedule):
+        config.staircase = True
+        stairs = make(config, EPOCHS, STEPS)(steps)
+        config.staircase = False
+        smooth = make(config, EPOCHS, STEPS)
+        np.testing.assert_allclose(smooth(steps), stairs, rtol=1e-4, atol=1e-7)
+        assert float(smooth(jnp.int32(STEPS // 2))) != float(smooth(jnp.int32(0)))
+
+
+def params():
+    return {
+        "conv1": {"kernel": jnp.full((1, 1, 2, 2), 2.0)},
+        "block": {
+            "conv2": {"binary_kernel": jnp.full((1, 1, 2, 2), 2.0), "alpha": jnp.full(2, 2.0)},
+            "bn": {"scale": jnp.full(2, 2.0), "bias": jnp.full(2, 2.0)},
+        },
+    }
+
+
+def test_decay_spares_binary_leaves_by_name(config):
+    mask = decay_mask(params(), config.undecayed)
+    assert mask == {
+        "conv1": {"kernel": True},
+        "block": {
+            "conv2": {"binary_kernel": False, "alpha": False},
+            "bn": {"scale": True, "bias": True},
+        },
+    }
+
+
+def test_sgd_is_coupled_and_not_nesterov(config):
+    optimizer = build_optimizer(config, 0.1)
+    start = w = params()
+    state = optimizer.init(w)
+    gradients = {
+        "conv1": {"kernel": jnp.full((1, 1, 2, 2), 0.5)},
+        "block": {
+            "conv2": {"binary_kernel": jnp.full((1, 1, 2, 2), 0.5), "alpha": jnp.full(2, 0.5)},
+            "bn": {"scale": jnp.full(2, 0.5), "bias": jnp.full(2, 0.5)},
+        },
+    }
+    for _ in range(2):
+        updates, state = optimizer.update(gradients, state, w)
+        w = optax.apply_updates(w, updates)
+    velocity = 0.5 + 5e-4 * 2.0
+    first = 2.0 - 0.1 * velocity
+    decayed = first - 0.1 * (0.9 * velocity + 0.5 + 5e-4 * first)
+    free = 2.0 - 0.1 * 0.5 - 0.1 * (0.9 * 0.5 + 0.5)
+    np.testing.assert_allclose(w["conv1"]["kernel"], np.full((1, 1, 2, 2), decayed), rtol=1e-6)
+    np.testing.assert_allclose(w["block"]["conv2"]["alpha"], [free, free], rtol=1e-6)
+    assert start["conv1"]["kernel"][0, 0, 0, 0] == 2
+
+
+def test_only_binary_kernels_are_projected():
+    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 4, 2)), jnp.float32)
+    tree = {"a": {"binary_kernel": kernel, "alpha": kernel[0, 0, 0]}, "b": {"kernel": kernel}}
+    projected = project_binary_kernels(tree, 10.0)
+    np.testing.assert_array_equal(projected["a"]["binary_kernel"], project(kernel, 10.0))
+    np.testing.assert_array_equal(projected["a"]["alpha"], tree["a"]["alpha"])
+    np.testing.assert_array_equal(projected["b"]["kernel"], kernel)

@@ -1,0 +1,126 @@
+"""The project as a whole: one direction of imports, and configs that all build."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from siman_jax.optimizer import build_optimizer
+from siman_jax.step import create_state
+from siman_jax.train import model_from_config
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = REPOSITORY / "siman_jax"
+
+CONFIGS = [
+    ("cifar10", ()),
+    ("cifar10", ("resnet20",)),
+    ("cifar10", ("resnet18",)),
+    ("cifar10", ("vgg_small",)),
+    ("cifar100", ()),
+    ("digits", ()),
+    ("image_folder", ()),
+]
+
+
+def imports():
+    """Modules of the package, and which others of it each one imports."""
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        name = name.removesuffix(".__init__")
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        graph[name] = found
+    # Importing a module from a package is no use of what the package itself defines.
+    return {
+        name: {
+            other
+            for other in found
+            if other in graph and not any(o.startswith(f"{other}.") and o in graph for o in found)
+        }
+        for name, found in graph.items()
+    }
+
+
+def reachable(graph, start):
+    seen, todo = set(), [start]
+    while todo:
+        for other in graph[todo.pop()] - seen:
+            seen.add(other)
+            todo.append(other)
+    return seen
+
+
+def test_imports_run_one_way():
+    graph = imports()
+    for name in graph:
+        assert name not in reachable(graph, name), f"{name} imports itself in a circle"
+    importers = {name: {n for n, others in graph.items() if name in others} for name in graph}
+    assert not importers["siman_jax.main"]
+    assert importers["siman_jax.train"] == {"siman_jax.main"}
+    assert importers["siman_jax.checkpoint"] == {"siman_jax.train"}
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("siman_jax.binarize", {"errors"}),
+        ("siman_jax.layers", {"binarize", "errors"}),
+        ("siman_jax.models", {"layers", "binarize", "errors", "models"}),
+        ("siman_jax.optimizer", {"layers", "binarize", "errors"}),
+    ],
+)
+def test_the_core_knows_nothing_of_training(name, allowed):
+    parts = {other.split(".")[1] for other in reachable(imports(), name) if "." in other}
+    assert parts <= allowed
+
+
+def test_only_one_file_knows_orbax():
+    users = [path.name for path in PACKAGE.rglob("*.py") if "import v1" in path.read_text()]
+    assert users == ["checkpoint.py"]
+
+
+def test_the_core_imports_no_data_library():
+    """So that it runs where they are not installed."""
+    code = (
+        "import sys, siman_jax.train, siman_jax.convert, siman_jax.summary;"
+        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain', 'torch',"
+        " 'matplotlib') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "arguments"), CONFIGS)
+def test_every_config_builds(name, arguments):
+    config = importlib.import_module(f"configs.{name}").get_config(*arguments)
+    config.data.num_classes = config.data.num_classes or 10
+    config.lock()
+    assert json.loads(config.to_json())["optimizer"]["undecayed"] == ["binary_kernel", "alpha"]
+    model = model_from_config(config)
+    optimizer = build_optimizer(config.optimizer, 0.1)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    state = jax.eval_shape(
+        partial(create_state, model, optimizer, image_shape=shape), jax.random.key(0)
+    )
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    logits = jax.eval_shape(partial(model.apply, train=False), state.variables(), images)
+    assert logits.shape == (2, config.data.num_classes)
+
+
+def test_every_config_file_is_tested():
+    assert {path.stem for path in (REPOSITORY / "configs").glob("*.py")} == {n for n, _ in CONFIGS}

@@ -1,0 +1,348 @@
+"""Runs of a few steps: what they write, resume, evaluate and refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from configs import cifar10, digits
+from siman_jax import train as training
+from siman_jax.checkpoint import Checkpoints
+from siman_jax.data.dataset import Split
+from siman_jax.data.resident import upload
+from siman_jax.errors import UsageError
+from siman_jax.metrics import Sums, score
+from siman_jax.runlog import RunLog, read_rows
+from siman_jax.step import TrainState
+from siman_jax.train import evaluate_run, make_evaluator, train
+
+REPOSITORY = Path(__file__).parent.parent
+EPOCHS = 3
+
+
+def small_config():
+    """Three epochs of a narrow network on the digits."""
+    config = digits.get_config()
+    config.epochs = EPOCHS
+    config.model.width = 4
+    config.batch_size = 256
+    config.eval_batch_size = 100  # 360 examples: the last batch is ragged
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its folder, and what `train` returned."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    return workdir, train(small_config(), workdir)
+
+
+def leaves_of(workdir, step):
+    """Every array of a checkpoint, by its path."""
+    from orbax.checkpoint import v1 as ocp
+
+    tree = ocp.load(workdir / "checkpoints" / str(step))
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def test_a_run_writes_what_it_promises(finished):
+    workdir, results = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {"config.json", "log.jsonl", "curves.png", "checkpoints", "events"}
+    assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
+    rows = read_rows(workdir)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [5, 10, 15]
+    layers = rows[0]["flips"]
+    assert len(layers) == 18
+    assert all(0 <= share <= 1 for row in rows for share in row["flips"].values())
+    assert max(layers.values()) > 0
+    assert rows[0]["train_loss"] > rows[-1]["train_loss"]
+    assert rows[0]["clip_percent"] == pytest.approx(15 * (1 - 4 / 15))
+    assert all(row["train_top1"] <= row["train_top5"] <= 100 for row in rows)
+    assert results["last"]["top1"] == rows[-1]["test_top1"]
+    assert results["best"]["top1"] == max(row["test_top1"] for row in rows)
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (events,) = (workdir / "events").iterdir()
+    assert b"test_top1" in events.read_bytes()
+
+
+def test_evaluation_gives_what_was_logged(finished):
+    workdir, results = finished
+    again = evaluate_run(small_config(), workdir)
+    for name in ("last", "best"):
+        assert again[name] == pytest.approx(results[name])
+
+
+def test_the_last_few_checkpoints_and_the_best_are_kept(tmp_path):
+    state = {"w": jnp.arange(3.0)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step, top1 in ((1, 10.0), (2, 90.0), (3, 20.0), (4, 90.0), (5, 30.0)):
+        checkpoints.save(step, {"w": state["w"] + step}, top1)
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert {4, 5} <= kept
+    assert kept <= {2, 4, 5}
+    latest = checkpoints.restore_latest(state)
+    np.testing.assert_array_equal(latest["w"], state["w"] + 5)
+    np.testing.assert_array_equal(checkpoints.restore_best(state)["w"], state["w"] + min(kept))
+    checkpoints.close()
+
+
+def test_nothing_saved_restores_as_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert checkpoints.restore_latest({"w": jnp.zeros(1)}) is None
+    checkpoints.close()
+
+
+def test_every_example_is_evaluated_once():
+    """Ragged batches give what one batch of everything gives."""
+    config = small_config()
+    model = training.model_from_config(config)
+    rng = np.random.default_rng(0)
+    split = Split(
+        rng.integers(0, 256, (23, 8, 8, 1), np.uint8), rng.integers(0, 10, 23).astype(np.int32)
+    )
+    task = training.build_task(config)
+    variables = training._initial_state(config, task, jax.random.key(0)).variables()
+    config.eval_batch_size = 23
+    whole = make_evaluator(config, model, split)(variables)
+    config.eval_batch_size = 10
+    assert make_evaluator(config, model, split)(variables) == pytest.approx(whole)
+
+
+def test_scores_count_hits_and_skip_negative_labels():
+    logits = jnp.log(jnp.array([[1.0, 2, 3, 4, 5, 6, 7]] * 4))
+    sums = score(logits, jnp.array([6, 2, 0, -1]))
+    assert (int(sums.top1), int(sums.top5), int(sums.count)) == (1, 2, 3)
+    expected = -sum(np.log(p / 28) for p in (7, 3, 1))
+    assert (sums + Sums.zero()).means()["loss"] == pytest.approx(expected / 3)
+    constant = score(jnp.zeros((7, 7)), jnp.arange(7))
+    assert int(constant.top1) == 1  # a tie is no hit for everyone
+
+
+def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
+    """On a step that only notes what it is shown, so that equality is exact."""
+    config = small_config()
+    config.batch_size = 4
+    config.data.update(mean=(0.0,), std=(1 / 255,))
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 9, (23, 2, 2, 1), np.uint8), np.arange(23, dtype=np.int32))
+
+    def note(state, images, labels):
+        shown = jnp.sum(labels * jnp.arange(1, 5)) + jnp.sum(images).round().astype(jnp.int32)
+        seen = state.params.at[state.step].set(shown)
+        return state.replace(step=state.step + 1, params=seen), score(jnp.zeros((4, 23)), labels)
+
+    results = []
+    for steps_per_dispatch in (1, 3, 5):
+        config.steps_per_dispatch = steps_per_dispatch
+        state = TrainState(jnp.int32(2), jnp.zeros(10, jnp.int32), {}, ())
+        keys = jax.random.split(jax.random.key(0))
+        run_epoch = training._make_epoch_runner(config, note, upload(split), state, *keys)
+        told = []
+        state, sums = run_epoch(state, 0, told.append)  # goes on from the epoch's third step
+        assert sum(told) == 3
+        state, _ = run_epoch(state, 1, told.append)
+        assert (int(state.step), int(sums.count)) == (10, 12)
+        results.append(np.asarray(state.params))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+    assert len(set(results[0][2:].tolist())) == 8
+
+
+def test_log_lines_of_a_killed_epoch_are_written_again(tmp_path):
+    log = RunLog(tmp_path, 0)
+    log.write({"step": 5, "loss": 1.0})
+    log.write({"step": 10, "loss": 0.5})
+    log.close()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 15, "lo')  # killed while writing
+    RunLog(tmp_path, 5).close()
+    assert read_rows(tmp_path) == [{"step": 5, "loss": 1.0}]
+
+
+def command(workdir, *arguments):
+    return [
+        sys.executable,
+        "-m",
+        "siman_jax.main",
+        "--config=configs/digits.py",
+        f"--workdir={workdir}",
+        *arguments,
+    ]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "siman_jax.main", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
+    """kill -9 after the first epoch, then the same command again."""
+    workdir, results = finished
+    killed = tmp_path / "killed"
+    small = [
+        f"--config.epochs={EPOCHS}",
+        "--config.model.width=4",
+        "--config.batch_size=256",
+        "--config.eval_batch_size=100",
+    ]
+    with subprocess.Popen(command(killed, *small), cwd=REPOSITORY) as process:
+        deadline = time.monotonic() + 300
+        while not (killed / "checkpoints" / "5").is_dir():
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+    resumed = subprocess.run(
+        command(killed, *small), cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert "going on from step" in resumed.stderr
+    assert "epoch   3" in resumed.stdout
+    assert "\x1b" not in resumed.stdout  # plain lines where there is no terminal
+    assert [row["epoch"] for row in read_rows(killed)] == [1, 2, 3]
+    expected, found = leaves_of(workdir, 15), leaves_of(killed, 15)
+    assert expected.keys() == found.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+
+
+def truncate(checkpoint):
+    """Cut the largest file of a checkpoint in half."""
+    largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+# Orbax leaves coroutines behind when a restore fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    state = {"w": jnp.arange(1000.0), "b": jnp.arange(10)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in (1, 2):
+        checkpoints.save(step, {"w": state["w"] + step, "b": state["b"]}, top1=float(step))
+    checkpoints.close()
+    truncate(tmp_path / "checkpoints" / "2")
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    restored = checkpoints.restore_latest(state)
+    np.testing.assert_array_equal(restored["w"], state["w"] + 1)
+    assert "checkpoint 2 cannot be read" in caplog.text
+    assert (tmp_path / "damaged-checkpoints" / "2").is_dir()  # set aside, not lost
+    checkpoints.save(2, state, top1=3.0)
+    np.testing.assert_array_equal(checkpoints.restore_best(state)["w"], state["w"])
+    checkpoints.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_only_damaged_checkpoints_are_an_error(tmp_path):
+    state = {"w": jnp.arange(1000.0)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    checkpoints.save(1, state, top1=1.0)
+    truncate(tmp_path / "checkpoints" / "1")
+    with pytest.raises(UsageError, match="none of the checkpoints"):
+        checkpoints.restore_latest(state)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+    checkpoints.close()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    """The last good checkpoint stays, the message says at which step."""
+    schedule = training.learning_rate_schedule
+
+    def explode(*arguments):
+        inner = schedule(*arguments)
+        return lambda step: jnp.where(step == 6, jnp.inf, inner(step))
+
+    monkeypatch.setattr(training, "learning_rate_schedule", explode)
+    with pytest.raises(UsageError, match="not finite at step 7"):
+        train(small_config(), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+    assert all(np.isfinite(leaf).all() for leaf in leaves_of(tmp_path, 5).values())
+    assert [row["epoch"] for row in read_rows(tmp_path)] == [1]
+
+
+def test_a_workdir_of_another_config_is_refused(finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    config = small_config()
+    config.optimizer.learning_rate = 0.2
+    for do in (train, evaluate_run):
+        with pytest.raises(UsageError, match="config.optimizer.learning_rate: 0.1 there, 0.2 here"):
+            do(config, workdir)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_evaluating_an_empty_workdir(tmp_path):
+    with pytest.raises(UsageError, match="holds no checkpoints; train there first"):
+        evaluate_run(small_config(), tmp_path)
+
+
+def test_a_batch_larger_than_the_data_set(tmp_path):
+    config = small_config()
+    config.batch_size = 1438
+    with pytest.raises(UsageError, match="between 1 and the 1437 examples"):
+        train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.name", "cifar.resnet2", "unknown model"),
+        ("model.weight_rule", "half", "unknown weight rule"),
+        ("model.dtype", "float16", "unknown dtype"),
+        ("data.source", "digit", "did you mean 'digits'"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_is_written(tmp_path, field, value, message):
+    config = small_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UsageError, match=message):
+        train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=configs/nope.py"], "No such file"),
+        (["--config=configs/digits.py"], "--workdir is missing"),
+        (["--config=configs/digits.py", "--config.bach_size=3"], 'Did you mean "batch_size"'),
+        (["--config=configs/digits.py", "--config.model.widht=3"], 'Did you mean "width"'),
+        (["--config=configs/digits.py", "--config.batch_size=abc"], "batch_size=abc"),
+        (["--config=configs/cifar10.py:resnet21"], "did you mean 'resnet20'"),
+        (["--config=configs/digits.py", "--mod=eval"], "Did you mean: mode"),
+        (["--config=configs/digits.py", "extra"], "unexpected argument 'extra'"),
+        (
+            ["--config=configs/image_folder.py", "--config.data.root=nowhere", "--workdir=unused"],
+            "no folder nowhere",
+        ),
+    ],
+)
+def test_wrong_commands_give_one_clear_message(arguments, message):
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
