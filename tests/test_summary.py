@@ -27,7 +27,9 @@ def test_resnet18_at_224_has_1_68_billion_binary_macs():
     shortcuts = 28 * 28 * 64 * 128 + 14 * 14 * 128 * 256 + 7 * 7 * 256 * 512
     assert total(layers, "real_macs") == stem + shortcuts + classifier
     # The larger kernels of the paper's ResNet-18: 16 3x3 convolutions.
-    binary = 9 * (4 * 64**2 + 64 * 128 + 3 * 128**2 + 128 * 256 + 3 * 256**2 + 256 * 512 + 3 * 512**2)
+    binary = 9 * (
+        4 * 64**2 + 64 * 128 + 3 * 128**2 + 128 * 256 + 3 * 256**2 + 256 * 512 + 3 * 512**2
+    )
     assert total(layers, "binary_params") == binary
 
 

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
-from configs import cifar10, digits
+from configs import digits
 from siman_jax import train as training
 from siman_jax.checkpoint import Checkpoints
 from siman_jax.data.dataset import Split
