@@ -2,7 +2,7 @@
 
     python -m siman_jax.main --config=configs/cifar10.py:resnet20 --workdir=runs/resnet20
 
-| variant             | published top-1 (arXiv 2102.07981, table 4) |
+| variant             | published top-1 (arXiv 2102.07981)          |
 |---------------------|---------------------------------------------|
 | resnet20 (default)  | 87.4 %                                      |
 | resnet18            | 92.5 %                                      |

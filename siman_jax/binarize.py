@@ -92,7 +92,7 @@ def approx_sign(x: Array) -> Array:
     Returns:
       Array of the shape and dtype of `x`, in {-1, +1}.
 
-    Source: Bi-Real Net, arXiv 1808.00278, section 3.3.
+    Source: Bi-Real Net, arXiv 1808.00278.
 
     >>> jax.grad(lambda x: approx_sign(x).sum())(jnp.array([-2.0, -0.25, 0.0]))
     Array([0. , 1.5, 2. ], dtype=float32)
@@ -125,7 +125,7 @@ def half_half_bits(u: Array) -> Array:
     Returns:
       Array of the shape and dtype of `u`, in {0, 1}.
 
-    Source: arXiv 2102.07981, section 3.4.
+    Source: arXiv 2102.07981.
 
     >>> half_half_bits(jnp.array([[-3.0], [1.0], [2.0], [-0.5]])).ravel()
     Array([1., 0., 1., 0.], dtype=float32)
@@ -164,7 +164,7 @@ def angle_optimal_bits(u: Array) -> AngleOptimal:
     Returns:
       `AngleOptimal(bits, share, cosine)`. A filter of zeros gets all ones and cosine 0.
 
-    Source: arXiv 2102.07981, section 3.3.
+    Source: arXiv 2102.07981.
 
     >>> angle_optimal_bits(jnp.array([[-3.0], [2.0], [0.1]])).bits.ravel()
     Array([1., 1., 0.], dtype=float32)
@@ -236,7 +236,7 @@ def siman_kernel(kernel: Array, rule: str = "half_half") -> Array:
     Raises:
       UsageError: no rule has that name.
 
-    Source: arXiv 2102.07981, sections 3.3 and 3.4.
+    Source: arXiv 2102.07981.
     """
     choose(BIT_RULES, rule, "bit rule")
     return _magnitude_code(standardize(kernel, _filter_axes(kernel)), rule)

@@ -20,6 +20,7 @@ import optax
 from jax import Array, lax
 from ml_collections import ConfigDict
 
+from siman_jax.binarize import ACTIVATION_RULES, WEIGHT_RULES
 from siman_jax.checkpoint import Checkpoints
 from siman_jax.curves import draw_curves
 from siman_jax.data import load_dataset, num_classes
@@ -205,6 +206,8 @@ def model_from_config(config: ConfigDict) -> nn.Module:
     arguments = dict(config.model)
     name = arguments.pop("name")
     arguments["dtype"] = choose(DTYPES, config.model.dtype, "dtype")
+    choose(WEIGHT_RULES, config.model.weight_rule, "weight rule")
+    choose(ACTIVATION_RULES, config.model.activation_rule, "activation rule")
     return build_model(name, num_classes(config.data), **arguments)
 
 

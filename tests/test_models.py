@@ -70,7 +70,7 @@ def test_the_two_resnet18_differ():
 
 
 def test_unknown_network_names_the_nearest():
-    with pytest.raises(UsageError, match="did you mean 'cifar.resnet20_1w1a'"):
+    with pytest.raises(UsageError, match=r"did you mean 'cifar\.resnet20_1w1a'"):
         build_model("cifar.resnet21_1w1a", 10)
     with pytest.raises(UsageError, match="activation rule"):
         abstract_init("cifar.resnet20_1w1a", activation_rule="sign")

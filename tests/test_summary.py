@@ -26,11 +26,9 @@ def test_resnet18_at_224_has_1_68_billion_binary_macs():
     stem, classifier = 112 * 112 * 7 * 7 * 3 * 64, 512 * 1000
     shortcuts = 28 * 28 * 64 * 128 + 14 * 14 * 128 * 256 + 7 * 7 * 256 * 512
     assert total(layers, "real_macs") == stem + shortcuts + classifier
-    # The larger kernels of the paper's ResNet-18: 16 3x3 convolutions.
-    binary = 9 * (
-        4 * 64**2 + 64 * 128 + 3 * 128**2 + 128 * 256 + 3 * 256**2 + 256 * 512 + 3 * 512**2
-    )
-    assert total(layers, "binary_params") == binary
+    stages = ((64, 128), (128, 256), (256, 512))
+    kernels = 4 * 64**2 + sum(before * after + 3 * after**2 for before, after in stages)
+    assert total(layers, "binary_params") == 9 * kernels
 
 
 @pytest.mark.parametrize("name", MODELS)

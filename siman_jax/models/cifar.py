@@ -68,7 +68,7 @@ def resnet18_1w1a(
 
     The arguments are those of `resnet20_1w1a`.
 
-    Source: arXiv 2102.07981, section 4.1.
+    Source: arXiv 2102.07981.
     """
     return ResNet(
         num_classes,
