@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from siman_jax.errors import choose
 
@@ -73,10 +74,10 @@ def project(kernel: Array, percent: Array | float) -> Array:
       The projected kernel, of the shape and dtype of `kernel`.
     """
     centred = kernel - jnp.mean(kernel, _filter_axes(kernel), keepdims=True)
-    magnitude = jnp.abs(centred)
-    fraction = jnp.asarray(percent, kernel.dtype) / 100
+    magnitude = jnp.abs(centred).astype(wide(kernel.dtype))
+    fraction = jnp.asarray(percent, magnitude.dtype) / 100
     low, high = jnp.quantile(magnitude, jnp.stack([fraction, 1 - fraction]))
-    return jnp.sign(centred) * jnp.clip(magnitude, low, high)
+    return jnp.sign(centred) * jnp.clip(magnitude, low, high).astype(kernel.dtype)
 
 
 @jax.custom_vjp
@@ -171,8 +172,9 @@ def angle_optimal_bits(u: Array) -> AngleOptimal:
     """
     magnitude = _magnitudes(u)
     descending = jnp.sort(magnitude, axis=0, descending=True)
-    k = jnp.arange(1, magnitude.shape[0] + 1, dtype=u.dtype)
-    best = jnp.argmax(jnp.cumsum(descending, axis=0) / jnp.sqrt(k)[:, None], axis=0)
+    k = jnp.arange(1, magnitude.shape[0] + 1, dtype=wide(u.dtype))
+    sums = jnp.cumsum(descending.astype(k.dtype), axis=0)
+    best = jnp.argmax(sums / jnp.sqrt(k)[:, None], axis=0)
     threshold = jnp.take_along_axis(descending, best[None, :], axis=0)
     bits = (magnitude >= threshold).astype(u.dtype).reshape(u.shape)
     return AngleOptimal(bits, jnp.mean(bits, _filter_axes(u)), cosine(u, bits))
@@ -268,8 +270,7 @@ REAL = "real"
 
 # From a latent kernel `[..., out]` to the kernel that multiplies.
 WEIGHT_RULES: dict[str, Callable[[Array], Array]] = {
-    "half_half": partial(siman_kernel, rule="half_half"),
-    "angle_optimal": partial(siman_kernel, rule="angle_optimal"),
+    **{rule: partial(siman_kernel, rule=rule) for rule in BIT_RULES},
     REAL: identity,
 }
 
@@ -279,6 +280,11 @@ ACTIVATION_RULES: dict[str, Callable[[Array], Array]] = {
     "approx_sign": approx_sign,
     REAL: identity,
 }
+
+
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype to accumulate in: float32, or float64 if `dtype` is that."""
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
 def _magnitudes(u: Array) -> Array:

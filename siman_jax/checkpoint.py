@@ -1,6 +1,8 @@
 """Save and resume: the only file that knows orbax."""
 
+import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,21 +18,27 @@ _METRIC = "top1"
 _log = logging.getLogger(__name__)
 
 
-class Checkpoints:
-    """The checkpoints of one run: the last few and the best.
+class CheckpointWriter:
+    """Saves the checkpoints of one run, and keeps the last few and the best.
+
+    What stands in the way is moved to `damaged-checkpoints` beside the directory, with a
+    warning: checkpoints beyond `step`, and those whose metrics cannot be read.
 
     Args:
-      directory: where they are kept, a folder for each step.
-      keep: how many of the latest to keep, beside the best.
+      directory: where checkpoints are kept, a folder for each step.
+      keep: how many of the latest to keep, beside the best; at equal accuracy the later one.
+      step: the step that training goes on from.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, step: int) -> None:
+        for saved in _steps(directory):
+            if saved > step or _top1(directory, saved) is None:
+                _set_aside(directory / str(saved))
         policies = ocp.training.preservation_policies
-        self._directory = directory.absolute()
         self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
+            directory.absolute(),
             preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(keep), policies.BestN(get_metric_fn=_top1, n=1)]
+                [policies.LatestN(keep), policies.BestN(get_metric_fn=lambda m: m[_METRIC], n=1)]
             ),
             cleanup_tmp_directories=True,
         )
@@ -45,61 +53,78 @@ class Checkpoints:
         """
         self._checkpointer.save(step, state, metrics={_METRIC: top1}, force=True)
 
-    def restore_latest(self, like: State) -> State | None:
-        """Restore the latest checkpoint that can be read, or None if there is none at all.
-
-        Damaged checkpoints are moved to `damaged-checkpoints` beside the directory, with a
-        warning, and the one before is tried.
-
-        Args:
-          like: a state of the structure, shapes, dtypes and devices to restore into.
-
-        Raises:
-          UsageError: there are checkpoints, but none can be read.
-        """
-        return self._restore_first(like, lambda saved: saved.step)
-
-    def restore_best(self, like: State) -> State | None:
-        """Restore the checkpoint with the best test accuracy, the earliest among equals.
-
-        Damage is treated, and errors are raised, as by `restore_latest`.
-        """
-        return self._restore_first(like, lambda saved: (_top1(saved.metrics), -saved.step))
-
-    def _restore_first(self, like: State, preference: Callable[[Any], Any]) -> State | None:
-        abstract = jax.tree.map(_abstract, like)
-        failures: dict[int, Exception] = {}
-        for saved in sorted(self._checkpointer.checkpoints, key=preference, reverse=True):
-            try:
-                state = self._checkpointer.load(saved.step, abstract)
-            except Exception as error:  # orbax and tensorstore raise whatever damage leads to
-                failures[saved.step] = error
-                _log.warning("checkpoint %d cannot be read; trying another: %s", saved.step, error)
-                continue
-            self._set_aside(list(failures))
-            return state
-        if failures:
-            raise UsageError(
-                f"none of the checkpoints {sorted(failures)} in {self._directory} can be read"
-                f" ({failures[max(failures)]}). Restore them from a copy, or use a new workdir."
-            )
-        return None
-
-    def _set_aside(self, steps: list[int]) -> None:
-        for step in steps:
-            aside = self._directory.parent / "damaged-checkpoints"
-            aside.mkdir(exist_ok=True)
-            (self._directory / str(step)).rename(aside / str(step))
-        if steps:
-            self._checkpointer.reload()
-
     def close(self) -> None:
         """Release orbax's threads."""
         self._checkpointer.close()
 
 
-def _top1(metrics: Any) -> float:
-    return metrics[_METRIC]
+def restore_latest(directory: Path, like: State) -> State | None:
+    """Restore the latest checkpoint that can be read, or None if there is none at all.
+
+    Where one cannot be read, a warning says so and the one before is tried. Nothing on disk
+    changes.
+
+    Args:
+      directory: as given to `CheckpointWriter`.
+      like: a state of the structure, shapes, dtypes and devices to restore into.
+
+    Raises:
+      UsageError: there are checkpoints, but none can be read.
+    """
+    return _restore_first(directory, like, lambda step: step)
+
+
+def restore_best(directory: Path, like: State) -> State | None:
+    """Restore the checkpoint with the best test accuracy, the latest among equals.
+
+    The rest is as for `restore_latest`.
+    """
+
+    def accuracy_then_step(step: int) -> tuple[float, int]:
+        top1 = _top1(directory, step)
+        return (-math.inf if top1 is None else top1, step)
+
+    return _restore_first(directory, like, accuracy_then_step)
+
+
+def _restore_first(directory: Path, like: State, preference: Callable[[int], Any]) -> State | None:
+    abstract = jax.tree.map(_abstract, like)
+    failures: dict[int, Exception] = {}
+    for step in sorted(_steps(directory), key=preference, reverse=True):
+        try:
+            return ocp.load(directory.absolute() / str(step), abstract)
+        except Exception as error:  # orbax and tensorstore raise whatever damage leads to
+            failures[step] = error
+            _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
+    if failures:
+        raise UsageError(
+            f"none of the checkpoints {sorted(failures)} in {directory} can be read"
+            f" ({failures[max(failures)]}). Restore them from a copy, or use a new workdir."
+        )
+    return None
+
+
+def _steps(directory: Path) -> list[int]:
+    """Steps of the finished checkpoints; orbax renames a folder to its step at the end."""
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+
+
+def _top1(directory: Path, step: int) -> float | None:
+    try:
+        return float(
+            json.loads((directory / str(step) / "metrics" / "metrics").read_text())[_METRIC]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _set_aside(checkpoint: Path) -> None:
+    folder = checkpoint.parent.parent / "damaged-checkpoints"
+    folder.mkdir(exist_ok=True)
+    free = (name for n in range(10**6) if not (name := folder / f"{checkpoint.name}-{n}").exists())
+    _log.warning("moved %s to %s", checkpoint, checkpoint.rename(next(free)))
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -56,6 +56,8 @@ def variables_from_torch(model_name: str, arrays: Mapping[str, np.ndarray]) -> d
         module = name.rpartition(".")[0]
         path = flax_path(name, binary=f"{module}.alpha" in arrays)
         if path is not None:
+            if f"{module}.weight" not in arrays:
+                raise ValueError(f"{name} has no {module}.weight beside it.")
             kernel_shape = arrays[f"{module}.weight"].shape if path[0] == BITS else array.shape
             leaves[path] = _layout(np.asarray(array), path[-1], kernel_shape)
     _check(model_name, leaves)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from siman_jax.runlog import read_rows
+from siman_jax.runlog import best_row, read_rows
 
 
 def draw_curves(workdir: Path) -> None:
@@ -22,7 +22,7 @@ def draw_curves(workdir: Path) -> None:
             axes.plot(epochs, values, style, marker=marker, markersize=3, label=split)
         axes.set_ylabel(unit)
     accuracy.legend(loc="lower right")
-    best = max(rows, key=lambda row: row["test_top1"])
+    best = best_row(rows)
     accuracy.set_title(
         f"test: last {rows[-1]['test_top1']:.2f} %, best {best['test_top1']:.2f} % "
         f"(epoch {best['epoch']})",

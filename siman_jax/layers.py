@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from siman_jax.binarize import ACTIVATION_RULES, REAL, WEIGHT_RULES
+from siman_jax.binarize import ACTIVATION_RULES, REAL, WEIGHT_RULES, wide
 from siman_jax.errors import choose
 
 BINARY_KERNEL = "binary_kernel"
-BINARY_LEAVES = (BINARY_KERNEL, "alpha")
 BITS = "bits"
 
 Initializer = Callable[..., Array]
@@ -27,11 +26,6 @@ Initializer = Callable[..., Array]
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # Uniform in +-1/sqrt(fan_in), which is how PyTorch draws a layer's weight by default.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def wide(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype to accumulate and normalise in: float32, or float64 if `dtype` is that."""
-    return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
 class PReLU(nn.Module):
@@ -164,7 +158,8 @@ def _binary_product(
     """What binary layers share: their leaves, the two rules, the product and its scale."""
     weight_rule = choose(WEIGHT_RULES, layer.weight_rule, "weight rule")
     activation_rule = choose(ACTIVATION_RULES, layer.activation_rule, "activation rule")
-    activations = activation_rule(x.astype(layer.dtype))
+    # A sample's mean decides its bits, so it is taken in more than bfloat16.
+    activations = activation_rule(x.astype(wide(layer.dtype))).astype(layer.dtype)
     if layer.weight_rule == REAL:
         kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
         return product(activations, kernel.astype(layer.dtype))

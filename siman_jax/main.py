@@ -57,7 +57,7 @@ def _config() -> ConfigDict:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    except Exception as error:  # the flags' own errors, and whatever a config file raises
         cause: BaseException = error
         while cause.__context__:
             cause = cause.__context__
@@ -65,6 +65,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             raise cause from None
         if isinstance(cause, KeyError):  # the error in hand knows the nearest field
             raise UsageError(f"unknown config field {_text(error)}") from None
+        if not isinstance(error, flags.Error) or "Traceback" in str(error):
+            raise UsageError(f"the config cannot be used: {cause}") from None
         raise UsageError(f"{error} (--help lists the flags)") from None
 
 

@@ -21,14 +21,15 @@ Schedule = Callable[[Array], Array]
 def learning_rate_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Schedule:
     """Linear warm-up, then half a cosine.
 
-        e <  W:  lr = base * (e + 1) / W
-        e >= W:  lr = base / 2 * (1 + cos(pi * (e - s) / (epochs - s))),   s = max(W - 1, 0)
+        e <  s:  lr = base * (e + 1) / W,   s = max(W - 1, 0)
+        e >= s:  lr = base / 2 * (1 + cos(pi * (e - s) / (epochs - s)))
 
     with e the epoch from 0: a whole number, constant within an epoch (the published
     schedule), or a fraction that grows with every step if `config.staircase` is off.
 
     Args:
-      config: with `learning_rate` (base), `warmup_epochs` (W) and `staircase`.
+      config: with `learning_rate` (base), `warmup_epochs` (W; 0 and 1 both mean none) and
+        `staircase`.
       epochs: length of the training.
       steps_per_epoch: optimiser steps in an epoch.
 

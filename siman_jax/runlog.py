@@ -1,7 +1,7 @@
 """A run's log: one JSON object a line in log.jsonl, and the same numbers for TensorBoard."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,17 @@ class RunLog:
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of a run's log, earliest first; a last line cut short by a kill is left out."""
+    """Rows of a run's log, earliest first; a line cut short by a kill is left out."""
     path = workdir / FILE_NAME
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            continue
     return rows
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row with the best test accuracy, the latest among equals."""
+    return max(rows, key=lambda row: (row["test_top1"], row["epoch"]))

@@ -21,7 +21,7 @@ from jax import Array, lax
 from ml_collections import ConfigDict
 
 from siman_jax.binarize import ACTIVATION_RULES, WEIGHT_RULES
-from siman_jax.checkpoint import Checkpoints
+from siman_jax.checkpoint import CheckpointWriter, restore_best, restore_latest
 from siman_jax.curves import draw_curves
 from siman_jax.data import load_dataset, num_classes
 from siman_jax.data.augment import augment, normalize
@@ -38,12 +38,32 @@ from siman_jax.optimizer import (
     learning_rate_schedule,
 )
 from siman_jax.progress import TrainingProgress
-from siman_jax.runlog import RunLog, read_rows
+from siman_jax.runlog import RunLog, best_row, read_rows
 from siman_jax.step import TrainState, create_state, eval_step, train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 _CONFIG_FILE = "config.json"
+_CHECKPOINTS = "checkpoints"
+_SECONDS_WORTH_A_DRAWING = 30
+# A run may go on with other values of these: no number depends on them.
+_OPERATIONAL = {
+    "config.eval_batch_size",
+    "config.steps_per_dispatch",
+    "config.keep_checkpoints",
+    "config.data.cache_dir",
+    "config.data.tfds_dir",
+}
+# Least value of what counts something.
+_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "steps_per_dispatch": 0,
+    "keep_checkpoints": 1,
+    "model.width": 1,
+    "optimizer.warmup_epochs": 0,
+}
 _log = logging.getLogger(__name__)
 
 # Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
@@ -78,12 +98,13 @@ def build_task(config: ConfigDict) -> Task:
     Raises:
       UsageError: the config names something unknown, or its data cannot be used.
     """
+    _check_numbers(config)
     model = model_from_config(config)
     dataset = load_dataset(config.data)
-    if not 0 < config.batch_size <= len(dataset.train):
+    if config.batch_size > len(dataset.train):
         raise UsageError(
-            f"--config.batch_size is {config.batch_size}; it must lie between 1 and the"
-            f" {len(dataset.train)} examples of the training split."
+            f"--config.batch_size is {config.batch_size}, but the training split has only"
+            f" {len(dataset.train)} examples."
         )
     steps_per_epoch = len(dataset.train) // config.batch_size
     learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch)
@@ -116,10 +137,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
     state = _initial_state(config, task, init_key)
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / _CONFIG_FILE).write_text(json.dumps(_plain(config), indent=2) + "\n")
-    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
-    restored = checkpoints.restore_latest(state)
+    restored = restore_latest(workdir / _CHECKPOINTS, state)
     if restored is not None:
         state = restored
         _log.info("going on from step %d of %s", int(state.step), workdir)
@@ -134,6 +152,10 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     evaluate = make_evaluator(config, task.model, task.dataset.test)
     read_bits = jax.jit(partial(binary_bits, weight_rule=config.model.weight_rule))
     bits = read_bits(state.params)
+
+    # Nothing is written before here, where all that a config can get wrong has been tried.
+    _claim_workdir(config, workdir)
+    checkpoints = CheckpointWriter(workdir / _CHECKPOINTS, config.keep_checkpoints, done)
     run_log = RunLog(workdir, done)
     progress = TrainingProgress(config.epochs * task.steps_per_epoch, done)
     try:
@@ -144,7 +166,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             seconds = time.perf_counter() - started
             tested = evaluate(state.variables())
             last_step = int(state.step) - 1
-            if not math.isfinite(tested["loss"]):
+            if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
                 raise _diverged(last_step)
             before, bits = bits, read_bits(state.params)
             row = {
@@ -160,6 +182,8 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             run_log.write(row)
             checkpoints.save(last_step + 1, state, tested["top1"])
             progress.report(row)
+            if seconds > _SECONDS_WORTH_A_DRAWING:
+                draw_curves(workdir)
     finally:
         progress.close()
         run_log.close()
@@ -178,22 +202,19 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> Results:
       UsageError: `workdir` holds no checkpoint, or the run of another config.
     """
     _check_workdir(config, workdir)
-    folder = workdir / "checkpoints"
+    folder = workdir / _CHECKPOINTS
     if not folder.is_dir():
         raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
     task = build_task(config)
     like = _initial_state(config, task, jax.random.key(config.seed))
     evaluate = make_evaluator(config, task.model, task.dataset.test)
-    checkpoints = Checkpoints(folder, config.keep_checkpoints)
     results = {}
-    restores = {"last": checkpoints.restore_latest, "best": checkpoints.restore_best}
-    for name, restore in restores.items():
-        state = restore(like)
+    for name, restore in (("last", restore_latest), ("best", restore_best)):
+        state = restore(folder, like)
         if state is None:
             raise UsageError(f"{folder} is empty; train there first, with --mode=train.")
         epoch = int(state.step) // task.steps_per_epoch
         results[name] = {"epoch": epoch, **evaluate(state.variables())}
-    checkpoints.close()
     return results
 
 
@@ -227,10 +248,9 @@ def make_evaluator(config: ConfigDict, model: nn.Module, split: Split) -> Evalua
 
 
 def _results(rows: list[dict[str, Any]]) -> Results:
-    best = max(rows, key=lambda row: (row["test_top1"], -row["epoch"]))
     return {
         name: {"epoch": row["epoch"], **{key: row[f"test_{key}"] for key in METRICS}}
-        for name, row in (("last", rows[-1]), ("best", best))
+        for name, row in (("last", rows[-1]), ("best", best_row(rows)))
     }
 
 
@@ -263,7 +283,7 @@ def _make_epoch_runner(
     """
     n, size = len(data.labels), config.batch_size
     steps_per_epoch = n // size
-    # XLA's CPU backend runs convolutions inside a loop a hundred times slower than outside.
+    # On XLA's CPU backend a step inside a loop took sixty times as long as one outside.
     automatic = 1 if jax.default_backend() == "cpu" else 100
     steps_per_call = min(config.steps_per_dispatch or automatic, steps_per_epoch)
 
@@ -318,20 +338,47 @@ def _stop_at(bad_step: Array) -> None:
 
 def _diverged(step: int) -> UsageError:
     return UsageError(
-        f"the loss is not finite at step {step}; training stopped, and the last checkpoint is from"
-        " before that step. Lower --config.optimizer.learning_rate, in a new workdir."
+        f"the loss or a parameter is not finite at step {step}; training stopped. Checkpoints, if"
+        " there are any, are from before. Lower --config.optimizer.learning_rate, in a new workdir."
     )
+
+
+@jax.jit
+def _all_finite(params: Any) -> Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    for field, least in _LEAST.items():
+        *folders, name = field.split(".")
+        holder = config[folders[0]] if folders else config
+        if holder[name] < least:
+            raise UsageError(f"--config.{field} is {holder[name]}; it must be at least {least}.")
+    percent = config.optimizer.clip_percent
+    if not 0 <= percent < 50:
+        raise UsageError(
+            f"--config.optimizer.clip_percent is {percent}; it must be at least 0 and less than"
+            " 50, where both percentiles would meet."
+        )
 
 
 def _check_workdir(config: ConfigDict, workdir: Path) -> None:
     """Refuse a folder that holds the run of another config."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file; name a folder.")
     path = workdir / _CONFIG_FILE
     if not path.exists():
         return
-    saved, given = _flat(json.loads(path.read_text())), _flat(_plain(config))
+    try:
+        saved = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); restore it, or use another workdir."
+        ) from None
+    given = _flat(_plain(config))
     different = [
         f"{key}: {saved.get(key)} there, {given.get(key)} here"
-        for key in sorted(saved.keys() | given.keys())
+        for key in sorted((saved.keys() | given.keys()) - _OPERATIONAL)
         if saved.get(key) != given.get(key)
     ]
     if different:
@@ -340,6 +387,14 @@ def _check_workdir(config: ConfigDict, workdir: Path) -> None:
             + "\n  ".join(different)
             + "\nGo on with its own config, or name another --workdir."
         )
+
+
+def _claim_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Write the config whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    draft = workdir / f"{_CONFIG_FILE}.draft"
+    draft.write_text(json.dumps(_plain(config), indent=2) + "\n")
+    draft.replace(workdir / _CONFIG_FILE)
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

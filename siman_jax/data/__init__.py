@@ -27,7 +27,15 @@ def load_dataset(config: ConfigDict) -> Dataset:
       UsageError: no source has that name, the source cannot give the data, or images or
         classes are not what `config` says.
     """
-    dataset = choose(SOURCES, config.source, "data source")(config)
+    load = choose(SOURCES, config.source, "data source")
+    if config.channels not in (1, 3):
+        raise UsageError(f"--config.data.channels is {config.channels}; it must be 1 or 3.")
+    if not len(config.mean) == len(config.std) == config.channels or 0 in config.std:
+        raise UsageError(
+            f"--config.data.mean {config.mean} and --config.data.std {config.std} must hold a"
+            f" number for each of the {config.channels} channels, and no std may be 0."
+        )
+    dataset = load(config)
     expected = (config.image_size, config.image_size, config.channels)
     found = dataset.train.images.shape[1:]
     if found != expected:
@@ -45,4 +53,8 @@ def load_dataset(config: ConfigDict) -> Dataset:
 
 def num_classes(config: ConfigDict) -> int:
     """`config.num_classes`, or for 0 the number of class folders below `config.root`."""
-    return config.num_classes or len(image_folder.class_names(Path(config.root)))
+    if config.num_classes:
+        return config.num_classes
+    if "root" not in config:
+        raise UsageError("--config.data.num_classes is 0; name the number of classes.")
+    return len(image_folder.class_names(Path(config.root)))

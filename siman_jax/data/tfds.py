@@ -26,13 +26,25 @@ def load(config: ConfigDict) -> Dataset:
     """
     import tensorflow_datasets as tfds
 
-    # Array records allow random access without TensorFlow.
-    builder = tfds.builder(
-        config.name, data_dir=config.tfds_dir or None, file_format=tfds.core.FileFormat.ARRAY_RECORD
-    )
+    folder = config.tfds_dir or None
+    try:
+        # Array records allow random access without TensorFlow.
+        builder = tfds.builder(config.name, data_dir=folder, file_format="array_record")
+    except Exception as error:  # an unknown name, or files of another format
+        raise UsageError(
+            f"{config.name} cannot be read from {folder or 'the folder of prepared data sets'}:"
+            f" {error}\nIf it was prepared in another file format than array_record, name an empty"
+            " folder with --config.data.tfds_dir and prepare it there."
+        ) from error
     if not builder.is_prepared():
         _prepare(builder)
-    train, test = (_read(builder.as_data_source(split)) for split in ("train", "test"))
+    try:
+        train, test = (_read(builder.as_data_source(split)) for split in ("train", "test"))
+    except (ValueError, KeyError) as error:  # no such split, or images of several sizes
+        raise UsageError(
+            f"{builder.info.full_name} cannot be used: {error}. A data set needs the splits train"
+            " and test, and labelled images of one size."
+        ) from error
     return Dataset(train, test, tuple(builder.info.features["label"].names))
 
 

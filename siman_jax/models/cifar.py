@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from siman_jax.binarize import identity
-from siman_jax.layers import BatchNorm, BinaryConv, PReLU, fan_in_uniform, kaiming_normal, wide
+from siman_jax.binarize import identity, wide
+from siman_jax.layers import BatchNorm, BinaryConv, PReLU, fan_in_uniform, kaiming_normal
 from siman_jax.models.resnet import (
     OneShortcutBlock,
     ResNet,

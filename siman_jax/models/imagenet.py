@@ -63,7 +63,7 @@ def _resnet(
         conv=partial(
             BinaryConv, weight_rule=weight_rule, activation_rule=activation_rule, dtype=dtype
         ),
-        # Every block starts as its shortcut.
+        # At the start what bypasses the convolutions is all that counts.
         norm=partial(BatchNorm, dtype=dtype, scale_init=1e-8),
         stem_activation=nn.relu,
         imagenet_stem=True,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from siman_jax.layers import BatchNorm, BinaryConv, Initializer, PReLU, wide
+from siman_jax.binarize import wide
+from siman_jax.layers import BatchNorm, BinaryConv, Initializer, PReLU
 
 Shortcut = Callable[..., Array]
 
