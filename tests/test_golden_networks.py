@@ -12,11 +12,12 @@ import pytest
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from golden_data import NETWORKS, Golden, load_golden
 
+from configs import cifar10
 from siman_jax.convert import flax_path, variables_from_torch
 from siman_jax.flips import binary_bits
 from siman_jax.layers import BINARY_KERNEL, BITS
 from siman_jax.models import build_model
-from siman_jax.optimizer import project_binary_kernels
+from siman_jax.optimizer import build_optimizer, project_binary_kernels
 from siman_jax.step import TrainState, train_step
 
 TOLERANCE = 1e-9
@@ -58,16 +59,20 @@ def remember_gradients() -> optax.GradientTransformation:
 
 
 def authors_optimizer(golden: Golden) -> optax.GradientTransformation:
-    """Their SGD, with their list of what is not decayed instead of the names of leaves.
+    """Their SGD, with their own list of what is not decayed.
 
-    In CIFAR's ResNet-18 they decay the binary shortcuts.
+    In CIFAR's ResNet-18 they decay the binary shortcuts; elsewhere it is `build_optimizer`.
     """
+    settings = golden.settings
+    if golden.name != "resnet18":
+        config = cifar10.get_config().optimizer
+        config.update(momentum=settings["momentum"], weight_decay=settings["weight_decay"])
+        return optax.chain(remember_gradients(), build_optimizer(config, settings["lr"]))
     undecayed = {
         flax_path(name, binary=True)[1:]
         for name, _, kind, undecayed in golden.settings["tensors"]
         if undecayed and kind in ("weight", "alpha")
     }
-    settings = golden.settings
     return optax.chain(
         remember_gradients(),
         optax.add_decayed_weights(

@@ -14,7 +14,6 @@ from siman_jax.errors import UsageError
 from siman_jax.flips import binary_bits
 from siman_jax.layers import (
     BINARY_KERNEL,
-    BINARY_LEAVES,
     BITS,
     BatchNorm,
     BinaryConv,
@@ -53,7 +52,7 @@ def test_twins_have_the_same_layers_but_no_binary_leaf(name):
     _, binary = abstract_init(name)
     _, twin = abstract_init(name, weight_rule="real", activation_rule="real")
     binary, twin = flatten_dict(binary["params"]), flatten_dict(twin["params"])
-    assert not any(path[-1] in BINARY_LEAVES for path in twin)
+    assert not any(path[-1] in (BINARY_KERNEL, "alpha") for path in twin)
     shapes = {
         (*path[:-1], path[-1].replace(BINARY_KERNEL, "kernel")): leaf.shape
         for path, leaf in binary.items()

@@ -15,12 +15,12 @@ import pytest
 
 from configs import digits
 from siman_jax import train as training
-from siman_jax.checkpoint import Checkpoints
+from siman_jax.checkpoint import CheckpointWriter, restore_best, restore_latest
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import upload
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums, score
-from siman_jax.runlog import RunLog, read_rows
+from siman_jax.runlog import RunLog, best_row, read_rows
 from siman_jax.step import TrainState
 from siman_jax.train import evaluate_run, make_evaluator, train
 
@@ -35,6 +35,8 @@ def small_config():
     config.model.width = 4
     config.batch_size = 256
     config.eval_batch_size = 100  # 360 examples: the last batch is ragged
+    config.data.crop_padding = 1
+    config.data.flip = True
     return config
 
 
@@ -86,23 +88,21 @@ def test_evaluation_gives_what_was_logged(finished):
 
 
 def test_the_last_few_checkpoints_and_the_best_are_kept(tmp_path):
-    state = {"w": jnp.arange(3.0)}
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    for step, top1 in ((1, 10.0), (2, 90.0), (3, 20.0), (4, 90.0), (5, 30.0)):
-        checkpoints.save(step, {"w": state["w"] + step}, top1)
-    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
-    assert {4, 5} <= kept
-    assert kept <= {2, 4, 5}
-    latest = checkpoints.restore_latest(state)
-    np.testing.assert_array_equal(latest["w"], state["w"] + 5)
-    np.testing.assert_array_equal(checkpoints.restore_best(state)["w"], state["w"] + min(kept))
-    checkpoints.close()
+    """At equal accuracy the later one is the best, on disk as in the log."""
+    folder, state = tmp_path / "checkpoints", {"w": jnp.arange(3.0)}
+    writer = CheckpointWriter(folder, keep=2, step=0)
+    for step, top1 in ((1, 90.0), (2, 10.0), (3, 90.0), (4, 20.0), (5, 30.0)):
+        writer.save(step, {"w": state["w"] + step}, top1)
+    writer.close()
+    assert {int(path.name) for path in folder.iterdir()} == {3, 4, 5}
+    np.testing.assert_array_equal(restore_latest(folder, state)["w"], state["w"] + 5)
+    np.testing.assert_array_equal(restore_best(folder, state)["w"], state["w"] + 3)
+    rows = [{"test_top1": 90.0, "epoch": 1}, {"test_top1": 90.0, "epoch": 3}]
+    assert best_row(rows)["epoch"] == 3
 
 
 def test_nothing_saved_restores_as_none(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    assert checkpoints.restore_latest({"w": jnp.zeros(1)}) is None
-    checkpoints.close()
+    assert restore_latest(tmp_path / "checkpoints", {"w": jnp.zeros(1)}) is None
 
 
 def test_every_example_is_evaluated_once():
@@ -203,6 +203,8 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
         "--config.model.width=4",
         "--config.batch_size=256",
         "--config.eval_batch_size=100",
+        "--config.data.crop_padding=1",
+        "--config.data.flip=True",
     ]
     with subprocess.Popen(command(killed, *small), cwd=REPOSITORY) as process:
         deadline = time.monotonic() + 300
@@ -226,42 +228,60 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
-def truncate(checkpoint):
-    """Cut the largest file of a checkpoint in half."""
-    largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
+def truncate(path):
+    """Cut a file in half; of a folder, every file below it."""
+    for file in [path] if path.is_file() else (p for p in path.rglob("*") if p.is_file()):
+        os.truncate(file, file.stat().st_size // 2)
 
 
+def largest(checkpoint):
+    return max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [largest, lambda checkpoint: checkpoint, lambda checkpoint: checkpoint / "metrics" / "metrics"],
+    ids=["largest file", "every file", "metrics"],
+)
 # Orbax leaves coroutines behind when a restore fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
-    state = {"w": jnp.arange(1000.0), "b": jnp.arange(10)}
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, victim):
+    folder, state = tmp_path / "checkpoints", {"w": jnp.arange(1000.0), "b": jnp.arange(10)}
+    writer = CheckpointWriter(folder, keep=3, step=0)
     for step in (1, 2):
-        checkpoints.save(step, {"w": state["w"] + step, "b": state["b"]}, top1=float(step))
-    checkpoints.close()
-    truncate(tmp_path / "checkpoints" / "2")
+        writer.save(step, {"w": state["w"] + step, "b": state["b"]}, top1=float(step))
+    writer.close()
+    truncate(victim(folder / "2"))
 
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
-    restored = checkpoints.restore_latest(state)
-    np.testing.assert_array_equal(restored["w"], state["w"] + 1)
-    assert "checkpoint 2 cannot be read" in caplog.text
-    assert (tmp_path / "damaged-checkpoints" / "2").is_dir()  # set aside, not lost
-    checkpoints.save(2, state, top1=3.0)
-    np.testing.assert_array_equal(checkpoints.restore_best(state)["w"], state["w"])
-    checkpoints.close()
+    restored = restore_latest(folder, state)
+    if victim(folder / "2").name == "metrics":  # the state itself is whole
+        np.testing.assert_array_equal(restored["w"], state["w"] + 2)
+    else:
+        np.testing.assert_array_equal(restored["w"], state["w"] + 1)
+        assert "checkpoint 2 cannot be read" in caplog.text
+    assert restore_best(folder, state)["w"][0] == 1
+    assert (folder / "2").is_dir()  # reading changes nothing
+
+    for _ in range(2):  # twice the same step
+        writer = CheckpointWriter(folder, keep=3, step=1)
+        assert not (folder / "2").exists()
+        writer.save(2, state, top1=3.0)
+        writer.close()
+        np.testing.assert_array_equal(restore_best(folder, state)["w"], state["w"])
+    aside = {path.name for path in (tmp_path / "damaged-checkpoints").iterdir()}
+    assert aside == {"2-0", "2-1"}  # not lost
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
-    state = {"w": jnp.arange(1000.0)}
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
-    checkpoints.save(1, state, top1=1.0)
-    truncate(tmp_path / "checkpoints" / "1")
+    folder, state = tmp_path / "checkpoints", {"w": jnp.arange(1000.0)}
+    writer = CheckpointWriter(folder, keep=3, step=0)
+    writer.save(1, state, top1=1.0)
+    writer.close()
+    truncate(folder / "1")
     with pytest.raises(UsageError, match="none of the checkpoints"):
-        checkpoints.restore_latest(state)
-    assert (tmp_path / "checkpoints" / "1").is_dir()
-    checkpoints.close()
+        restore_latest(folder, state)
+    assert (folder / "1").is_dir()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
@@ -280,6 +300,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert [row["epoch"] for row in read_rows(tmp_path)] == [1]
 
 
+def test_a_parameter_that_is_not_finite_is_seen_behind_a_sign():
+    """A binarized NaN is -1, so that the loss alone may not show it."""
+    assert training._all_finite({"a": jnp.ones(3), "b": jnp.zeros((2, 2))})
+    assert not training._all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.nan])})
+
+
 def test_a_workdir_of_another_config_is_refused(finished):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
@@ -289,6 +315,15 @@ def test_a_workdir_of_another_config_is_refused(finished):
         with pytest.raises(UsageError, match=r"optimizer\.learning_rate: 0.1 there, 0.2"):
             do(config, workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    config = small_config()
+    config.eval_batch_size = 360  # of no consequence to any number
+    training._check_workdir(config, workdir)
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file; name a folder"):
+        train(small_config(), tmp_path / "file")
 
 
 def test_evaluating_an_empty_workdir(tmp_path):
@@ -299,7 +334,7 @@ def test_evaluating_an_empty_workdir(tmp_path):
 def test_a_batch_larger_than_the_data_set(tmp_path):
     config = small_config()
     config.batch_size = 1438
-    with pytest.raises(UsageError, match="between 1 and the 1437 examples"):
+    with pytest.raises(UsageError, match="has only 1437 examples"):
         train(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -311,9 +346,16 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("model.weight_rule", "half", "unknown weight rule"),
         ("model.dtype", "float16", "unknown dtype"),
         ("data.source", "digit", "did you mean 'digits'"),
+        ("epochs", 0, "epochs is 0; it must be at least 1"),
+        ("model.width", 0, "width is 0; it must be at least 1"),
+        ("keep_checkpoints", 0, "keep_checkpoints is 0; it must be at least 1"),
+        ("optimizer.clip_percent", 50.0, "less than 50"),
+        ("data.mean", (0.1, 0.2, 0.3), "a number for each of the 1 channels"),
+        ("data.std", (0.0,), "no std may be 0"),
+        ("data.channels", 4, "it must be 1 or 3"),
     ],
 )
-def test_unknown_names_are_refused_before_anything_is_written(tmp_path, field, value, message):
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path, field, value, message):
     config = small_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UsageError, match=message):
@@ -331,6 +373,8 @@ def test_unknown_names_are_refused_before_anything_is_written(tmp_path, field, v
         (["--config=configs/digits.py", "--config.model.widht=3"], 'Did you mean "width"'),
         (["--config=configs/digits.py", "--config.batch_size=abc"], "batch_size=abc"),
         (["--config=configs/cifar10.py:resnet21"], "did you mean 'resnet20'"),
+        (["--config=configs/digits.py", "--config.batch-size=3"], "batch-size"),
+        (["--config=configs/digits.py:resnet18"], "takes 0 positional arguments"),
         (["--config=configs/digits.py", "--mod=eval"], "Did you mean: mode"),
         (["--config=configs/digits.py", "extra"], "unexpected argument 'extra'"),
         (
