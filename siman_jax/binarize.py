@@ -22,6 +22,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from siman_jax.errors import choose
+from siman_jax.order_statistics import kth_smallest, quantiles
 
 VARIANCE_EPSILON = 1e-5
 
@@ -76,7 +77,7 @@ def project(kernel: Array, percent: Array | float) -> Array:
     centred = kernel - jnp.mean(kernel, _filter_axes(kernel), keepdims=True)
     magnitude = jnp.abs(centred).astype(wide(kernel.dtype))
     fraction = jnp.asarray(percent, magnitude.dtype) / 100
-    low, high = jnp.quantile(magnitude, jnp.stack([fraction, 1 - fraction]))
+    low, high = quantiles(magnitude, jnp.stack([fraction, 1 - fraction]))
     return jnp.sign(centred) * jnp.clip(magnitude, low, high).astype(kernel.dtype)
 
 
@@ -132,8 +133,7 @@ def half_half_bits(u: Array) -> Array:
     Array([1., 0., 1., 0.], dtype=float32)
     """
     magnitude = _magnitudes(u)
-    middle = (magnitude.shape[0] - 1) // 2
-    lower_median = jnp.sort(magnitude, axis=0)[middle : middle + 1]
+    lower_median = kth_smallest(magnitude, (magnitude.shape[0] - 1) // 2)
     return (magnitude > lower_median).astype(u.dtype).reshape(u.shape)
 
 

@@ -283,7 +283,7 @@ def _make_epoch_runner(
     """
     n, size = len(data.labels), config.batch_size
     steps_per_epoch = n // size
-    # On XLA's CPU backend a step inside a loop took sixty times as long as one outside.
+    # XLA's CPU backend runs convolutions inside a loop far slower than outside.
     automatic = 1 if jax.default_backend() == "cpu" else 100
     steps_per_call = min(config.steps_per_dispatch or automatic, steps_per_epoch)
 
