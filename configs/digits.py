@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """Settings of the run."""
     config = cifar10.get_config("resnet20")
     config.epochs = 12
-    config.batch_size = 64
+    config.batch_size = 16
     config.eval_batch_size = 360
 
     config.data = ConfigDict()
@@ -24,9 +24,9 @@ def get_config() -> ConfigDict:
     config.data.num_classes = 10
     config.data.mean = (0.3054,)
     config.data.std = (0.3760,)
-    config.data.crop_padding = 0  # the digits fill their 8x8 pixels
+    config.data.crop_padding = 1
     config.data.flip = False
 
-    config.optimizer.warmup_epochs = 1
+    config.optimizer.warmup_epochs = 0
     config.optimizer.staircase = False  # by step: twelve epochs are few for a staircase
     return config
