@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
 from siman_jax.errors import choose
-from siman_jax.order_statistics import kth_smallest, quantiles
+from siman_jax.order_statistics import exceeds_kth_smallest, quantiles
 
 VARIANCE_EPSILON = 1e-5
 
@@ -133,8 +133,8 @@ def half_half_bits(u: Array) -> Array:
     Array([1., 0., 1., 0.], dtype=float32)
     """
     magnitude = _magnitudes(u)
-    lower_median = kth_smallest(magnitude, (magnitude.shape[0] - 1) // 2)
-    return (magnitude > lower_median).astype(u.dtype).reshape(u.shape)
+    bits = exceeds_kth_smallest(magnitude, (magnitude.shape[0] - 1) // 2)
+    return bits.astype(u.dtype).reshape(u.shape)
 
 
 class AngleOptimal(NamedTuple):
@@ -156,14 +156,14 @@ def angle_optimal_bits(u: Array) -> AngleOptimal:
 
         k = argmax_k (sum of the k largest |u|) / sqrt(k),   b = 1 on the k largest
 
-    Sorting makes it O(n log n). Weights tied with the k-th largest also get 1: adding an equal
-    magnitude to an optimal choice always raises the cosine, so an optimum never splits a tie.
+    Sorting makes it O(n log n). An optimum never splits a tie: adding a weight of equal magnitude
+    to an optimal choice always raises the cosine.
 
     Args:
       u: `[..., out]`, any floating dtype.
 
     Returns:
-      `AngleOptimal(bits, share, cosine)`. A filter of zeros gets all ones and cosine 0.
+      `AngleOptimal(bits, share, cosine)`. A filter of zeros gets zeros and cosine 0.
 
     Source: arXiv 2102.07981.
 
@@ -174,9 +174,9 @@ def angle_optimal_bits(u: Array) -> AngleOptimal:
     descending = jnp.sort(magnitude, axis=0, descending=True)
     k = jnp.arange(1, magnitude.shape[0] + 1, dtype=wide(u.dtype))
     sums = jnp.cumsum(descending.astype(k.dtype), axis=0)
-    best = jnp.argmax(sums / jnp.sqrt(k)[:, None], axis=0)
-    threshold = jnp.take_along_axis(descending, best[None, :], axis=0)
-    bits = (magnitude >= threshold).astype(u.dtype).reshape(u.shape)
+    best = 1 + jnp.argmax(sums / jnp.sqrt(k)[:, None], axis=0, keepdims=True)
+    chosen = exceeds_kth_smallest(magnitude, magnitude.shape[0] - 1 - best.astype(jnp.int32))
+    bits = chosen.astype(u.dtype).reshape(u.shape)
     return AngleOptimal(bits, jnp.mean(bits, _filter_axes(u)), cosine(u, bits))
 
 
@@ -288,12 +288,8 @@ def wide(dtype: DTypeLike) -> jnp.dtype:
 
 
 def _magnitudes(u: Array) -> Array:
-    """|u| as `[n, out]`, held in memory.
-
-    Without the barrier, XLA may compute u once for sorting and again for comparing, rounded
-    differently, and a weight then exceeds a threshold that is its own magnitude.
-    """
-    return lax.optimization_barrier(jnp.abs(u).reshape(-1, u.shape[-1]))
+    """|u| as `[n, out]`."""
+    return jnp.abs(u).reshape(-1, u.shape[-1])
 
 
 def _filter_axes(kernel: Array) -> tuple[int, ...]:

@@ -24,20 +24,52 @@ def kth_smallest(x: Array, k: Array | int) -> Array:
     >>> kth_smallest(jnp.array([3.0, 1.0, 2.0]), 1)
     Array([2.], dtype=float32)
     """
-    width = jnp.finfo(x.dtype).bits
-    keys = lax.bitcast_convert_type(x, _UNSIGNED[width])
+    keys, rank, found = _start(x, k)
+    found = lax.fori_loop(0, _steps(x), lambda i, found: _fix_bit(i, found, keys, rank), found)
+    return lax.bitcast_convert_type(found, x.dtype)
+
+
+def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
+    """Where `x` is larger than its k-th smallest entry along the first axis.
+
+    The comparison belongs to the loop that selects, so that both read the same copy of `x`. Left
+    outside, XLA may compute `x` a second time, rounded differently, and an entry then exceeds a
+    threshold that is its own value.
+
+    Args:
+      x: non-negative floats `[n, ...]`, 16, 32 or 64 bits wide.
+      k: rank from 0, as for `kth_smallest`; -1 compares with zero.
+
+    Returns:
+      bool, shape of `x`.
+    """
+    keys, rank, found = _start(x, k)
+
+    def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        found = _fix_bit(i, carry[0], keys, rank)
+        return found, keys > found
+
+    start = found, jnp.zeros(x.shape, jnp.bool_)
+    return lax.fori_loop(0, _steps(x), step, start)[1]
+
+
+def _start(x: Array, k: Array | int) -> tuple[Array, Array, Array]:
+    """Bits of `x`, the rank, and the bits of the answer before any is fixed."""
+    keys = lax.bitcast_convert_type(x, _UNSIGNED[jnp.finfo(x.dtype).bits])
     rank = jnp.asarray(k, jnp.int32)
     shape = jnp.broadcast_shapes(rank.shape, (1, *x.shape[1:]))
+    return keys, rank, jnp.zeros(shape, keys.dtype)
 
-    def fix_bit(i: Array, found: Array) -> Array:
-        # The sign bit is 0, so the first bit to fix is the one below it.
-        bit = jnp.left_shift(jnp.ones((), keys.dtype), (width - 2 - i).astype(keys.dtype))
-        candidate = found | bit
-        below = jnp.sum(keys < candidate, axis=0, keepdims=True, dtype=jnp.int32)
-        return jnp.where(below <= rank, candidate, found)
 
-    found = lax.fori_loop(0, width - 1, fix_bit, jnp.zeros(shape, keys.dtype))
-    return lax.bitcast_convert_type(found, x.dtype)
+def _steps(x: Array) -> int:
+    return jnp.finfo(x.dtype).bits - 1  # the sign bit is 0
+
+
+def _fix_bit(i: Array, found: Array, keys: Array, rank: Array) -> Array:
+    shift = (jnp.iinfo(keys.dtype).bits - 2 - i).astype(keys.dtype)
+    candidate = found | jnp.left_shift(jnp.ones((), keys.dtype), shift)
+    below = jnp.sum(keys < candidate, axis=0, keepdims=True, dtype=jnp.int32)
+    return jnp.where(below <= rank, candidate, found)
 
 
 def quantiles(x: Array, q: Array) -> Array:

@@ -76,7 +76,7 @@ def test_grey_images_become_colour_and_the_other_way(config, folder):
     for path in folder.glob("*/red/*.png"):
         Image.new("L", (8, 8), 77).save(path)
     assert (load_dataset(config).train.images[3] == 77).all()
-    config.channels = 1
+    config.update(channels=1, mean=(0.5,), std=(0.25,))
     assert load_dataset(config).train.images.shape == (6, 8, 8, 1)
 
 

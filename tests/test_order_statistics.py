@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from siman_jax.order_statistics import kth_smallest, quantiles
+from siman_jax.order_statistics import exceeds_kth_smallest, kth_smallest, quantiles
 
 # Drawn from few values, so that ties are common; zero and the smallest subnormal among them.
 values = st.sampled_from([0.0, 2**-149, 0.5, 1.0, 1.5, 2.0**127]) | st.floats(0, 2.0**100, width=32)
@@ -20,7 +20,9 @@ matrices = npst.arrays(np.float32, shapes, elements=values)
 @given(matrices, st.data())
 def test_every_rank_is_that_of_sorting(x, data):
     k = data.draw(st.integers(0, len(x) - 1))
-    np.testing.assert_array_equal(kth_smallest(jnp.asarray(x), k), np.sort(x, axis=0)[k : k + 1])
+    expected = np.sort(x, axis=0)[k : k + 1]
+    np.testing.assert_array_equal(kth_smallest(jnp.asarray(x), k), expected)
+    np.testing.assert_array_equal(exceeds_kth_smallest(jnp.asarray(x), k), x > expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
