@@ -66,7 +66,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if isinstance(cause, KeyError):  # the error in hand knows the nearest field
             raise UsageError(f"unknown config field {_text(error)}") from None
         if not isinstance(error, flags.Error) or "Traceback" in str(error):
-            raise UsageError(f"the config cannot be used: {cause}") from None
+            given = " ".join(arg for arg in argv if arg.startswith("--config"))
+            raise UsageError(f"cannot use {given}: {cause}") from None
         raise UsageError(f"{error} (--help lists the flags)") from None
 
 
