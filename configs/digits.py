@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "digits"
+    config.data.resident = True
     config.data.image_size = 8
     config.data.channels = 1
     config.data.num_classes = 10

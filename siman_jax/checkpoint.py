@@ -1,4 +1,8 @@
-"""Save and resume: the only file that knows orbax."""
+"""Save and resume: the only file that knows orbax.
+
+All processes of a run call these functions alike; each writes and reads what lies on its own
+devices, whatever mesh a checkpoint was written from.
+"""
 
 import json
 import logging
@@ -8,13 +12,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from siman_jax.devices import all_agree, is_first_process
 from siman_jax.errors import UsageError
 
 State = TypeVar("State")
 
 _METRIC = "top1"
+_NOT_EVALUATED = -math.inf
 _log = logging.getLogger(__name__)
 
 
@@ -31,10 +38,13 @@ class CheckpointWriter:
     """
 
     def __init__(self, directory: Path, keep: int, step: int) -> None:
-        for saved in _steps(directory):
-            if saved > step or _top1(directory, saved) is None:
-                _set_aside(directory / str(saved))
+        if is_first_process():
+            for saved in _steps(directory):
+                if saved > step or _top1(directory, saved) is None:
+                    _set_aside(directory / str(saved))
+        multihost_utils.sync_global_devices("old checkpoints are out of the way")
         policies = ocp.training.preservation_policies
+        self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             preservation_policy=policies.AnyPreservationPolicy(
@@ -43,15 +53,28 @@ class CheckpointWriter:
             cleanup_tmp_directories=True,
         )
 
-    def save(self, step: int, state: Any, top1: float) -> None:
+    def save(self, step: int, state: Any, top1: float | None) -> None:
         """Save `state` under `step`; return when it is safe on disk.
 
         Args:
           step: optimiser steps taken.
           state: a tree of arrays.
-          top1: test accuracy in percent, by which the best is known.
+          top1: test accuracy in percent, by which the best is known; None where training was
+            interrupted before it could be measured.
+
+        Raises:
+          UsageError: it cannot be written, for want of space for instance; earlier checkpoints
+            are as they were.
         """
-        self._checkpointer.save(step, state, metrics={_METRIC: top1}, force=True)
+        metrics = {_METRIC: _NOT_EVALUATED if top1 is None else top1}
+        try:
+            self._checkpointer.save(step, state, metrics=metrics, force=True)
+        except Exception as error:  # orbax and tensorstore raise whatever the disk's refusal led to
+            raise UsageError(
+                f"the checkpoint of step {step} could not be written to {self._directory}:"
+                f" {_first_line(error)}\nEarlier checkpoints are as they were. Make room, or mend"
+                " the folder's permissions; then the same command goes on from the latest."
+            ) from error
 
     def close(self) -> None:
         """Release orbax's threads."""
@@ -66,10 +89,11 @@ def restore_latest(directory: Path, like: State) -> State | None:
 
     Args:
       directory: as given to `CheckpointWriter`.
-      like: a state of the structure, shapes, dtypes and devices to restore into.
+      like: a state of the structure, shapes, dtypes and devices to restore into; the mesh may be
+        another than the checkpoint's.
 
     Raises:
-      UsageError: there are checkpoints, but none can be read.
+      UsageError: there are checkpoints, but none can be read, or they are of another network.
     """
     return _restore_first(directory, like, lambda step: step)
 
@@ -91,17 +115,48 @@ def _restore_first(directory: Path, like: State, preference: Callable[[int], Any
     abstract = jax.tree.map(_abstract, like)
     failures: dict[int, Exception] = {}
     for step in sorted(_steps(directory), key=preference, reverse=True):
-        try:
-            return ocp.load(directory.absolute() / str(step), abstract)
-        except Exception as error:  # orbax and tensorstore raise whatever damage leads to
-            failures[step] = error
-            _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
+        path = directory.absolute() / str(step)
+        restored, error = _try_restore(path, abstract)
+        if all_agree(error is None):
+            return restored
+        failures[step] = error or OSError("another process could not read it")
+        _log.warning("checkpoint %d cannot be read; trying another: %s", step, failures[step])
     if failures:
         raise UsageError(
             f"none of the checkpoints {sorted(failures)} in {directory} can be read"
             f" ({failures[max(failures)]}). Restore them from a copy, or use a new workdir."
         )
     return None
+
+
+def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
+    try:
+        saved = _shapes(ocp.metadata(path).metadata)
+        _check_same(saved, _shapes(abstract), path)
+        return ocp.load(path, abstract), None
+    except UsageError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise whatever damage leads to
+        return None, error
+
+
+def _check_same(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
+    """Refuse the checkpoint of another network, naming the first leaf that tells."""
+    for name in sorted(saved.keys() | expected.keys()):
+        there, here = saved.get(name, "missing"), expected.get(name, "missing")
+        if there != here:
+            raise UsageError(
+                f"the checkpoint {path} is of another network: {name} is {there} there and {here}"
+                " here. Use the config that it was trained with, or another workdir."
+            )
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Dtype and shape of each leaf, by a path that is the same for objects and dictionaries."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _steps(directory: Path) -> list[int]:
@@ -112,6 +167,7 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _top1(directory: Path, step: int) -> float | None:
+    """Test accuracy of a checkpoint, -inf where it was not measured, None where unreadable."""
     try:
         return float(
             json.loads((directory / str(step) / "metrics" / "metrics").read_text())[_METRIC]
@@ -125,6 +181,10 @@ def _set_aside(checkpoint: Path) -> None:
     folder.mkdir(exist_ok=True)
     free = (name for n in range(10**6) if not (name := folder / f"{checkpoint.name}-{n}").exists())
     _log.warning("moved %s to %s", checkpoint, checkpoint.rename(next(free)))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

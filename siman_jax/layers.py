@@ -48,10 +48,14 @@ class BatchNorm(nn.Module):
     Attributes:
       dtype: dtype of the output.
       scale_init: initial value of gamma.
+      groups: how many parts of the batch, examples next to each other, are normalized each by
+        its own statistics, as devices do that do not synchronise; the running ones take the
+        mean of the parts'.
     """
 
     dtype: DTypeLike = jnp.float32
     scale_init: float = 1.0
+    groups: int = 1
     momentum: float = 0.9
     epsilon: float = 1e-5
 
@@ -63,24 +67,27 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, *features)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, *features)
         running_var = self.variable("batch_stats", "var", jnp.ones, *features)
+        shape = x.shape
         x = x.astype(wide(x.dtype))
         if train:
-            axes = range(x.ndim - 1)
-            n = math.prod(x.shape[:-1])
-            mean = jnp.mean(x, axes)
-            centred = x - _per_channel(mean, x)
-            var = jnp.mean(jnp.square(centred), axes)
+            x = x.reshape(self.groups, shape[0] // self.groups, *shape[1:])
+            axes = range(1, x.ndim - 1)
+            n = math.prod(x.shape[1:-1])
+            mean = jnp.mean(x, axes, keepdims=True)
+            centred = x - mean
+            var = jnp.mean(jnp.square(centred), axes, keepdims=True)
             if not self.is_initializing():
                 self._update(running_mean, mean)
                 self._update(running_var, var * (n / max(n - 1, 1)))
         else:
             centred = x - _per_channel(running_mean.value, x)
-            var = running_var.value.astype(x.dtype)
-        gain = scale.astype(x.dtype) * lax.rsqrt(var + self.epsilon)
-        return (centred * _per_channel(gain, x) + _per_channel(bias, x)).astype(self.dtype)
+            var = _per_channel(running_var.value, x)
+        gain = _per_channel(scale, x) * lax.rsqrt(var + self.epsilon)
+        y = (centred * gain + _per_channel(bias, x)).astype(self.dtype)
+        return y.reshape(shape)
 
     def _update(self, running: nn.Variable, batch: Array) -> None:
-        new = batch.astype(running.value.dtype)
+        new = jnp.mean(batch, range(batch.ndim - 1)).astype(running.value.dtype)
         running.value = self.momentum * running.value + (1 - self.momentum) * new
 
 

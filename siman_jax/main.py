@@ -1,20 +1,33 @@
 """Command line: train, evaluate or summarize the network of a config.
 
-python -m siman_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m siman_jax.main --config=configs/digits.py --workdir=runs/digits
+
+Exit status: 0; 2, what was given cannot be used; 69, another process of the run is gone (134,
+SIGABRT, where JAX's runtime notices first); 75, stopped by SIGTERM with everything saved.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
+from siman_jax.devices import is_first_process, join_hosts, make_mesh
 from siman_jax.errors import UsageError
+from siman_jax.preemption import EXIT_CODE as PREEMPTED
+from siman_jax.preemption import Preempted
 from siman_jax.summary import print_summary, summarize
-from siman_jax.train import Results, evaluate_run, model_from_config, train
+from siman_jax.task import image_shape, model_from_config
+from siman_jax.train import Results, evaluate_run, train
+
+# What a process exits with that lost another one of its run (EX_UNAVAILABLE).
+LOST_A_PROCESS = 69
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of the run's settings: configs/NAME.py or configs/NAME.py:VARIANT."
@@ -22,6 +35,19 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: log, curves, checkpoints.")
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval", "summary"], "What to do with the network."
+)
+_DEVICES = flags.DEFINE_integer("devices", 0, "How many devices to use; 0 for all.", lower_bound=0)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the processes that a scheduler started for this run (SLURM, Open MPI, Kubernetes, Cloud"
+    " TPU); implied by --coordinator.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+_HOST_TIMEOUT = flags.DEFINE_integer(
+    "host_timeout", 60, "Seconds until the others give up a process that is silent.", 5
 )
 
 
@@ -32,15 +58,34 @@ def main(argv: list[str]) -> None:
     _log_plainly()
     config = _config()
     if _MODE.value == "summary":
-        data = config.data
-        shape = (data.image_size, data.image_size, data.channels)
-        print_summary(summarize(model_from_config(config), shape))
+        print_summary(summarize(model_from_config(config), image_shape(config)))
         return
     if not _WORKDIR.value:
         raise UsageError("--workdir is missing: name the run's folder, such as runs/digits.")
     workdir = Path(_WORKDIR.value).expanduser()
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HOST_TIMEOUT.value)
     do = train if _MODE.value == "train" else evaluate_run
-    _print_results(do(config, workdir), config)
+    try:
+        results = do(config, workdir, make_mesh(_DEVICES.value))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            _leave_the_others(error)
+        raise
+    if is_first_process():
+        _print_results(results, config)
+
+
+def _leave_the_others(error: Exception) -> NoReturn:
+    """End this process at once: an orderly end would wait for the one that is gone."""
+    print(
+        f"{error}\nerror: process {jax.process_index()} stopped, most likely because another"
+        " process of this run did; their output says why. Start them all again: the run goes on"
+        " from its latest checkpoint.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST_A_PROCESS)
 
 
 def _config() -> ConfigDict:
@@ -92,7 +137,7 @@ def _print_results(results: Results, config: ConfigDict) -> None:
         table.add_column(heading, justify="right")
     for name, row in results.items():
         numbers = (f"{row['loss']:.4f}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
-        table.add_row(name, f"{row['epoch']:.0f}", *numbers)
+        table.add_row(name, f"{row['epoch']:g}", *numbers)
     Console().print(table)
 
 
@@ -102,3 +147,6 @@ if __name__ == "__main__":
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as stop:
+        print(f"{stop}; the same command goes on from there.", file=sys.stderr)
+        sys.exit(PREEMPTED)

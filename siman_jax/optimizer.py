@@ -18,7 +18,19 @@ Params = dict
 Schedule = Callable[[Array], Array]
 
 
-def learning_rate_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Schedule:
+def linear_scale(config: ConfigDict, batch_size: int) -> float:
+    """Factor by which a larger batch raises the learning rate, arXiv 1706.02677.
+
+    Args:
+      config: with `reference_batch_size`, for which `learning_rate` is meant; 0 for no scaling.
+      batch_size: examples in a step, on all devices together.
+    """
+    return batch_size / config.reference_batch_size if config.reference_batch_size else 1.0
+
+
+def learning_rate_schedule(
+    config: ConfigDict, epochs: int, steps_per_epoch: int, scale: float = 1.0
+) -> Schedule:
     """Linear warm-up, then half a cosine.
 
         e <  s:  lr = base * (e + 1) / W,   s = max(W - 1, 0)
@@ -28,15 +40,15 @@ def learning_rate_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int
     schedule), or a fraction that grows with every step if `config.staircase` is off.
 
     Args:
-      config: with `learning_rate` (base), `warmup_epochs` (W; 0 and 1 both mean none) and
-        `staircase`.
+      config: with `learning_rate`, `warmup_epochs` (W; 0 and 1 both mean none) and `staircase`.
       epochs: length of the training.
       steps_per_epoch: optimiser steps in an epoch.
+      scale: base is `config.learning_rate` times this.
 
     Returns:
       Function from the step, counted from 0, to the float32 learning rate.
     """
-    base, warmup = config.learning_rate, config.warmup_epochs
+    base, warmup = scale * config.learning_rate, config.warmup_epochs
     start = max(warmup - 1, 0)
 
     def schedule(step: Array) -> Array:

@@ -13,10 +13,11 @@ class TrainingProgress:
     Args:
       total: steps of the whole training.
       done: steps taken before now.
+      show: whether to print at all; of several processes, one does.
     """
 
-    def __init__(self, total: int, done: int) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, total: int, done: int, show: bool = True) -> None:
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not show)
         self._bar = Progress(
             TextColumn("step"),
             BarColumn(),
@@ -24,7 +25,7 @@ class TrainingProgress:
             TextColumn("time left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (show and self._console.is_terminal),
         )
         self._task = self._bar.add_task("", total=total, completed=done)
         self._bar.start()

@@ -16,9 +16,13 @@ class RunLog:
     Args:
       workdir: the run's folder.
       step: the step that training continues from; rows beyond it will be written again.
+      write: whether to write at all; of several processes, one does.
     """
 
-    def __init__(self, workdir: Path, step: int) -> None:
+    def __init__(self, workdir: Path, step: int, write: bool = True) -> None:
+        self._events: SummaryWriter | None = None
+        if not write:
+            return
         self._path = workdir / FILE_NAME
         kept = [row for row in read_rows(workdir) if row["step"] <= step]
         draft = self._path.with_suffix(".draft")
@@ -28,6 +32,8 @@ class RunLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row; it holds `step`, numbers, and mappings of names to numbers."""
+        if self._events is None:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
@@ -38,7 +44,8 @@ class RunLog:
 
     def close(self) -> None:
         """Close the event file."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax import Array
+from jax import Array, lax
 
-from siman_jax.metrics import Sums, cross_entropy, score
+from siman_jax.metrics import Sums, score
 from siman_jax.optimizer import Schedule, project_binary_kernels
 
 
@@ -55,32 +55,59 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     clip_percent: Schedule,
+    accumulation: int = 1,
 ) -> tuple[TrainState, Sums]:
     """Project the binary kernels, take the gradient there, update the projected values.
+
+    The loss is the mean over the examples that count, so that with accumulation too its gradient
+    is that of the whole batch, but for the statistics of batch norm, which are each part's own.
 
     Args:
       state: before the step.
       images: normalized, `[batch, height, width, channels]`.
-      labels: int32 `[batch]`.
+      labels: int32 `[batch]`; examples with a negative label do not count.
       model: the network that `state` was created for.
       optimizer: the optax chain that `state` was created for.
       clip_percent: function from the step to the projection's percentage.
+      accumulation: number of equal parts that the batch is taken in, one after the other, to
+        save memory.
 
     Returns:
       The state after the step, and loss and hits of the batch before it.
     """
     params = project_binary_kernels(state.params, clip_percent(state.step))
+    counted = jnp.maximum(jnp.sum(labels >= 0), 1)
 
-    def mean_loss(params: Any) -> tuple[Array, tuple[Array, Any]]:
+    def share_of_loss(
+        params: Any, batch_stats: Any, images: Array, labels: Array
+    ) -> tuple[Array, tuple[Any, Sums]]:
         logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
             mutable=["batch_stats"],
         )
-        return jnp.mean(cross_entropy(logits, labels)), (logits, updated["batch_stats"])
+        sums = score(logits, labels)
+        share = sums.loss / counted.astype(sums.loss.dtype)
+        return share, (updated.get("batch_stats", {}), sums)
 
-    gradients, (logits, batch_stats) = jax.grad(mean_loss, has_aux=True)(params)
+    gradient = jax.grad(share_of_loss, has_aux=True)
+    if accumulation == 1:
+        gradients, (batch_stats, sums) = gradient(params, state.batch_stats, images, labels)
+    else:
+
+        def add_part(carry: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+            gradients, batch_stats, sums = carry
+            more, (batch_stats, more_sums) = gradient(params, batch_stats, *part)
+            return (jax.tree.map(jnp.add, gradients, more), batch_stats, sums + more_sums), None
+
+        parts = _every_kth(images, accumulation), _every_kth(labels, accumulation)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes, (_, sum_shapes) = jax.eval_shape(gradient, params, state.batch_stats, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, sum_shapes))
+        start = (zeros[0], state.batch_stats, zeros[1])
+        (gradients, batch_stats, sums), _ = lax.scan(add_part, start, parts)
+
     updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     state = TrainState(
         step=state.step + 1,
@@ -88,7 +115,12 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
-    return state, score(logits, labels)
+    return state, sums
+
+
+def _every_kth(x: Array, k: int) -> Array:
+    """Part i is x[i::k]: so each part lies on all devices that the batch is divided among."""
+    return x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1)
 
 
 def eval_step(variables: Any, images: Array, labels: Array, *, model: nn.Module) -> Sums:

@@ -1,10 +1,11 @@
-"""Settings that hold for every test: strict promotion of dtypes and ranks."""
+"""Settings that hold for every test: eight virtual devices, strict dtypes and ranks."""
 
 from collections.abc import Iterator
 
 import jax
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -14,6 +14,7 @@ from siman_jax.data import load_dataset
 from siman_jax.data.augment import augment, normalize, random_crop, random_flip
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import epoch_order, padded_batches, take_batch, upload
+from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
 
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
@@ -224,7 +225,7 @@ def test_normalize():
 
 def test_an_epoch_takes_each_example_at_most_once():
     split = Split(np.zeros((10, 1, 1, 1), np.uint8), np.arange(10, dtype=np.int32))
-    data, key = upload(split), jax.random.key(0)
+    data, key = upload(split, make_mesh(1)), jax.random.key(0)
     order = epoch_order(key, 0, 10)
     seen = np.concatenate([take_batch(data, order, i, 3).labels for i in range(3)])
     assert len(set(seen.tolist())) == 9
@@ -234,7 +235,7 @@ def test_an_epoch_takes_each_example_at_most_once():
 
 def test_padded_batches_mark_what_does_not_count():
     split = Split(np.ones((5, 2, 2, 1), np.uint8), np.arange(5, dtype=np.int32))
-    first, second = padded_batches(split, 3)
+    first, second = padded_batches(split, make_mesh(3), 3)
     np.testing.assert_array_equal(first.labels, [0, 1, 2])
     np.testing.assert_array_equal(second.labels, [3, 4, -1])
     assert second.images.shape == (3, 2, 2, 1)

@@ -14,7 +14,7 @@ import pytest
 
 from siman_jax.optimizer import build_optimizer
 from siman_jax.step import create_state, train_step
-from siman_jax.train import model_from_config
+from siman_jax.task import model_from_config
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "siman_jax"
@@ -29,6 +29,8 @@ CONFIGS = [
     ("digits", ()),
     ("image_folder", ()),
     ("image_folder", ("resnet18",)),
+    ("imagenet", ()),
+    ("imagenet", ("resnet34",)),
 ]
 
 

@@ -14,15 +14,20 @@ import numpy as np
 import pytest
 
 from configs import digits
+from siman_jax import task as task_module
 from siman_jax import train as training
 from siman_jax.checkpoint import CheckpointWriter, restore_best, restore_latest
 from siman_jax.data.dataset import Split
-from siman_jax.data.resident import upload
+from siman_jax.data.resident import ResidentFeed
+from siman_jax.devices import make_mesh, replicated
+from siman_jax.epoch import Progress, make_epoch_runner, make_evaluator
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums, score
 from siman_jax.runlog import RunLog, best_row, read_rows
 from siman_jax.step import TrainState
-from siman_jax.train import evaluate_run, make_evaluator, train
+from siman_jax.task import build_task
+from siman_jax.train import evaluate_run, train
+from siman_jax.workdir import check_workdir
 
 REPOSITORY = Path(__file__).parent.parent
 EPOCHS = 3
@@ -44,7 +49,7 @@ def small_config():
 def finished(tmp_path_factory):
     """A finished run: its folder, and what `train` returned."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    return workdir, train(small_config(), workdir)
+    return workdir, train(small_config(), workdir, make_mesh(1))
 
 
 def leaves_of(workdir, step):
@@ -82,7 +87,7 @@ def test_a_run_writes_what_it_promises(finished):
 
 def test_evaluation_gives_what_was_logged(finished):
     workdir, results = finished
-    again = evaluate_run(small_config(), workdir)
+    again = evaluate_run(small_config(), workdir, make_mesh(1))
     for name in ("last", "best"):
         assert again[name] == pytest.approx(results[name])
 
@@ -105,20 +110,23 @@ def test_nothing_saved_restores_as_none(tmp_path):
     assert restore_latest(tmp_path / "checkpoints", {"w": jnp.zeros(1)}) is None
 
 
-def test_every_example_is_evaluated_once():
+@pytest.mark.parametrize("devices", [1, 4])
+def test_every_example_is_evaluated_once(devices):
     """Ragged batches give what one batch of everything gives."""
-    config = small_config()
-    model = training.model_from_config(config)
+    config, mesh = small_config(), make_mesh(devices)
+    task = build_task(config, mesh)
     rng = np.random.default_rng(0)
     split = Split(
         rng.integers(0, 256, (23, 8, 8, 1), np.uint8), rng.integers(0, 10, 23).astype(np.int32)
     )
-    task = training.build_task(config)
-    variables = training._initial_state(config, task, jax.random.key(0)).variables()
-    config.eval_batch_size = 23
-    whole = make_evaluator(config, model, split)(variables)
-    config.eval_batch_size = 10
-    assert make_evaluator(config, model, split)(variables) == pytest.approx(whole)
+    start = training._start(config, task, jax.random.key(0), mesh)
+    variables = start.progress.state.variables()
+    results = []
+    for batch_size in (23, 10):
+        config.eval_batch_size = batch_size
+        batches = training._test_batches(config, split, mesh)
+        results.append(make_evaluator(config, task.model, batches, mesh)(variables))
+    assert results[1] == pytest.approx(results[0])
 
 
 def test_scores_count_hits_and_skip_negative_labels():
@@ -144,18 +152,21 @@ def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
         seen = state.params.at[state.step].set(shown)
         return state.replace(step=state.step + 1, params=seen), score(jnp.zeros((4, 23)), labels)
 
+    mesh = make_mesh(2)
     results = []
     for steps_per_dispatch in (1, 3, 5):
         config.steps_per_dispatch = steps_per_dispatch
         state = TrainState(jnp.int32(2), jnp.zeros(10, jnp.int32), {}, ())
-        keys = jax.random.split(jax.random.key(0))
-        run_epoch = training._make_epoch_runner(config, note, upload(split), state, *keys)
+        progress = jax.device_put(Progress(state, Sums.zero()), replicated(mesh))
+        feed = ResidentFeed(split, mesh, config, *jax.random.split(jax.random.key(0)))
+        run_epoch = make_epoch_runner(config, note, feed, progress, mesh)
         told = []
-        state, sums = run_epoch(state, 0, told.append)  # goes on from the epoch's third step
+        # goes on from the epoch's third step
+        progress = run_epoch(progress, told.append, lambda: False)
         assert sum(told) == 3
-        state, _ = run_epoch(state, 1, told.append)
-        assert (int(state.step), int(sums.count)) == (10, 12)
-        results.append(np.asarray(state.params))
+        progress = run_epoch(progress, told.append, lambda: False)
+        assert (int(progress.state.step), int(progress.sums.count)) == (10, 32)
+        results.append(np.asarray(progress.state.params))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
     assert len(set(results[0][2:].tolist())) == 8
@@ -286,15 +297,15 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     """The last good checkpoint stays, the message says at which step."""
-    schedule = training.learning_rate_schedule
+    schedule = task_module.learning_rate_schedule
 
     def explode(*arguments):
         inner = schedule(*arguments)
         return lambda step: jnp.where(step == 6, jnp.inf, inner(step))
 
-    monkeypatch.setattr(training, "learning_rate_schedule", explode)
+    monkeypatch.setattr(task_module, "learning_rate_schedule", explode)
     with pytest.raises(UsageError, match="not finite at step 7"):
-        train(small_config(), tmp_path)
+        train(small_config(), tmp_path, make_mesh(1))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
     assert all(np.isfinite(leaf).all() for leaf in leaves_of(tmp_path, 5).values())
     assert [row["epoch"] for row in read_rows(tmp_path)] == [1]
@@ -313,29 +324,29 @@ def test_a_workdir_of_another_config_is_refused(finished):
     config.optimizer.learning_rate = 0.2
     for do in (train, evaluate_run):
         with pytest.raises(UsageError, match=r"optimizer\.learning_rate: 0.1 there, 0.2"):
-            do(config, workdir)
+            do(config, workdir, make_mesh(1))
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
     config = small_config()
     config.eval_batch_size = 360  # of no consequence to any number
-    training._check_workdir(config, workdir)
+    check_workdir(config, workdir)
 
 
 def test_a_workdir_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file; name a folder"):
-        train(small_config(), tmp_path / "file")
+        train(small_config(), tmp_path / "file", make_mesh(1))
 
 
 def test_evaluating_an_empty_workdir(tmp_path):
     with pytest.raises(UsageError, match="holds no checkpoints; train there first"):
-        evaluate_run(small_config(), tmp_path)
+        evaluate_run(small_config(), tmp_path, make_mesh(1))
 
 
 def test_a_batch_larger_than_the_data_set(tmp_path):
     config = small_config()
     config.batch_size = 1438
     with pytest.raises(UsageError, match="has only 1437 examples"):
-        train(config, tmp_path / "new")
+        train(config, tmp_path / "new", make_mesh(1))
     assert not (tmp_path / "new").exists()
 
 
@@ -359,7 +370,7 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, field, va
     config = small_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UsageError, match=message):
-        train(config, tmp_path / "new")
+        train(config, tmp_path / "new", make_mesh(1))
     assert not (tmp_path / "new").exists()
 
 

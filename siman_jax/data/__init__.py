@@ -1,12 +1,12 @@
 """Data sources by name, and the checks that hold for all of them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from siman_jax.data import digits, image_folder, tfds
-from siman_jax.data.dataset import Dataset
+from siman_jax.data.dataset import Dataset, Split
+from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
 
 SOURCES: dict[str, Callable[[ConfigDict], Dataset]] = {
@@ -20,8 +20,11 @@ def load_dataset(config: ConfigDict) -> Dataset:
     """Load the data set that `config` describes and check it against that description.
 
     Args:
-      config: with `source`, a key of `SOURCES`, `image_size`, `channels` and what the source
-        itself reads.
+      config: with `source`, a key of `SOURCES`, `resident`, whether to decode everything into
+        memory at once, `image_size`, `channels` and what the source itself reads.
+
+    Returns:
+      The data set, both splits of type `Split` if `config.resident`, else `Records`.
 
     Raises:
       UsageError: no source has that name, the source cannot give the data, or images or
@@ -36,19 +39,31 @@ def load_dataset(config: ConfigDict) -> Dataset:
             f" number for each of the {config.channels} channels, and no std may be 0."
         )
     dataset = load(config)
-    expected = (config.image_size, config.image_size, config.channels)
-    found = dataset.train.images.shape[1:]
-    if found != expected:
-        raise UsageError(
-            f"images are {found} (height, width, channels), but the config says {expected}; set"
-            " --config.data.image_size and --config.data.channels."
-        )
     if len(dataset.classes) != num_classes(config):
         raise UsageError(
             f"the data set has {len(dataset.classes)} classes, but --config.data.num_classes is"
             f" {config.num_classes}."
         )
+    if isinstance(dataset.train, Split):
+        if not config.resident:
+            raise UsageError(
+                f"the data set {config.source!r} is in memory anyway; set"
+                " --config.data.resident=True."
+            )
+        _check_images(dataset.train, config)
+    elif config.resident:
+        dataset = decode_dataset(dataset, config)
     return dataset
+
+
+def _check_images(split: Split, config: ConfigDict) -> None:
+    expected = (config.image_size, config.image_size, config.channels)
+    found = split.images.shape[1:]
+    if found != expected:
+        raise UsageError(
+            f"images are {found} (height, width, channels), but the config says {expected}; set"
+            " --config.data.image_size and --config.data.channels."
+        )
 
 
 def num_classes(config: ConfigDict) -> int:
@@ -57,4 +72,4 @@ def num_classes(config: ConfigDict) -> int:
         return config.num_classes
     if "root" not in config:
         raise UsageError("--config.data.num_classes is 0; name the number of classes.")
-    return len(image_folder.class_names(Path(config.root)))
+    return len(image_folder.class_names(config))

@@ -1,13 +1,14 @@
-"""What every data source gives: images and labels in memory, and the names of the classes."""
+"""What a data source gives: two splits, in memory or encoded, and the names of the classes."""
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels.
+    """Images in memory and their labels.
 
     Attributes:
       images: uint8 `[n, height, width, channels]`.
@@ -18,7 +19,35 @@ class Split:
     labels: np.ndarray
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.labels)
+
+
+class Record(NamedTuple):
+    """One image as it is stored.
+
+    Attributes:
+      data: the image file, encoded.
+      label: index of the class.
+      name: what to call the image in a message.
+    """
+
+    data: bytes
+    label: int
+    name: str
+
+
+class Records(Protocol):
+    """Encoded images that can be read in any order, by several processes at once.
+
+    Instances can be pickled; reading one record neither needs nor changes what others read.
+    """
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int) -> Record:
+        """Image number `index`, from 0."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +60,6 @@ class Dataset:
       classes: name of each label, in order.
     """
 
-    train: Split
-    test: Split
+    train: Split | Records
+    test: Split | Records
     classes: tuple[str, ...]

@@ -1,26 +1,73 @@
-"""Data sets that fit on the device: uploaded once, shuffled and cut into batches there."""
+"""Data sets that fit on a device: uploaded once, shuffled and cut into batches there."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from siman_jax.data.augment import augment
 from siman_jax.data.dataset import Split
+from siman_jax.data.feed import Batch
+from siman_jax.devices import by_example, put_local_rows, put_replicated, replicated
 
 
-class Resident(NamedTuple):
-    """A split on the device: uint8 `images` `[n, h, w, c]` and int32 `labels` `[n]`."""
+class ResidentFeed:
+    """Shuffling, cropping and flipping as part of the compiled program.
 
-    images: Array
-    labels: Array
+    One call takes many steps, so that the host has next to nothing to do. An epoch's order
+    depends on `order_key` and its number alone, a batch's augmentation on `augment_key` and its
+    step alone. An epoch is the full batches of a permutation; the rest sits out that epoch.
+
+    Args:
+      split: the training split; a copy of it goes to every device.
+      mesh: the devices.
+      config: of the run.
+      order_key, augment_key: PRNG keys.
+    """
+
+    def __init__(
+        self, split: Split, mesh: Mesh, config: ConfigDict, order_key: Array, augment_key: Array
+    ) -> None:
+        self.steps_per_epoch = len(split) // config.batch_size
+        # XLA's CPU backend runs convolutions inside a loop far slower than outside.
+        automatic = 1 if jax.default_backend() == "cpu" else 100
+        self.steps_per_call = min(config.steps_per_dispatch or automatic, self.steps_per_epoch)
+        self._config, self._augment_key = config, augment_key
+        self._sharding = by_example(mesh)
+        self._data = upload(split, mesh)
+        self._order_of = jax.jit(
+            partial(epoch_order, order_key, n=len(split)), out_shardings=replicated(mesh)
+        )
+        self.abstract = (self._data, self._order_of(0))
+
+    def calls(self, step: int) -> Iterator[tuple[Any, int]]:
+        """The same arrays for every call; see `Feed.calls`."""
+        epoch, first = divmod(step, self.steps_per_epoch)
+        inputs = (self._data, self._order_of(epoch))
+        for start in range(first, self.steps_per_epoch, self.steps_per_call):
+            yield inputs, min(self.steps_per_call, self.steps_per_epoch - start)
+
+    def take(self, inputs: tuple[Batch, Array], step: Array) -> Batch:
+        """Gather the batch of `step`, crop and flip it; see `Feed.take`."""
+        data, order = inputs
+        size, options = self._config.batch_size, self._config.data
+        batch = take_batch(data, order, step % self.steps_per_epoch, size)
+        batch = lax.with_sharding_constraint(batch, self._sharding)
+        key = jax.random.fold_in(self._augment_key, step)
+        return Batch(augment(key, batch.images, options.crop_padding, options.flip), batch.labels)
+
+    def close(self) -> None:
+        """Nothing reads ahead."""
 
 
-def upload(split: Split) -> Resident:
-    """Copy a split to the default device."""
-    return Resident(jnp.asarray(split.images), jnp.asarray(split.labels))
+def upload(split: Split, mesh: Mesh) -> Batch:
+    """Copy a whole split to every device."""
+    return Batch(*put_replicated(mesh, (split.images, split.labels)))
 
 
 def epoch_order(key: Array, epoch: Array, n: int) -> Array:
@@ -28,19 +75,28 @@ def epoch_order(key: Array, epoch: Array, n: int) -> Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), n)
 
 
-def take_batch(data: Resident, order: Array, index: Array, batch_size: int) -> Resident:
+def take_batch(data: Batch, order: Array, index: Array, batch_size: int) -> Batch:
     """Batch number `index` of an epoch; the last n % batch_size examples of an order sit out."""
     rows = lax.dynamic_slice(order, (index * batch_size,), (batch_size,))
-    return Resident(data.images[rows], data.labels[rows])
+    return Batch(data.images[rows], data.labels[rows])
 
 
-def padded_batches(split: Split, batch_size: int) -> Iterator[Resident]:
-    """Every example in order, in batches of one shape; what fills up the last has label -1."""
+def padded_batches(split: Split, mesh: Mesh, batch_size: int) -> list[Batch]:
+    """Every example in order, in batches of one shape; what fills up the last has label -1.
+
+    Args:
+      split: examples, the same in every process.
+      mesh: the devices, each of which gets its share of every batch.
+      batch_size: a multiple of the number of devices.
+    """
+    batches = []
     for start in range(0, len(split), batch_size):
         images = split.images[start : start + batch_size]
         labels = split.labels[start : start + batch_size]
         missing = batch_size - len(labels)
-        yield Resident(
-            jnp.asarray(np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))),
-            jnp.asarray(np.pad(labels, (0, missing), constant_values=-1)),
-        )
+        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        labels = np.pad(labels, (0, missing), constant_values=-1)
+        share = batch_size // jax.process_count()
+        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        batches.append(Batch(*put_local_rows(mesh, (images[own], labels[own]))))
+    return batches

@@ -4,21 +4,43 @@ Preparing the files once needs TensorFlow and the network; reading them needs ne
 """
 
 import importlib.util
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from siman_jax.data.dataset import Dataset, Split
+from siman_jax.data.dataset import Dataset, Record
 from siman_jax.errors import UsageError
 
 
+@dataclass(frozen=True)
+class TfdsRecords:
+    """A split of a prepared data set, images as they are stored.
+
+    Attributes:
+      source: TFDS's data source, told not to decode images.
+      name: of the data set and the split.
+    """
+
+    source: Any
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        example = self.source[index]
+        file_name = example.get("file_name", b"")
+        name = file_name.decode() if file_name else f"example {index}"
+        return Record(example["image"], int(example["label"]), f"{self.name}, {name}")
+
+
 def load(config: ConfigDict) -> Dataset:
-    """Load the splits "train" and "test" of a prepared data set, preparing it if possible.
+    """Open two splits of a prepared data set, preparing it if possible.
 
     Args:
-      config: with `name`, such as "cifar10", and `tfds_dir`, the folder of prepared data sets
-        ("" for TFDS's default, ~/tensorflow_datasets).
+      config: with `name`, such as "cifar10"; `train_split` and `test_split`; and `tfds_dir`, the
+        folder of prepared data sets ("" for TFDS's default, ~/tensorflow_datasets).
 
     Raises:
       UsageError: the data are not prepared and cannot be prepared here; the message gives the
@@ -38,14 +60,29 @@ def load(config: ConfigDict) -> Dataset:
         ) from error
     if not builder.is_prepared():
         _prepare(builder)
-    try:
-        train, test = (_read(builder.as_data_source(split)) for split in ("train", "test"))
-    except (ValueError, KeyError) as error:  # no such split, or images of several sizes
+    names = (config.train_split, config.test_split)
+    for split in names:
+        if split not in builder.info.splits:
+            raise UsageError(
+                f"{builder.info.full_name} has no split {split!r}, only"
+                f" {sorted(builder.info.splits)}; set --config.data.train_split and"
+                " --config.data.test_split."
+            )
+    features = dict(builder.info.features.items())
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(isinstance(features.get(name), kind) for name, kind in kinds.items()):
         raise UsageError(
-            f"{builder.info.full_name} cannot be used: {error}. A data set needs the splits train"
-            " and test, and labelled images of one size."
-        ) from error
-    return Dataset(train, test, tuple(builder.info.features["label"].names))
+            f"{builder.info.full_name} cannot be used: it must have the features image and label,"
+            f" an image and its class, and has {features}."
+        )
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    train, test = (
+        TfdsRecords(
+            builder.as_data_source(split, decoders=decoders), f"{builder.info.full_name} {split}"
+        )
+        for split in names
+    )
+    return Dataset(train, test, tuple(features["label"].names))
 
 
 def _prepare(builder: Any) -> None:
@@ -73,12 +110,4 @@ def _prepare_command(builder: Any) -> str:
     return (
         'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{builder.name}', file_format='array_record').download_and_prepare()\""
-    )
-
-
-def _read(source: Any) -> Split:
-    examples = [source[index] for index in range(len(source))]
-    return Split(
-        np.stack([example["image"] for example in examples]),
-        np.array([example["label"] for example in examples], np.int32),
     )

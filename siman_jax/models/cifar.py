@@ -24,6 +24,7 @@ def resnet20_1w1a(
     width: int = 16,
     weight_rule: str = "half_half",
     activation_rule: str = "siman",
+    norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
     """ResNet-20 of 3 x 3 blocks, two shortcuts in each, zero-padded between stages.
@@ -34,6 +35,7 @@ def resnet20_1w1a(
       weight_rule: key of `binarize.WEIGHT_RULES`.
       activation_rule: key of `binarize.ACTIVATION_RULES`; "real" for both gives the
         real-valued twin.
+      norm_groups: parts of the batch that are normalized apart, see `BatchNorm.groups`.
       dtype: dtype to compute in.
 
     Source: He et al., arXiv 1512.03385, section 4.2; binarized in arXiv 2102.07981.
@@ -47,7 +49,7 @@ def resnet20_1w1a(
         conv=partial(
             BinaryConv, weight_rule=weight_rule, activation_rule=activation_rule, dtype=dtype
         ),
-        norm=partial(BatchNorm, dtype=dtype),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
         stem_activation=nn.relu,
         imagenet_stem=False,
         real_init=kaiming_normal,
@@ -62,6 +64,7 @@ def resnet18_1w1a(
     width: int = 64,
     weight_rule: str = "half_half",
     activation_rule: str = "siman",
+    norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
     """ResNet-18 for small images: 4 x 2 blocks, hardtanh, binary 1x1 shortcuts.
@@ -83,7 +86,7 @@ def resnet18_1w1a(
             kernel_init=fan_in_uniform,
             dtype=dtype,
         ),
-        norm=partial(BatchNorm, dtype=dtype),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
         stem_activation=identity,
         imagenet_stem=False,
         real_init=fan_in_uniform,
@@ -98,6 +101,7 @@ def vgg_small_1w1a(
     width: int = 128,
     weight_rule: str = "half_half",
     activation_rule: str = "siman",
+    norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> "VggSmall":
     """VGG-small: one real and five binary convolutions, three poolings, one classifier.
@@ -116,6 +120,7 @@ def vgg_small_1w1a(
             kernel_init=_normal_fan_out,
             dtype=dtype,
         ),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
         dtype=dtype,
     )
 
@@ -128,12 +133,14 @@ class VggSmall(nn.Module):
       width: channels of the first two convolutions; the next pairs have two and four times
         as many.
       conv: makes the binary convolutions: `BinaryConv` with its rules and dtype set.
+      norm: makes the batch norms.
       dtype: dtype to compute in; logits are at least float32.
     """
 
     num_classes: int
     width: int
     conv: partial[BinaryConv]
+    norm: partial[BatchNorm]
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -148,12 +155,12 @@ class VggSmall(nn.Module):
             dtype=self.dtype,
             name="conv0",
         )(x)
-        x = PReLU(name="prelu0")(BatchNorm(self.dtype, name="bn0")(x, train))
+        x = PReLU(name="prelu0")(self.norm(name="bn0")(x, train))
         for index in range(1, 6):
             x = self.conv(self.width * 2 ** (index // 2), name=f"conv{index}")(x)
             if index % 2 == 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
-            x = PReLU(name=f"prelu{index}")(BatchNorm(self.dtype, name=f"bn{index}")(x, train))
+            x = PReLU(name=f"prelu{index}")(self.norm(name=f"bn{index}")(x, train))
         # Channel-first, so that published classifier weights fit as they are.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.Dense(

@@ -17,6 +17,7 @@ def resnet18_1w1a(
     width: int = 64,
     weight_rule: str = "half_half",
     activation_rule: str = "siman",
+    norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
     """ResNet-18 of 2, 2, 2, 2 blocks, two shortcuts in each, real-valued 1x1 downsampling.
@@ -27,11 +28,14 @@ def resnet18_1w1a(
       weight_rule: key of `binarize.WEIGHT_RULES`.
       activation_rule: key of `binarize.ACTIVATION_RULES`; "real" for both gives the
         real-valued twin.
+      norm_groups: parts of the batch that are normalized apart, see `BatchNorm.groups`.
       dtype: dtype to compute in.
 
     Source: He et al., arXiv 1512.03385, table 1; binarized in arXiv 2102.07981.
     """
-    return _resnet((2, 2, 2, 2), num_classes, width, weight_rule, activation_rule, dtype)
+    return _resnet(
+        (2, 2, 2, 2), num_classes, width, weight_rule, activation_rule, norm_groups, dtype
+    )
 
 
 def resnet34_1w1a(
@@ -40,10 +44,13 @@ def resnet34_1w1a(
     width: int = 64,
     weight_rule: str = "half_half",
     activation_rule: str = "siman",
+    norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
     """ResNet-34 of 3, 4, 6, 3 blocks; the rest, arguments too, is `resnet18_1w1a`."""
-    return _resnet((3, 4, 6, 3), num_classes, width, weight_rule, activation_rule, dtype)
+    return _resnet(
+        (3, 4, 6, 3), num_classes, width, weight_rule, activation_rule, norm_groups, dtype
+    )
 
 
 def _resnet(
@@ -52,6 +59,7 @@ def _resnet(
     width: int,
     weight_rule: str,
     activation_rule: str,
+    norm_groups: int,
     dtype: DTypeLike,
 ) -> ResNet:
     return ResNet(
@@ -64,7 +72,7 @@ def _resnet(
             BinaryConv, weight_rule=weight_rule, activation_rule=activation_rule, dtype=dtype
         ),
         # At the start what bypasses the convolutions is all that counts.
-        norm=partial(BatchNorm, dtype=dtype, scale_init=1e-8),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, scale_init=1e-8),
         stem_activation=nn.relu,
         imagenet_stem=True,
         real_init=kaiming_normal,

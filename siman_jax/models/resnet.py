@@ -94,7 +94,7 @@ class ResNet(nn.Module):
       block: `TwoShortcutBlock` or `OneShortcutBlock`.
       shortcut: `pad_shortcut`, `binary_shortcut` or `real_shortcut`.
       conv: makes the blocks' convolutions: `BinaryConv` with its rules and dtype set.
-      norm: makes the 2-D batch norms.
+      norm: makes the batch norms, with the dtype and the first gamma of the 2-D ones set.
       stem_activation: after the stem's batch norm.
       imagenet_stem: 7x7 with stride 2 and a 3x3 max pool with stride 2, instead of 3x3.
       real_init: initial kernel of the stem.
@@ -143,7 +143,7 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{index}",
                 )(x, train)
         x = jnp.mean(x, (1, 2))
-        x = BatchNorm(dtype=self.dtype, name="bn2")(x, train)
+        x = self.norm(scale_init=1.0, name="bn2")(x, train)
         x = nn.Dense(
             self.num_classes,
             kernel_init=self.classifier_init,

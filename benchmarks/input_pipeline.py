@@ -1,0 +1,245 @@
+"""Images per second on one core: reading JPEG files for training, in this and in other ways.
+
+    python benchmarks/input_pipeline.py FOLDER --json results.json
+
+Every side makes the same thing of the same files, which are in memory: a random box of 8 to 100 %
+of the area and an aspect of 3/4 to 4/3, scaled to 224x224, mirrored half of the time, as batches
+of uint8. The sides take turns, so that a busy machine slows them alike, and ratios are those of
+one round. TensorFlow's side scales without antialiasing, as its usual recipes do, which is less
+work than the other two do.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+SIZE = 224
+BATCH = 32
+AREA = (0.08, 1.0)  # the range that TensorFlow's operation takes
+ASPECT = (3 / 4, 4 / 3)
+OURS = "siman_jax"
+
+
+def main() -> None:
+    """Measure every side, print a table, and write it where --json says."""
+    args = parse_arguments()
+    pin_to_one_core()
+    files = read_files(args.folder, args.images)
+    sides = {}
+    for name, start in PIPELINES.items():
+        try:
+            sides[name] = start(files)
+            next(sides[name])  # compiles, and fills caches
+        except ModuleNotFoundError as error:
+            if error.name != "tensorflow":
+                raise
+            print("TensorFlow is left out, since it is not installed")
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(args.rounds):
+        for name, batches in sides.items():
+            rates[name].append(images_per_second(batches, args.seconds))
+        print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
+    report = summarize(rates) | {"files": describe_files(files)} | describe_machine()
+    print_table(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="JPEG files anywhere below are read")
+    parser.add_argument("--seconds", type=float, default=10, help="a side's turn in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1000, help="at most, picked evenly")
+    parser.add_argument("--json", type=Path, help="file to write the result to")
+    args = parser.parse_args()
+    if not args.folder.is_dir():
+        parser.error(f"there is no folder {args.folder}; name one that holds JPEG files")
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f"there is no folder {args.json.absolute().parent} to write {args.json} to")
+    if min(args.seconds, args.rounds, args.images) <= 0:
+        parser.error("--seconds, --rounds and --images must be above 0")
+    return args
+
+
+def pin_to_one_core() -> None:
+    """Keep this process, and threads that libraries start later, on the last core it may use."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    else:
+        print("this system cannot pin a process: threads of TensorFlow may use other cores")
+
+
+def read_files(folder: Path, limit: int) -> list[bytes]:
+    """Read JPEG files, at most `limit`, evenly picked from the sorted ones."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg"})
+    files = [path.read_bytes() for path in paths[:: max(1, -(-len(paths) // limit))]]
+    files = [data for data in files if data.startswith(b"\xff\xd8")]  # PNG goes by .JPEG at times
+    if not files:
+        sys.exit(f"there are no JPEG files below {folder}; looked for *.jpg and *.jpeg")
+    return files
+
+
+def ours(files: Sequence[bytes]) -> Iterator:
+    """This project's `training_image`."""
+    from siman_jax.data.decode import training_image
+
+    options = {"min_area": AREA[0], "max_area": AREA[1], "channels": 3, "flip": True}
+    return in_batches(files, lambda data, rng: training_image(data, rng, size=SIZE, **options))
+
+
+def pillow(files: Sequence[bytes]) -> Iterator:
+    """What torchvision's RandomResizedCrop and RandomHorizontalFlip do with a Pillow image."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from siman_jax.data.decode import random_box
+
+    def transform(data, rng):
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        top, left, height, width = random_box(
+            rng, image.height, image.width, area=AREA, aspect=ASPECT
+        )
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
+
+    return in_batches(files, transform)
+
+
+def tensorflow(files: Sequence[bytes]) -> Iterator:
+    """tf.data with `decode_and_crop_jpeg`, on one thread."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+    def transform(data):
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.image.extract_jpeg_shape(data),
+            bounding_boxes=tf.zeros([1, 0, 4]),
+            min_object_covered=0,
+            aspect_ratio_range=ASPECT,
+            area_range=AREA,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], axis=0)
+        image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
+        image = tf.image.resize(image, [SIZE, SIZE], method="bilinear")
+        return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    # No work ahead, which would fall into the turns of the other sides.
+    options.experimental_optimization.apply_default_optimizations = False
+    options.autotune.enabled = False
+    data = tf.data.Dataset.from_tensor_slices(list(files)).repeat().map(transform).batch(BATCH)
+    return data.with_options(options).as_numpy_iterator()
+
+
+# By name, what makes an endless iterator of uint8 batches [BATCH, SIZE, SIZE, 3] of files.
+PIPELINES: dict[str, Callable[[Sequence[bytes]], Iterator]] = {
+    OURS: ours,
+    "pillow": pillow,
+    "tensorflow": tensorflow,
+}
+
+
+def in_batches(files: Sequence[bytes], transform: Callable) -> Iterator:
+    """Batches of `transform(data, rng)` of one file after the other, without end."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    endless = itertools.cycle(files)
+    while True:
+        batch = np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
+        for row in batch:
+            row[:] = transform(next(endless), rng)
+        yield batch
+
+
+def images_per_second(batches: Iterator, seconds: float) -> float:
+    """Take batches for some seconds."""
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        count += len(next(batches))
+    return count / elapsed
+
+
+def summarize(rates: dict[str, list[float]]) -> dict:
+    """Medians over the rounds."""
+    return {
+        "pipelines": {
+            name: {
+                "images_per_second": round(statistics.median(values), 1),
+                "ours_is_faster_by": round(
+                    statistics.median(a / b for a, b in zip(rates[OURS], values, strict=True)), 3
+                ),
+                "rounds": [round(value, 1) for value in values],
+            }
+            for name, values in rates.items()
+        }
+    }
+
+
+def describe_files(files: Sequence[bytes]) -> dict:
+    """How many, and how large on average."""
+    import io
+
+    from PIL import Image
+
+    sizes = [Image.open(io.BytesIO(data)).size for data in files]
+    return {
+        "count": len(files),
+        "mean_kilobytes": round(statistics.mean(map(len, files)) / 1000, 1),
+        "mean_megapixels": round(statistics.mean(w * h for w, h in sizes) / 1e6, 3),
+    }
+
+
+def describe_machine() -> dict:
+    """Processor and versions, of the modules as imported."""
+    modules = [m for m in ("numpy", "simplejpeg", "cv2", "PIL", "tensorflow") if m in sys.modules]
+    versions = {module: sys.modules[module].__version__ for module in modules}
+    return {"cpu": cpu_name(), "versions": {"python": platform.python_version(), **versions}}
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def print_table(report: dict) -> None:
+    """Print one line for each side."""
+    print(f"{'':12} {'images/s':>10} {'ours / it':>10}")
+    for name, row in report["pipelines"].items():
+        print(f"{name:12} {row['images_per_second']:10.0f} {row['ours_is_faster_by']:10.2f}")
+    files, versions = report["files"], report["versions"]
+    print(
+        f"one core of {report['cpu']}; {files['count']} files of {files['mean_kilobytes']} kB and"
+        f" {files['mean_megapixels']} megapixels on average"
+    )
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+if __name__ == "__main__":
+    main()

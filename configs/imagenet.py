@@ -1,0 +1,65 @@
+r"""ImageNet (ILSVRC 2012) by the published recipe: 150 epochs, batch 512, 224 pixels.
+
+    python -m siman_jax.main --config=configs/imagenet.py --workdir=runs/imagenet
+    python -m siman_jax.main --config=configs/imagenet.py:resnet34 --workdir=runs/resnet34 \
+        --config.data.source=image_folder --config.data.root=/data/imagenet \
+        --config.data.test_split=val
+
+| variant            | published top-1 / top-5 | device-hours, calculated (not measured)       |
+|                    | (arXiv 2102.07981)      | A100  | H100  | TPU v5e chip                  |
+|--------------------|-------------------------|-------|-------|-------------------------------|
+| resnet18 (default) | 60.1 / 82.3 %           | 6.2   | 2.0   | 9.8                           |
+| resnet34           | 63.9 / 84.8 %           | 12.5  | 4.0   | 19.9                          |
+
+The hours are 1.81 G (3.66 G) multiply-accumulates x 2 operations x 3 (forward and both gradients)
+x 1,281,167 images x 150 epochs at 30 % of the card's peak in bfloat16 (A100 312, H100 989, v5e
+197 TFLOP/s; measure before you count on it). A run in float32 takes several times as long, and one
+that the host's CPU cores cannot feed as long as they need: see benchmarks/input_pipeline.py.
+
+Data are the ArrayRecord files of TensorFlow Datasets' `imagenet2012`, which its own command
+prepares once from the two published archives, or with `source=image_folder` a folder
+ROOT/{train,val}/CLASS/*.JPEG. On several devices the batch is that of all together; for a larger
+one set `--config.optimizer.reference_batch_size=512`, which scales the learning rate.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10
+from siman_jax.errors import choose
+
+NETWORKS = {"resnet18": "imagenet.resnet18_1w1a", "resnet34": "imagenet.resnet34_1w1a"}
+
+
+def get_config(network: str = "resnet18") -> ConfigDict:
+    """Settings of the run; `network` is a key of `NETWORKS`."""
+    config = cifar10.get_config()
+    config.epochs = 150
+    config.batch_size = 512
+    config.eval_batch_size = 512
+
+    config.model.name = choose(NETWORKS, network, "variant")
+    config.model.width = 64
+
+    config.data = ConfigDict()
+    config.data.source = "tfds"
+    config.data.name = "imagenet2012"
+    config.data.tfds_dir = ""  # "": ~/tensorflow_datasets
+    config.data.root = ""  # of an image folder
+    config.data.train_split = "train"
+    config.data.test_split = "validation"
+    config.data.resident = False  # read while training runs
+    config.data.workers = 16  # reading processes on each host; 0: threads of the training process
+    config.data.damaged_limit = 0  # damaged images to leave out before the run ends
+    config.data.image_size = 224
+    config.data.channels = 3
+    config.data.num_classes = 1000  # 0: as many as ROOT's training split has folders
+    config.data.mean = (0.485, 0.456, 0.406)
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.min_area = 0.08  # of the image, to crop at random
+    config.data.max_area = 1.25
+    config.data.flip = True
+    config.data.shorter_side = 256  # to scale to, in evaluation, before the central crop
+
+    config.optimizer.warmup_epochs = 0
+    config.optimizer.weight_decay = 1e-4
+    return config

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Train on Kubernetes as a JobSet (https://jobset.sigs.k8s.io), a process on each of HOSTS pods.
+#
+#   launch/jobset.sh [--dry-run] NAME IMAGE HOSTS CONFIG WORKDIR [FLAGS...]
+#   launch/jobset.sh run1 registry.example/siman-jax:1 4 configs/cifar10.py:resnet20 /runs/run1
+#
+# IMAGE has this repository as its working directory and the package installed, as in
+#   FROM python:3.12 / WORKDIR /siman-jax / COPY . . / RUN pip install -e '.[cuda]'
+# GPUS is the number of GPUs in each host (8), CLAIM a persistent volume claim that all pods can
+# write to at once (runs); it is mounted at /runs, where WORKDIR must be.
+# --dry-run prints the manifest. For anything else, such as TPUs with their node selectors, save
+# and edit it, and start it with kubectl create -f FILE.
+#
+# A pod that is evicted or deleted saves and exits with 75. Then, and where a process lost another
+# one (69, 134), all pods are started again and go on; any other failure fails the JobSet.
+set -euo pipefail
+
+dry_run=false
+[[ ${1:-} != --dry-run ]] || { dry_run=true; shift; }
+needed=(NAME IMAGE HOSTS CONFIG WORKDIR)
+if (($# < ${#needed[@]})); then
+    echo "error: ${needed[*]:$#} missing" >&2
+    echo "usage: launch/jobset.sh [--dry-run] ${needed[*]} [FLAGS...]" >&2
+    exit 2
+fi
+name=$1 image=$2 hosts=$3 gpus=${GPUS:-8} claim=${CLAIM:-runs}
+if [[ ! $hosts =~ ^[1-9][0-9]*$ || ! $gpus =~ ^[0-9]+$ ]]; then
+    echo "error: HOSTS is $hosts and GPUS $gpus; both must be numbers" >&2
+    exit 2
+fi
+if [[ $5 != /runs/* ]]; then
+    echo "error: WORKDIR is $5; it must be in /runs, where the volume is mounted" >&2
+    exit 2
+fi
+
+json() { # each argument as a line of JSON, which is YAML too
+    python -c '
+import json, sys
+for argument in sys.argv[1:]:
+    print(json.dumps(argument, ensure_ascii=False))' "$@"
+}
+# Kubernetes would replace $(NAME) in arguments, and makes one dollar sign of two.
+args=("--config=$4" "--workdir=$5" "${@:6}")
+args=("--coordinator=$name-hosts-0-0.$name:8476" "--num_processes=$hosts"
+    "--process_id=\$(JOB_COMPLETION_INDEX)" "${args[@]//\$/\$\$}")
+args_json=$(json "${args[@]}" | sed 's/^/                    - /')
+name_json=$(json "$name") image_json=$(json "$image") claim_json=$(json "$claim")
+
+manifest=$(
+    cat <<YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name_json
+spec:
+  failurePolicy:
+    maxRestarts: 100
+    restartStrategy: BlockingRecreate  # no two runs in one workdir
+    rules:
+      - name: goOn
+        action: RestartJobSet
+        onJobFailureReasons: [PodFailurePolicy]
+      - name: giveUp
+        action: FailJobSet
+  replicatedJobs:
+    - name: hosts
+      template:
+        spec:
+          completionMode: Indexed
+          completions: $hosts
+          parallelism: $hosts
+          backoffLimit: 0
+          podFailurePolicy:
+            rules:
+              - action: FailJob
+                onExitCodes: {containerName: train, operator: In, values: [69, 75, 134]}
+              - action: FailJob
+                onPodConditions: [{type: DisruptionTarget, status: "True"}]
+          template:
+            spec:
+              restartPolicy: Never
+              terminationGracePeriodSeconds: 120
+              containers:
+                - name: train
+                  image: $image_json
+                  command: [python, -m, siman_jax.main]
+                  args:
+$args_json
+                  resources:
+                    limits: {nvidia.com/gpu: $gpus}
+                  volumeMounts:
+                    - {name: runs, mountPath: /runs}
+              volumes:
+                - name: runs
+                  persistentVolumeClaim: {claimName: $claim_json}
+YAML
+)
+if $dry_run; then
+    echo "$manifest"
+    exit
+fi
+kubectl create -f - <<<"$manifest"

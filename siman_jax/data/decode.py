@@ -1,0 +1,251 @@
+"""From the bytes of an image file to uint8 pixels, for training and for evaluation.
+
+JPEG is decoded by libjpeg-turbo through simplejpeg, all else by Pillow, both without the
+interpreter lock. Colour profiles and EXIF orientation are ignored, as torchvision ignores them.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from PIL import Image, UnidentifiedImageError
+
+_MAX_PIXELS = 2**26
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # all read without other programs
+
+cv2.setNumThreads(0)  # loaders work on many images at a time, so that each needs one core only
+
+
+class DamagedImage(ValueError):  # noqa: N818
+    """An image cannot be decoded, or not all of it; the message says why."""
+
+
+class Box(NamedTuple):
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    area: tuple[float, float] = (0.08, 1.25),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Draw a box inside an image: area and place uniform, aspect log-uniform.
+
+    A box that does not fit is drawn again, and an area above 1 never fits; after ten draws the
+    largest central box of an admissible aspect is taken.
+
+    Args:
+      rng: advanced by the draws.
+      height: of the image.
+      width: of the image.
+      area: least and greatest area, as shares of the image's.
+      aspect: least and greatest width / height.
+    """
+    for _ in range(10):
+        share, slant, down, across = rng.random(4).tolist()
+        pixels = height * width * (area[0] + share * (area[1] - area[0]))
+        ratio = aspect[0] * (aspect[1] / aspect[0]) ** slant
+        rows, columns = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 0 < rows <= height and 0 < columns <= width:
+            top, left = int(down * (height - rows + 1)), int(across * (width - columns + 1))
+            return Box(top, left, rows, columns)
+    rows, columns = min(height, round(width / aspect[0])), min(width, round(height * aspect[1]))
+    return Box((height - rows) // 2, (width - columns) // 2, rows, columns)
+
+
+def training_image(
+    data: bytes,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    channels: int,
+    min_area: float,
+    max_area: float,
+    flip: bool,
+) -> np.ndarray:
+    """Decode a random box of an image, scale it to a square, and mirror it half of the time.
+
+    A JPEG is decoded only down to the box, and at 1/2, 1/4 or 1/8 of the resolution where the box
+    keeps at least `size` pixels each way; its edges move to whole pixels there. Scaling antialiases
+    like Pillow's bilinear filter.
+
+    Args:
+      data: the file's bytes.
+      rng: advanced by the draws; nothing else is random.
+      size: height and width of the result.
+      channels: 3 for RGB, 1 for luma.
+      min_area: least area of the box, as a share of the image's.
+      max_area: greatest area of the box.
+      flip: whether to mirror.
+
+    Returns:
+      uint8 `[size, size, channels]`.
+
+    Raises:
+      DamagedImage: the data cannot be decoded, or end too early.
+    """
+    with _library_errors():
+        height, width = _shape(data)
+        top, left, rows, columns = random_box(rng, height, width, area=(min_area, max_area))
+        factor = next((f for f in (8, 4, 2) if min(rows, columns) >= f * size), 1)
+        pixels = _decode(data, channels, factor, top + rows)
+    vertical, horizontal = (
+        slice(round(start / factor), round((start + length) / factor))
+        for start, length in ((top, rows), (left, columns))
+    )
+    image = _resize(pixels[vertical, horizontal], size)
+    if flip and rng.random() < 0.5:
+        image = cv2.flip(image, 1)
+    return image.reshape(size, size, channels)
+
+
+def evaluation_image(data: bytes, *, size: int, resize: int, channels: int) -> np.ndarray:
+    """Decode an image, scale its shorter side to `resize`, and take the central square.
+
+    Pixel for pixel what torchvision's Resize(resize) and CenterCrop(size) make of a Pillow image.
+
+    Args:
+      data: the file's bytes.
+      size: height and width of the result, at most `resize`.
+      resize: what the shorter side becomes.
+      channels: 3 for RGB, 1 for luma.
+
+    Returns:
+      uint8 `[size, size, channels]`.
+
+    Raises:
+      DamagedImage: the data cannot be decoded, or end too early.
+    """
+    with _library_errors():
+        height, width = _shape(data)
+        image = Image.fromarray(_decode(data, 3, 1, height))
+    if channels == 1:
+        image = image.convert("L")
+    scaled = (resize * width // min(height, width), resize * height // min(height, width))
+    image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in scaled)
+    image = image.crop((left, top, left + size, top + size))
+    return np.array(image).reshape(size, size, channels)
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Turn whatever the libraries raise on bad bytes into DamagedImage."""
+    try:
+        yield
+    except DamagedImage:
+        raise
+    except UnidentifiedImageError as error:  # its text has an address of memory
+        raise DamagedImage(f"cannot be decoded: it is none of {', '.join(_FORMATS)}") from error
+    except Exception as error:
+        raise DamagedImage(f"cannot be decoded: {error}") from error
+
+
+def _shape(data: bytes) -> tuple[int, int]:
+    """Height and width by the header, refused before anything so large is allocated."""
+    shape = _jpeg_shape(data)
+    if shape is None:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            shape = image.height, image.width
+    if math.prod(shape) > _MAX_PIXELS:
+        raise DamagedImage(f"is {shape[0]}x{shape[1]} pixels; at most {_MAX_PIXELS} are decoded")
+    return shape
+
+
+def _jpeg_shape(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a usual JPEG; None for CMYK and whatever else Pillow is to judge."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):
+        return None
+    return (int(height), int(width)) if space in ("Gray", "YCbCr", "RGB") else None
+
+
+def _decode(data: bytes, channels: int, factor: int, rows: int) -> np.ndarray:
+    """Decode at 1/factor of the resolution; below the first `rows` rows, pixels may be missing."""
+    shape = _jpeg_shape(data)
+    if shape is None:
+        return _decode_with_pillow(data, channels, factor)
+    shortened, rows = _end_below(data, rows, *shape)
+    height, width = -(-rows // factor), -(-shape[1] // factor)
+    pixels = np.empty((height, width, channels), np.uint8)
+    try:
+        simplejpeg.decode_jpeg(
+            shortened,
+            "RGB" if channels == 3 else "GRAY",
+            min_height=height,
+            min_width=width,
+            buffer=pixels,
+        )
+    except ValueError as error:
+        # The message is of the first fault; this one lies behind the last row.
+        surplus = "extraneous bytes before marker" + (" 0xd9" if shortened is data else "")
+        if surplus not in str(error):
+            raise
+    return pixels
+
+
+def _end_below(data: bytes, rows: int, height: int, width: int) -> tuple[bytes, int]:
+    """Let the header of a JPEG state fewer rows, so that the decoder stops there.
+
+    16 rows more serve to interpolate the colours of the last ones. Only baseline JPEG stores rows
+    from the top down; other kinds are returned as they are.
+
+    Returns:
+      The data, and the rows that their header states.
+    """
+    rows += 16
+    stated = data.find(b"\x08" + height.to_bytes(2) + width.to_bytes(2))
+    if rows >= height or data[max(stated - 4, 0) : stated - 2] != b"\xff\xc0":
+        return data, height
+    return data[: stated + 1] + rows.to_bytes(2) + data[stated + 3 :], rows
+
+
+def _decode_with_pillow(data: bytes, channels: int, factor: int) -> np.ndarray:
+    """Decode any format at 1/factor of the resolution; transparency is dropped."""
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+        image: Image.Image = file
+        if image.mode.startswith("I;16"):  # Pillow would clip instead of scaling
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise DamagedImage(f"holds {image.mode} pixels, whose range is not known")
+        image.info.pop("transparency", None)
+        image = image.convert("RGB" if channels == 3 else "L").reduce(factor)
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Scale to a square like Pillow's bilinear filter, a triangle as wide as two result pixels.
+
+    Whole factors are averaged first. What is left is below 2, and three taps add to OpenCV's
+    interpolation, a triangle two pixels wide, the variance that the wider triangle has.
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) >= 2 * size:
+        height, width = (side // max(side // size, 1) for side in (height, width))
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    if max(height, width) > size:
+        pixels = cv2.sepFilter2D(
+            pixels, -1, _taps(width / size), _taps(height / size), borderType=cv2.BORDER_REPLICATE
+        )
+    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _taps(scale: float) -> np.ndarray:
+    side = max(scale**2 - 1, 0) / 12  # variance: scale**2 / 6 wanted, 1 / 6 by interpolation
+    return np.array([side, 1 - 2 * side, side], np.float32)

@@ -1,0 +1,153 @@
+"""Data sets that do not fit in memory, streamed to the devices while training runs.
+
+The step in a checkpoint is the position in the stream: what is read after it neither repeats nor
+skips an example, on any number of devices.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.data.dataset import Records
+from siman_jax.data.feed import Batch
+from siman_jax.data.pipeline import (
+    HostBatch,
+    Share,
+    evaluation_batches,
+    read_ahead,
+    training_batches,
+)
+from siman_jax.devices import by_example, put_local_rows
+from siman_jax.errors import UsageError
+
+_BATCHES_ON_DEVICE = 2  # one in use, one on its way
+
+_log = logging.getLogger(__name__)
+
+
+class StreamFeed:
+    """Crops and flips made on the host; images cross to the devices as uint8.
+
+    Args:
+      records: the training split.
+      mesh: the devices.
+      config: of the run.
+    """
+
+    steps_per_call = 1
+
+    def __init__(self, records: Records, mesh: Mesh, config: ConfigDict) -> None:
+        self.steps_per_epoch = len(records) // config.batch_size
+        n, options, sharding = config.batch_size, config.data, by_example(mesh)
+        images = (n, options.image_size, options.image_size, options.channels)
+        self.abstract: Any = Batch(
+            *(
+                jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+                for shape, dtype in ((images, jnp.uint8), ((n,), jnp.int32))
+            )
+        )
+        self._records, self._mesh, self._config = records, mesh, config
+        self._damage = DamageCount(options.damaged_limit)
+        self._batches: Any = None
+        self._next_step = -1
+
+    def calls(self, step: int) -> Iterator[tuple[Batch, int]]:
+        """One batch for every call; see `Feed.calls`."""
+        if step != self._next_step:
+            self.close()
+            local = training_batches(self._records, self._config, _own_share(), step)
+            self._batches = _to_devices(local, self._mesh, self._config)
+            self._next_step = step
+        for _ in range(self.steps_per_epoch - step % self.steps_per_epoch):
+            batch, damage = next(self._batches)
+            self._damage.add(damage)
+            self._next_step += 1
+            yield batch, 1
+
+    def take(self, inputs: Batch, step: Array) -> Batch:
+        """The batch as it came; see `Feed.take`."""
+        del step
+        return inputs
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+@dataclass(frozen=True)
+class EvaluationStream:
+    """Every example of a split once, in order, each time it is iterated over.
+
+    Attributes:
+      records: the split.
+      mesh: the devices.
+      config: of the run.
+      batch_size: a multiple of the number of devices; what fills up the last batch has label -1.
+    """
+
+    records: Records
+    mesh: Mesh
+    config: ConfigDict
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        count = DamageCount(self.config.data.damaged_limit)
+        local = evaluation_batches(self.records, self.config, _own_share(), self.batch_size)
+        batches = _to_devices(local, self.mesh, self.config)
+        try:
+            for batch, damage in batches:
+                count.add(damage)
+                yield batch
+        finally:
+            batches.close()
+
+
+class DamageCount:
+    """Logs images that could not be decoded, and ends the run when there are too many.
+
+    Args:
+      limit: how many of them the run goes on with.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._count = limit, 0
+
+    def add(self, damage: Sequence[str]) -> None:
+        """Count images, each described by a line.
+
+        Raises:
+          UsageError: there were more than the limit.
+        """
+        for line in damage:
+            self._count += 1
+            if self._count > self._limit:
+                raise UsageError(
+                    f"{line}\nThis is damaged image number {self._count}, and"
+                    f" --config.data.damaged_limit is {self._limit}. Mend or remove it, or raise"
+                    " the limit: then damaged images are left out, counted and logged."
+                )
+            _log.warning("left out damaged image number %d: %s", self._count, line)
+
+
+def _own_share() -> Share:
+    return Share(jax.process_index(), jax.process_count())
+
+
+def _to_devices(batches: Any, mesh: Mesh, config: ConfigDict) -> Any:
+    """Iterate over what is read, already on the devices, with the damage of each batch."""
+    from grain.experimental import ThreadPrefetchIterDataset
+
+    def put(batch: HostBatch) -> tuple[Batch, tuple[str, ...]]:
+        return Batch(*put_local_rows(mesh, (batch.images, batch.labels))), batch.damage
+
+    stream = read_ahead(batches, config.data.workers).map(put)
+    return iter(ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_ON_DEVICE))

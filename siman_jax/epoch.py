@@ -1,0 +1,146 @@
+"""One epoch on the devices: many training steps, or one evaluation, compiled for a mesh."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.communication import communication, describe
+from siman_jax.data.augment import normalize
+from siman_jax.data.feed import Batch, Feed
+from siman_jax.devices import replicated
+from siman_jax.errors import UsageError
+from siman_jax.metrics import Sums
+from siman_jax.step import TrainState, eval_step
+
+_log = logging.getLogger(__name__)
+
+Step = Callable[[TrainState, Array, Array], tuple[TrainState, Sums]]
+Evaluator = Callable[[Any], dict[str, float]]
+
+
+@struct.dataclass
+class Progress:
+    """A state, and what its epoch has come to so far.
+
+    Attributes:
+      state: after the steps taken.
+      sums: loss and hits since the epoch's start.
+    """
+
+    state: TrainState
+    sums: Sums
+
+
+EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[], bool]], Progress]
+
+
+def make_epoch_runner(
+    config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
+) -> EpochRunner:
+    """Compile what trains for the rest of an epoch.
+
+    Args:
+      config: of the run.
+      step: function of state, normalized images and labels.
+      feed: where batches come from.
+      progress: shapes and shardings of what a run carries on.
+      mesh: the devices.
+
+    Returns:
+      Function of the progress, a callback that is told how many steps were dispatched, and one
+      that says whether to stop before the next; gives the progress where it ended. It raises
+      `UsageError` where the loss is not finite.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, progress)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    def run(progress: Progress, inputs: Any, count: Array) -> tuple[Progress, Array]:
+        def one(_: Any, carry: tuple[Progress, Array]) -> tuple[Progress, Array]:
+            before, bad = carry
+            at = before.state.step
+            batch = feed.take(inputs, at)
+            images = normalize(batch.images, config.data.mean, config.data.std)
+            after, sums = step(before.state, images, batch.labels)
+            bad = jnp.where((bad < 0) & ~jnp.isfinite(sums.loss), at, bad)
+            return Progress(after, before.sums + sums), bad
+
+        start = (progress, jnp.full((), -1, jnp.int32))
+        many = feed.steps_per_call > 1
+        return lax.fori_loop(0, count, one, start) if many else one(0, start)
+
+    started = time.perf_counter()
+    compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
+    _log.info("compiled the training step in %.1f s", time.perf_counter() - started)
+    if mesh.size > 1:
+        _log.info("%s", describe(communication(compiled.as_text() or ""), mesh.size))
+
+    def run_epoch(
+        progress: Progress, advance: Callable[[int], None], should_stop: Callable[[], bool]
+    ) -> Progress:
+        unchecked = None
+        for inputs, count in feed.calls(int(progress.state.step)):
+            progress, bad = compiled(progress, inputs, jnp.int32(count))
+            # The call before the last: waiting for the last would leave the device idle.
+            _stop_at(unchecked)
+            unchecked = bad
+            advance(count)
+            if should_stop():
+                break
+        _stop_at(unchecked)
+        return progress
+
+    return run_epoch
+
+
+def make_evaluator(
+    config: ConfigDict, model: nn.Module, batches: Iterable[Batch], mesh: Mesh
+) -> Evaluator:
+    """Compile a function from variables to mean loss, top-1 and top-5 (percent) on `batches`.
+
+    Args:
+      config: of the run.
+      model: the network.
+      batches: all of one shape; iterated over at each evaluation.
+      mesh: the devices.
+    """
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
+    def step(sums: Sums, variables: Any, batch: Batch) -> Sums:
+        images = normalize(batch.images, config.data.mean, config.data.std)
+        return sums + eval_step(variables, images, batch.labels, model=model)
+
+    def evaluate(variables: Any) -> dict[str, float]:
+        sums = no_sums(mesh)
+        for batch in batches:
+            sums = step(sums, variables, batch)
+        return sums.means()
+
+    return evaluate
+
+
+def no_sums(mesh: Mesh) -> Sums:
+    """Sums over no examples, on every device."""
+    return jax.jit(Sums.zero, out_shardings=replicated(mesh))()
+
+
+def diverged(step: int) -> UsageError:
+    """The error of a run whose loss or parameters are no numbers any more."""
+    return UsageError(
+        f"the loss or a parameter is not finite at step {step}; training stopped. Checkpoints, if"
+        " there are any, are from before. Lower --config.optimizer.learning_rate, in a new workdir."
+    )
+
+
+def _stop_at(bad_step: Array | None) -> None:
+    if bad_step is not None and (step := int(bad_step)) >= 0:
+        raise diverged(step)

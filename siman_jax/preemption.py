@@ -1,0 +1,51 @@
+"""Stopping in order when the machine is taken away: SIGTERM asks, a checkpoint answers."""
+
+import signal
+from types import FrameType, TracebackType
+
+import jax
+from jax.experimental import multihost_utils
+
+# What the command line exits with after such a stop (EX_TEMPFAIL): start the same command again.
+EXIT_CODE = 75
+
+
+class Preempted(Exception):  # noqa: N818, no error: the run is whole
+    """Training was asked to stop, and stopped with everything saved."""
+
+
+class SigtermWatch:
+    """Tells all processes of a run to stop before the same step, once any of them got SIGTERM.
+
+    Use it as a context manager around the loop. With one process it is a signal handler; with
+    several it is JAX's preemption service, which agrees on the step.
+    """
+
+    def __init__(self) -> None:
+        self._alone = jax.process_count() == 1
+        self._signalled = False
+        self._asked = 0
+
+    def __enter__(self) -> "SigtermWatch":
+        if self._alone:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._alone:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def should_stop(self) -> bool:
+        """Whether to stop now; every process calls it equally often, between the same steps."""
+        if self._alone:
+            return self._signalled
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True

@@ -1,0 +1,151 @@
+"""What a config describes, built: network, data, schedules and optimiser."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.binarize import ACTIVATION_RULES, WEIGHT_RULES
+from siman_jax.data import load_dataset, num_classes
+from siman_jax.data.dataset import Dataset
+from siman_jax.devices import check_divides
+from siman_jax.errors import UsageError, choose
+from siman_jax.models import build_model
+from siman_jax.optimizer import (
+    Schedule,
+    build_optimizer,
+    clip_schedule,
+    learning_rate_schedule,
+    linear_scale,
+)
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Least value of what counts something.
+_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "accumulation_steps": 1,
+    "batch_norm_devices": 0,
+    "steps_per_dispatch": 0,
+    "keep_checkpoints": 1,
+    "model.width": 1,
+    "optimizer.warmup_epochs": 0,
+    "optimizer.reference_batch_size": 0,
+}
+_LEAST_OF_STREAMS = {
+    "data.workers": 0,
+    "data.damaged_limit": 0,
+    "data.shorter_side": 1,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a config describes, built.
+
+    Attributes:
+      model: the network.
+      dataset: training and test split.
+      steps_per_epoch: full batches in the training split.
+      learning_rate, clip_percent: functions from the step, counted from 0.
+      optimizer: the optax chain, with that learning rate.
+    """
+
+    model: nn.Module
+    dataset: Dataset
+    steps_per_epoch: int
+    learning_rate: Schedule
+    clip_percent: Schedule
+    optimizer: optax.GradientTransformation
+
+
+def build_task(config: ConfigDict, mesh: Mesh) -> Task:
+    """Build what `config` describes, to run on `mesh`.
+
+    Raises:
+      UsageError: the config names something unknown, does not fit the mesh, or its data cannot
+        be used.
+    """
+    _check_numbers(config)
+    _check_batch(config, mesh)
+    groups = mesh.size // config.batch_norm_devices if config.batch_norm_devices else 1
+    model = model_from_config(config, norm_groups=groups)
+    dataset = load_dataset(config.data)
+    if config.batch_size > len(dataset.train):
+        raise UsageError(
+            f"--config.batch_size is {config.batch_size}, but the training split has only"
+            f" {len(dataset.train)} examples."
+        )
+    steps_per_epoch = len(dataset.train) // config.batch_size
+    scale = linear_scale(config.optimizer, config.batch_size)
+    learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch, scale)
+    return Task(
+        model,
+        dataset,
+        steps_per_epoch,
+        learning_rate,
+        clip_schedule(config.optimizer, config.epochs, steps_per_epoch),
+        build_optimizer(config.optimizer, learning_rate),
+    )
+
+
+def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
+    """Build the network of `config.model` for the classes of `config.data`.
+
+    Args:
+      config: of the run.
+      norm_groups: parts of the batch that are normalized apart.
+
+    Raises:
+      UsageError: the network, a rule or the dtype is unknown.
+    """
+    arguments = dict(config.model)
+    name = arguments.pop("name")
+    arguments["dtype"] = choose(DTYPES, config.model.dtype, "dtype")
+    choose(WEIGHT_RULES, config.model.weight_rule, "weight rule")
+    choose(ACTIVATION_RULES, config.model.activation_rule, "activation rule")
+    return build_model(name, num_classes(config.data), norm_groups=norm_groups, **arguments)
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Height, width and channels of the images of `config.data`."""
+    return config.data.image_size, config.data.image_size, config.data.channels
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    least_values = _LEAST if config.data.resident else _LEAST | _LEAST_OF_STREAMS
+    for field, least in least_values.items():
+        *folders, name = field.split(".")
+        holder = config[folders[0]] if folders else config
+        if holder[name] < least:
+            raise UsageError(f"--config.{field} is {holder[name]}; it must be at least {least}.")
+    percent = config.optimizer.clip_percent
+    if not 0 <= percent < 50:
+        raise UsageError(
+            f"--config.optimizer.clip_percent is {percent}; it must be at least 0 and less than"
+            " 50, where both percentiles would meet."
+        )
+    if not config.data.resident and not 0 < config.data.min_area <= config.data.max_area:
+        raise UsageError(
+            f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
+            f" {config.data.max_area}; the first must be above 0 and not above the second."
+        )
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    check_divides(mesh, config.batch_size, "--config.batch_size")
+    if config.batch_size % (config.accumulation_steps * mesh.size):
+        raise UsageError(
+            f"--config.accumulation_steps is {config.accumulation_steps}, but a batch of"
+            f" {config.batch_size} on {mesh.size} devices cannot be taken in as many equal parts."
+        )
+    if config.batch_norm_devices and mesh.size % config.batch_norm_devices:
+        raise UsageError(
+            f"--config.batch_norm_devices is {config.batch_norm_devices}, which does not divide"
+            f" the {mesh.size} devices into groups of that size."
+        )

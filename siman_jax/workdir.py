@@ -1,0 +1,100 @@
+"""The folder of a run, which belongs to one config."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from siman_jax.errors import UsageError
+
+_CONFIG_FILE = "config.json"
+# A run may go on with other values of these: no number depends on them.
+_OPERATIONAL = {
+    "config.eval_batch_size",
+    "config.steps_per_dispatch",
+    "config.keep_checkpoints",
+    "config.shard_optimizer",
+    "config.data.cache_dir",
+    "config.data.tfds_dir",
+    "config.data.workers",
+    "config.data.damaged_limit",
+}
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Refuse a folder that holds the run of another config; nothing is written.
+
+    Raises:
+      UsageError: with each field that differs.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file; name a folder.")
+    path = workdir / _CONFIG_FILE
+    if not path.exists():
+        return
+    try:
+        saved = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); restore it, or use another workdir."
+        ) from None
+    given = _flat(_plain(config))
+    different = [
+        f"{key}: {saved.get(key)} there, {given.get(key)} here"
+        for key in sorted((saved.keys() | given.keys()) - _OPERATIONAL)
+        if saved.get(key) != given.get(key)
+    ]
+    if different:
+        raise UsageError(
+            f"{workdir} holds a run of another config:\n  "
+            + "\n  ".join(different)
+            + "\nGo on with its own config, or name another --workdir."
+        )
+
+
+def check_writable(workdir: Path) -> None:
+    """Refuse a folder that this user may not write in, or make; nothing is written.
+
+    Raises:
+      UsageError: with the folder that lacks the permission.
+    """
+    existing = workdir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"--workdir={workdir} cannot be written: there is no permission to write in"
+            f" {existing}. Mend its permissions, or name another folder."
+        )
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Write the config whole or not at all.
+
+    Raises:
+      UsageError: the folder cannot be made or written.
+    """
+    draft = workdir / f"{_CONFIG_FILE}.draft"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(_plain(config), indent=2) + "\n")
+        draft.replace(workdir / _CONFIG_FILE)
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir} cannot be written: {error}. Mend its permissions or make room,"
+            " or name another folder."
+        ) from error
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json(sort_keys=True))
+
+
+def _flat(fields: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
+    flat = {}
+    for name, value in fields.items():
+        path = f"{prefix}.{name}"
+        flat.update(_flat(value, path) if isinstance(value, dict) else {path: value})
+    return flat
