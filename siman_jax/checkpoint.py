@@ -132,6 +132,8 @@ def _restore_first(directory: Path, like: State, preference: Callable[[int], Any
 def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
     try:
         saved = _shapes(ocp.metadata(path).metadata)
+        if not saved:  # what orbax makes of a file that is cut short
+            raise OSError("its metadata are damaged")
         _check_same(saved, _shapes(abstract), path)
         return ocp.load(path, abstract), None
     except UsageError:

@@ -94,6 +94,17 @@ def test_boxes_are_distributed_as_published():
         assert np.abs(gap).max() / n < 0.05  # Kolmogorov and Smirnov at 1e-4
 
 
+def test_every_place_is_as_likely_as_any_other():
+    rng = np.random.default_rng(0)
+    counts = np.zeros((7, 7), int)
+    for _ in range(49 * 100):
+        box = random_box(rng, 12, 12, area=(0.25, 0.25), aspect=(1, 1))
+        assert box[2:] == (6, 6)
+        counts[box[:2]] += 1
+    assert counts.min() > 60
+    assert counts.max() < 140
+
+
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [
@@ -355,6 +366,12 @@ def test_surplus_data_at_the_end_are_no_damage():
     for surplus in (data[:-2] + bytes(9) + data[-2:], data + bytes(9)):
         np.testing.assert_array_equal(evaluate(surplus), evaluate(data))
         np.testing.assert_array_equal(train(surplus), train(data))
+
+
+def test_surplus_data_elsewhere_are_damage():
+    before, marker, after = WHOLE["progressive"].rpartition(b"\xff\xc4")
+    with pytest.raises(DamagedImage, match="extraneous bytes before marker 0xc4"):
+        evaluate(before + bytes(9) + marker + after)
 
 
 @pytest.mark.parametrize("read", [train, evaluate])
