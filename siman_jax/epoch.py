@@ -41,7 +41,7 @@ class Progress:
     sums: Sums
 
 
-EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[], bool]], Progress]
+EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[int, int], bool]], Progress]
 
 
 def make_epoch_runner(
@@ -58,8 +58,8 @@ def make_epoch_runner(
 
     Returns:
       Function of the progress, a callback that is told how many steps were dispatched, and one
-      that says whether to stop before the next; gives the progress where it ended. It raises
-      `UsageError` where the loss is not finite.
+      that is told the step reached and that number, and says whether to stop there; gives the
+      progress where it ended. It raises `UsageError` where the loss is not finite.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, progress)
 
@@ -85,16 +85,20 @@ def make_epoch_runner(
         _log.info("%s", describe(communication(compiled.as_text() or ""), mesh.size))
 
     def run_epoch(
-        progress: Progress, advance: Callable[[int], None], should_stop: Callable[[], bool]
+        progress: Progress,
+        advance: Callable[[int], None],
+        should_stop: Callable[[int, int], bool],
     ) -> Progress:
         unchecked = None
-        for inputs, count in feed.calls(int(progress.state.step)):
+        at = int(progress.state.step)
+        for inputs, count in feed.calls(at):
             progress, bad = compiled(progress, inputs, jnp.int32(count))
             # The call before the last: waiting for the last would leave the device idle.
             _stop_at(unchecked)
             unchecked = bad
             advance(count)
-            if should_stop():
+            at += count
+            if should_stop(at, count):
                 break
         _stop_at(unchecked)
         return progress

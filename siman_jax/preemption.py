@@ -24,7 +24,6 @@ class SigtermWatch:
     def __init__(self) -> None:
         self._alone = jax.process_count() == 1
         self._signalled = False
-        self._asked = 0
 
     def __enter__(self) -> "SigtermWatch":
         if self._alone:
@@ -40,12 +39,18 @@ class SigtermWatch:
         if self._alone:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def should_stop(self) -> bool:
-        """Whether to stop now; every process calls it equally often, between the same steps."""
+    def should_stop(self, step: int, count: int) -> bool:
+        """Whether to stop now; every process asks after the same steps.
+
+        Args:
+          step: steps taken since training began; orbax too tells JAX's service of these.
+          count: how many of them since the last time.
+        """
         if self._alone:
             return self._signalled
-        self._asked += 1
-        return multihost_utils.reached_preemption_sync_point(self._asked)
+        # The service agrees on a step and answers yes for it alone, so none may be left out.
+        reached = multihost_utils.reached_preemption_sync_point
+        return any([reached(passed) for passed in range(step - count + 1, step + 1)])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

@@ -238,6 +238,19 @@ def test_rows_below_the_box_are_not_decoded(decoded, monkeypatch, mode, options,
         np.testing.assert_array_equal(train(data, seed), expected)
 
 
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411"])
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_the_last_row_of_the_box_is_whole(subsampling, factor):
+    """Its colours are interpolated from the next one."""
+    image = np.asarray(photograph(120, 80))
+    data = simplejpeg.encode_jpeg(image, 90, "RGB", subsampling)
+    whole = decode._decode(data, 3, factor, 120)
+    for rows in range(1, 120):
+        kept = -(-rows // factor)
+        part = decode._decode(data, 3, factor, rows)
+        np.testing.assert_array_equal(part[:kept], whole[:kept])
+
+
 # Evaluation
 
 

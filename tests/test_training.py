@@ -23,6 +23,7 @@ from siman_jax.devices import make_mesh, replicated
 from siman_jax.epoch import Progress, make_epoch_runner, make_evaluator
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums, score
+from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.runlog import RunLog, best_row, read_rows
 from siman_jax.step import TrainState
 from siman_jax.task import build_task
@@ -162,9 +163,9 @@ def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
         run_epoch = make_epoch_runner(config, note, feed, progress, mesh)
         told = []
         # goes on from the epoch's third step
-        progress = run_epoch(progress, told.append, lambda: False)
+        progress = run_epoch(progress, told.append, lambda *_: False)
         assert sum(told) == 3
-        progress = run_epoch(progress, told.append, lambda: False)
+        progress = run_epoch(progress, told.append, lambda *_: False)
         assert (int(progress.state.step), int(progress.sums.count)) == (10, 32)
         results.append(np.asarray(progress.state.params))
     np.testing.assert_array_equal(results[0], results[1])
@@ -411,3 +412,91 @@ def test_wrong_commands_give_one_clear_message(arguments, message):
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_path, monkeypatch):
+    """Stopped after the second step of the second epoch: state, log and flips are the same."""
+    workdir, _ = finished
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(SigtermWatch, "should_stop", lambda self, step, count: step == 7)
+        with pytest.raises(Preempted, match="step 7 is saved"):
+            train(small_config(), stopped, make_mesh(1))
+    assert [row["epoch"] for row in read_rows(stopped)] == [1]
+    assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"5", "7"}
+    best = evaluate_run(small_config(), stopped, make_mesh(1))["best"]
+    assert best["epoch"] == 1  # what was interrupted was not evaluated
+
+    train(small_config(), stopped, make_mesh(1))
+    for row, expected in zip(read_rows(stopped), read_rows(workdir), strict=True):
+        del row["images_per_second"], expected["images_per_second"]
+        assert row == expected
+    expected, found = leaves_of(workdir, 15), leaves_of(stopped, 15)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+
+
+def test_sigterm_is_noted_and_the_handler_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with SigtermWatch() as watch:
+        assert not watch.should_stop(1, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert watch.should_stop(2, 1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_checkpoint_of_another_network_is_refused_by_its_first_leaf(tmp_path):
+    state = {"params": {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}}
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=1, step=0)
+    writer.save(1, state, top1=1.0)
+    writer.close()
+    for other, message in (
+        ({"params": {"a": jnp.zeros((3, 4)), "b": jnp.zeros(4)}}, r"params/a is float32\[3, 2\]"),
+        ({"params": {"a": jnp.zeros((3, 2))}}, r"params/b is float32\[2\] there and missing here"),
+        ({"params": {**state["params"], "c": jnp.zeros(1)}}, "params/c is missing there"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            restore_latest(tmp_path / "checkpoints", other)
+
+
+def test_a_workdir_that_cannot_be_made():
+    with pytest.raises(UsageError, match="cannot be written"):
+        train(small_config(), Path("/proc/siman"), make_mesh(1))
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import jax.numpy as jnp, numpy as np
+from siman_jax.checkpoint import CheckpointWriter, restore_latest
+from siman_jax.errors import UsageError
+folder = Path(sys.argv[1])
+writer = CheckpointWriter(folder, keep=1, step=0)
+writer.save(1, {"w": jnp.arange(1e5)}, top1=1.0)
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+try:
+    writer.save(2, {"w": jnp.asarray(np.random.default_rng(0).random(100_000))}, top1=2.0)
+except UsageError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+assert (np.asarray(restore_latest(folder, {"w": jnp.zeros(100_000)})["w"]) == np.arange(1e5)).all()
+writer = CheckpointWriter(folder, keep=1, step=1)
+writer.save(2, {"w": jnp.ones(100_000)}, top1=2.0)
+writer.close()
+assert restore_latest(folder, {"w": jnp.zeros(100_000)})["w"][0] == 1
+"""
+
+
+def test_a_disk_that_is_full_while_saving_leaves_earlier_checkpoints_intact(tmp_path):
+    """The limit on a file's size stands for the disk's: writing beyond it fails the same way."""
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "checkpoints")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "the checkpoint of step 2 could not be written" in result.stdout
+    assert "Earlier checkpoints are as they were" in result.stdout

@@ -181,7 +181,8 @@ def _decode(data: bytes, channels: int, factor: int, rows: int) -> np.ndarray:
     shape = _jpeg_shape(data)
     if shape is None:
         return _decode_with_pillow(data, channels, factor)
-    shortened, rows = _end_below(data, rows, *shape)
+    # Two decoded rows more, from which the colours of the last one are interpolated.
+    shortened, rows = _end_below(data, rows + 2 * factor, *shape)
     height, width = -(-rows // factor), -(-shape[1] // factor)
     pixels = np.empty((height, width, channels), np.uint8)
     try:
@@ -203,17 +204,16 @@ def _decode(data: bytes, channels: int, factor: int, rows: int) -> np.ndarray:
 def _end_below(data: bytes, rows: int, height: int, width: int) -> tuple[bytes, int]:
     """Let the header of a JPEG state fewer rows, so that the decoder stops there.
 
-    16 rows more serve to interpolate the colours of the last ones. Only baseline JPEG stores rows
-    from the top down; other kinds are returned as they are.
+    Only baseline JPEG stores rows from the top down; other kinds are returned as they are.
 
     Returns:
       The data, and the rows that their header states.
     """
-    rows += 16
-    stated = data.find(b"\x08" + height.to_bytes(2) + width.to_bytes(2))
-    if rows >= height or data[max(stated - 4, 0) : stated - 2] != b"\xff\xc0":
+    stated = b"\x08" + height.to_bytes(2) + width.to_bytes(2)  # after 8, the bits of a sample
+    start = data.find(stated)
+    if rows >= height or data[max(start - 4, 0) : start - 2] != b"\xff\xc0":
         return data, height
-    return data[: stated + 1] + rows.to_bytes(2) + data[stated + 3 :], rows
+    return data.replace(stated, b"\x08" + rows.to_bytes(2) + width.to_bytes(2), 1), rows
 
 
 def _decode_with_pillow(data: bytes, channels: int, factor: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Records
@@ -44,7 +45,7 @@ class Share:
 
 
 def training_batches(records: Records, config: ConfigDict, share: Share, step: int) -> Any:
-    """Rows of the batches from `step` on, without end.
+    """Rows of the batches from `step` to the end of training.
 
     An epoch is the full batches of a fresh permutation; the rest sits out that epoch.
 
@@ -69,7 +70,7 @@ def training_batches(records: Records, config: ConfigDict, share: Share, step: i
         flip=options.flip,
     )
     used = len(records) // config.batch_size * config.batch_size
-    order = grain.MapDataset.range(len(records)).shuffle(seed=config.seed)[:used].repeat()
+    order = grain.MapDataset.range(len(records)).shuffle(seed=config.seed)[:used].repeat(config.epochs)
     examples = order.random_map(_ReadExample(records, decode, _blank(options)), seed=config.seed)
     return _batches(examples, config.batch_size, share, step)
 
@@ -113,6 +114,8 @@ def read_ahead(batches: Any, workers: int) -> Any:
     """
     import grain
 
+    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own; a notebook has none
+        flags.FLAGS.mark_as_parsed()
     threads = 1 if workers else len(os.sched_getaffinity(0))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     stream = batches.to_iter_dataset(options)
