@@ -11,7 +11,7 @@ r"""ImageNet (ILSVRC 2012) by the published recipe: 150 epochs, batch 512, 224 p
 | resnet18 (default) | 60.1 / 82.3 %           | 6.2   | 2.0   | 9.8                           |
 | resnet34           | 63.9 / 84.8 %           | 12.5  | 4.0   | 19.9                          |
 
-The hours are 1.81 G (3.66 G) multiply-accumulates x 2 operations x 3 (forward and both gradients)
+The hours are 1.81 (3.66) G multiply-accumulates x 6 operations (forward and both gradients)
 x 1,281,167 images x 150 epochs at 30 % of the card's peak in bfloat16 (A100 312, H100 989, v5e
 197 TFLOP/s; measure before you count on it). A run in float32 takes several times as long, and one
 that the host's CPU cores cannot feed as long as they need: see benchmarks/input_pipeline.py.

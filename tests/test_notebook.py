@@ -103,6 +103,7 @@ def test_the_notebook_runs(source, tmp_path, monkeypatch):
     assert (tmp_path / "empty" / "siman-jax" / "configs").is_dir()
     assert "falls back to cpu" in printed(notebook, "devices")
     assert "epoch   1" in printed(notebook, "train")
+    assert "\x1b" not in printed(notebook, "train")  # plain lines, no bar
     assert [cell for cell, _ in pictures(notebook)] == ["curves", "filters"]
 
 

@@ -14,6 +14,7 @@ from siman_jax.optimizer import (
     clip_schedule,
     decay_mask,
     learning_rate_schedule,
+    linear_scale,
     project_binary_kernels,
 )
 
@@ -45,6 +46,17 @@ def test_learning_rate_without_warmup(config):
     for epoch in (0, 75, 149):
         expected = 0.05 * (1 + math.cos(math.pi * epoch / 150))
         assert float(schedule(jnp.int32(10 * epoch))) == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_learning_rate_grows_with_the_batch(config):
+    assert linear_scale(config, 1024) == 1  # as it is, unless asked for
+    config.reference_batch_size = 256
+    assert linear_scale(config, 1024) == 4
+    assert linear_scale(config, 64) == 0.25
+    plain = learning_rate_schedule(config, EPOCHS, STEPS)
+    scaled = learning_rate_schedule(config, EPOCHS, STEPS, scale=4)
+    for step in (0, 4 * STEPS, 200 * STEPS):
+        assert float(scaled(jnp.int32(step))) == pytest.approx(4 * float(plain(jnp.int32(step))))
 
 
 def test_smooth_schedules_meet_the_staircase_at_every_epoch(config):

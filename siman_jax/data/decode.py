@@ -97,11 +97,10 @@ def training_image(
     Raises:
       DamagedImage: the data cannot be decoded, or end too early.
     """
-    with _library_errors():
-        height, width = _shape(data)
-        top, left, rows, columns = random_box(rng, height, width, area=(min_area, max_area))
-        factor = next((f for f in (8, 4, 2) if min(rows, columns) >= f * size), 1)
-        pixels = _decode(data, channels, factor, top + rows)
+    height, width = _shape(data)
+    top, left, rows, columns = random_box(rng, height, width, area=(min_area, max_area))
+    factor = next((f for f in (8, 4, 2) if min(rows, columns) >= f * size), 1)
+    pixels = _decode(data, channels, factor, top + rows)
     vertical, horizontal = (
         slice(round(start / factor), round((start + length) / factor))
         for start, length in ((top, rows), (left, columns))
@@ -129,9 +128,8 @@ def evaluation_image(data: bytes, *, size: int, resize: int, channels: int) -> n
     Raises:
       DamagedImage: the data cannot be decoded, or end too early.
     """
-    with _library_errors():
-        height, width = _shape(data)
-        image = Image.fromarray(_decode(data, 3, 1, height))
+    height, width = _shape(data)
+    image = Image.fromarray(_decode(data, 3, 1, height))
     if channels == 1:
         image = image.convert("L")
     scaled = (resize * width // min(height, width), resize * height // min(height, width))
@@ -154,6 +152,7 @@ def _library_errors() -> Iterator[None]:
         raise DamagedImage(f"cannot be decoded: {error}") from error
 
 
+@_library_errors()
 def _shape(data: bytes) -> tuple[int, int]:
     """Height and width by the header, refused before anything so large is allocated."""
     shape = _jpeg_shape(data)
@@ -176,13 +175,14 @@ def _jpeg_shape(data: bytes) -> tuple[int, int] | None:
     return (int(height), int(width)) if space in ("Gray", "YCbCr", "RGB") else None
 
 
+@_library_errors()
 def _decode(data: bytes, channels: int, factor: int, rows: int) -> np.ndarray:
     """Decode at 1/factor of the resolution; below the first `rows` rows, pixels may be missing."""
     shape = _jpeg_shape(data)
     if shape is None:
         return _decode_with_pillow(data, channels, factor)
-    # Two decoded rows more, from which the colours of the last one are interpolated.
-    shortened, rows = _end_below(data, rows + 2 * factor, *shape)
+    # One decoded row more, since the colours of the last one are interpolated from it.
+    shortened, rows = _end_below(data, rows + factor, *shape)
     height, width = -(-rows // factor), -(-shape[1] // factor)
     pixels = np.empty((height, width, channels), np.uint8)
     try:

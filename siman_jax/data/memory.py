@@ -3,7 +3,7 @@
 import hashlib
 import io
 import logging
-import os
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def _read_cache(path: Path) -> dict[str, Split] | None:
 
 def _write_cache(path: Path, splits: dict[str, Split]) -> None:
     """Write beside the final name, then rename, so that no half-written cache is ever read."""
-    draft = path.with_suffix(f".{os.getpid()}.npz")
+    draft = path.with_suffix(f".{uuid.uuid4().hex}.npz")  # other hosts may write the same cache
     arrays = {
         f"{name}_{field}": getattr(split, field)
         for name, split in splits.items()

@@ -70,7 +70,8 @@ def training_batches(records: Records, config: ConfigDict, share: Share, step: i
         flip=options.flip,
     )
     used = len(records) // config.batch_size * config.batch_size
-    order = grain.MapDataset.range(len(records)).shuffle(seed=config.seed)[:used].repeat(config.epochs)
+    order = grain.MapDataset.range(len(records)).shuffle(seed=config.seed)[:used]
+    order = order.repeat(config.epochs)
     examples = order.random_map(_ReadExample(records, decode, _blank(options)), seed=config.seed)
     return _batches(examples, config.batch_size, share, step)
 
@@ -116,7 +117,7 @@ def read_ahead(batches: Any, workers: int) -> Any:
 
     if not flags.FLAGS.is_parsed():  # Grain reads flags of its own; a notebook has none
         flags.FLAGS.mark_as_parsed()
-    threads = 1 if workers else len(os.sched_getaffinity(0))
+    threads = 1 if workers else os.cpu_count() or 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     stream = batches.to_iter_dataset(options)
     return stream.mp_prefetch(
@@ -136,7 +137,7 @@ class _Example(NamedTuple):
 
     image: np.ndarray
     label: int
-    index: int
+    number: int
     damage: str
 
 

@@ -47,11 +47,9 @@ class StreamFeed:
         self.steps_per_epoch = len(records) // config.batch_size
         n, options, sharding = config.batch_size, config.data, by_example(mesh)
         images = (n, options.image_size, options.image_size, options.channels)
-        self.abstract: Any = Batch(
-            *(
-                jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-                for shape, dtype in ((images, jnp.uint8), ((n,), jnp.int32))
-            )
+        self.abstract = Batch._make(
+            jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for shape, dtype in ((images, jnp.uint8), ((n,), jnp.int32))
         )
         self._records, self._mesh, self._config = records, mesh, config
         self._damage = DamageCount(options.damaged_limit)

@@ -7,6 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Dataset, Record
@@ -87,6 +88,11 @@ def load(config: ConfigDict) -> Dataset:
 
 def _prepare(builder: Any) -> None:
     name, folder = builder.info.full_name, builder.data_dir_root
+    if jax.process_count() > 1:
+        raise UsageError(
+            f"{name} is not prepared in {folder}, which {jax.process_count()} processes cannot do"
+            f" at once. Prepare it first, with\n  {_prepare_command(builder)}"
+        )
     if importlib.util.find_spec("tensorflow") is None:
         raise UsageError(
             f"{name} is not prepared in {folder}, and preparing it needs TensorFlow, once. Run\n"
