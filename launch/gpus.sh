@@ -26,10 +26,6 @@ if [[ ! $n =~ ^[1-9][0-9]*$ ]]; then
     echo "error: N is $n; it must be a number of GPUs" >&2
     exit 2
 fi
-if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
-    echo "error: this needs bash 5.1 or later (wait -p), not $BASH_VERSION" >&2
-    exit 2
-fi
 IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((n - 1)))}"
 if ((${#gpus[@]} < n)); then
     echo "error: N is $n, but CUDA_VISIBLE_DEVICES names ${#gpus[@]}: $CUDA_VISIBLE_DEVICES" >&2
@@ -64,14 +60,14 @@ if $dry_run; then
 fi
 
 running=() # by process id: which of them it is
-timer=
+tick=
 end() {
     ((${#running[@]} == 0)) || kill -"$1" "${!running[@]}" 2>/dev/null || true
 }
 interrupt=TERM
 trap 'end TERM' TERM HUP
 trap 'end $interrupt; interrupt=KILL' INT
-trap 'end KILL; [[ -z $timer ]] || kill "$timer"' EXIT
+trap 'end KILL; [[ -z $tick ]] || kill "$tick" 2>/dev/null || true' EXIT
 
 logs=$(mktemp -d "${TMPDIR:-/tmp}/siman-gpus.XXXXXX")
 ((n == 1)) || echo "processes 1 to $((n - 1)) write to $logs"
@@ -87,24 +83,24 @@ done
 
 failed=0
 while ((${#running[@]})); do
-    code=0
-    # shellcheck disable=SC2086  # no timer is no argument
-    wait -n -p ended "${!running[@]}" $timer || code=$?
-    if [[ -z ${ended:-} ]]; then # a signal came, and its trap has run
-        ((code > 128)) || exit "$code"
-    elif [[ $ended == "$timer" ]]; then
-        timer=
-        end KILL
-    else
-        i=${running[ended]}
-        unset "running[$ended]"
+    # Wait for the first to end, or a signal; a second at most, since bash can overlook an end.
+    sleep 1 &
+    tick=$!
+    wait -n "$tick" "${!running[@]}" || true
+    { kill "$tick" && wait "$tick"; } 2>/dev/null || true
+    for pid in "${!running[@]}"; do
+        ! kill -0 "$pid" 2>/dev/null || continue
+        code=0
+        wait "$pid" || code=$?
+        i=${running[pid]}
+        unset "running[$pid]"
         if ((code && !failed)); then
             failed=$code
+            deadline=$((SECONDS + host_timeout + 30))
             echo "process $i ended with status $code" >&2
             ((i == 0)) || tail -n 20 "$logs/$i.log" >&2
-            sleep $((host_timeout + 30)) &
-            timer=$!
         fi
-    fi
+    done
+    ((!failed || SECONDS < deadline)) || end KILL
 done
 exit "$failed"

@@ -114,17 +114,17 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
     try:
         with SigtermWatch() as watch:
             for epoch in range(done // task.steps_per_epoch, config.epochs):
-                started = time.perf_counter()
-                counted = int(progress.sums.count)
+                started, counted = time.perf_counter(), int(progress.sums.count)
                 progress = run_epoch(progress, bar.advance, watch.should_stop)
-                steps = int(progress.state.step)
+                trained = progress.sums.means()
+                seconds = time.perf_counter() - started
+                images_per_second = (int(progress.sums.count) - counted) / seconds
+                state = progress.state
+                steps = int(state.step)
                 if steps < (epoch + 1) * task.steps_per_epoch:
                     checkpoints.save(steps, Snapshot(progress, bits), None)
                     raise Preempted(f"stopped by SIGTERM; step {steps} is saved in {workdir}")
-                trained = progress.sums.means()
-                seconds = time.perf_counter() - started
-                examples = int(progress.sums.count) - counted
-                state = progress.state
+
                 tested = evaluate(state.variables())
                 if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
                     raise diverged(steps - 1)
@@ -141,7 +141,7 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
                     "clip_percent": float(task.clip_percent(jnp.asarray(steps - 1))),
                     **{f"train_{name}": value for name, value in trained.items()},
                     **{f"test_{name}": value for name, value in tested.items()},
-                    "images_per_second": round(examples / seconds, 1),
+                    "images_per_second": round(images_per_second, 1),
                     "flips": {name: float(x) for name, x in shares_flipped(before, bits).items()},
                 }
                 run_log.write(row)

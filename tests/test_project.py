@@ -103,8 +103,8 @@ def test_the_core_imports_no_data_library():
     """So that it runs where they are not installed."""
     code = (
         "import sys, siman_jax.train, siman_jax.convert, siman_jax.summary;"
-        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain', 'torch',"
-        " 'matplotlib') if m in sys.modules])"
+        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain', 'cv2',"
+        " 'simplejpeg', 'torch', 'matplotlib') if m in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True

@@ -37,6 +37,10 @@ class Record(NamedTuple):
     name: str
 
 
+class DamagedImage(ValueError):  # noqa: N818
+    """An image cannot be decoded, or not all of it; the message says why."""
+
+
 class Records(Protocol):
     """Encoded images that can be read in any order, by several processes at once.
 

@@ -15,14 +15,12 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, UnidentifiedImageError
 
+from siman_jax.data.dataset import DamagedImage
+
 _MAX_PIXELS = 2**26
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # all read without other programs
 
 cv2.setNumThreads(0)  # loaders work on many images at a time, so that each needs one core only
-
-
-class DamagedImage(ValueError):  # noqa: N818
-    """An image cannot be decoded, or not all of it; the message says why."""
 
 
 class Box(NamedTuple):

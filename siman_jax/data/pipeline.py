@@ -16,8 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from siman_jax.data.dataset import Records
-from siman_jax.data.decode import DamagedImage, evaluation_image, training_image
+from siman_jax.data.dataset import DamagedImage, Records
 
 
 class HostBatch(NamedTuple):
@@ -60,6 +59,8 @@ def training_batches(records: Records, config: ConfigDict, share: Share, step: i
     """
     import grain
 
+    from siman_jax.data.decode import training_image
+
     options = config.data
     decode = partial(
         training_image,
@@ -89,6 +90,8 @@ def evaluation_batches(records: Records, config: ConfigDict, share: Share, batch
       `grain.MapDataset` of `HostBatch`.
     """
     import grain
+
+    from siman_jax.data.decode import evaluation_image
 
     options = config.data
     decode = partial(
