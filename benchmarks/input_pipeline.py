@@ -1,12 +1,13 @@
 """Images per second on one core: reading JPEG files for training, in this and in other ways.
 
-    python benchmarks/input_pipeline.py FOLDER --json results.json
+    python -m benchmarks.input_pipeline FOLDER --json results.json
 
 Every side makes the same thing of the same files, which are in memory: a random box of 8 to 100 %
-of the area and an aspect of 3/4 to 4/3, scaled to 224x224, mirrored half of the time, as batches
-of uint8. The sides take turns, so that a busy machine slows them alike, and ratios are those of
-one round. TensorFlow's side scales without antialiasing, as its usual recipes do, which is less
-work than the other two do.
+of the area and an aspect of 3/4 to 4/3, scaled to 224x224, mirrored half of the time. Batches are
+uint8, but for one side's, which are the normalized floats that torchvision's usual transforms end
+in; here that last step is the device's. The sides take turns, so that a busy machine slows them
+alike, and ratios are those of one round. TensorFlow's usual recipes scale without antialiasing,
+which is less work than the other sides do, so its side runs in both ways.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
@@ -88,16 +90,61 @@ def read_files(folder: Path, limit: int) -> list[bytes]:
     return files
 
 
-def ours(files: Sequence[bytes]) -> Iterator:
-    """This project's `training_image`."""
-    from siman_jax.data.decode import training_image
+class InMemory(Sequence):
+    """Files as records of one class, over and over: Grain is slow to shuffle a few hundred."""
 
-    options = {"min_area": AREA[0], "max_area": AREA[1], "channels": 3, "flip": True}
-    return in_batches(files, lambda data, rng: training_image(data, rng, size=SIZE, **options))
+    def __init__(self, files: Sequence[bytes]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        """As many as real sets have."""
+        return 2**20
+
+    def __getitem__(self, index: int) -> tuple:
+        """Data, label and name."""
+        return self._files[index % len(self._files)], 0, str(index)
+
+
+def ours(files: Sequence[bytes]) -> Iterator:
+    """This project's loader, of which nothing runs ahead into the other sides' turns."""
+    from configs import imagenet
+    from siman_jax.data.pipeline import Share, training_batches
+
+    config = imagenet.get_config()
+    config.batch_size = BATCH
+    config.epochs = 10**6
+    config.data.min_area, config.data.max_area = AREA
+    batches = training_batches(InMemory(files), config, Share(0, 1), step=0)
+    return (batches[index].images for index in itertools.count())
 
 
 def pillow(files: Sequence[bytes]) -> Iterator:
     """What torchvision's RandomResizedCrop and RandomHorizontalFlip do with a Pillow image."""
+    import numpy as np
+
+    return in_batches(files, pillow_transform(), np.uint8)
+
+
+def pillow_normalized(files: Sequence[bytes]) -> Iterator:
+    """The same, then ToTensor and Normalize, whose result is `[3, SIZE, SIZE]` float32."""
+    import numpy as np
+
+    crop_and_flip = pillow_transform()
+    mean_of_channels = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
+    std_of_channels = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
+
+    def transform(data, rng):
+        pixels = np.ascontiguousarray(crop_and_flip(data, rng).transpose(2, 0, 1))
+        tensor = np.divide(pixels, 255, dtype=np.float32)
+        tensor -= mean_of_channels
+        tensor /= std_of_channels
+        return tensor
+
+    return in_batches(files, transform, np.float32)
+
+
+def pillow_transform() -> Callable:
+    """Crop, scale and flip, written plainly."""
     import io
 
     import numpy as np
@@ -116,10 +163,10 @@ def pillow(files: Sequence[bytes]) -> Iterator:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(image)
 
-    return in_batches(files, transform)
+    return transform
 
 
-def tensorflow(files: Sequence[bytes]) -> Iterator:
+def tensorflow(files: Sequence[bytes], antialias: bool = False) -> Iterator:
     """tf.data with `decode_and_crop_jpeg`, on one thread."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
@@ -139,7 +186,7 @@ def tensorflow(files: Sequence[bytes]) -> Iterator:
         )
         window = tf.concat([begin[:2], size[:2]], axis=0)
         image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
-        image = tf.image.resize(image, [SIZE, SIZE], method="bilinear")
+        image = tf.image.resize(image, [SIZE, SIZE], method="bilinear", antialias=antialias)
         return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
 
     options = tf.data.Options()
@@ -152,25 +199,24 @@ def tensorflow(files: Sequence[bytes]) -> Iterator:
     return data.with_options(options).as_numpy_iterator()
 
 
-# By name, what makes an endless iterator of uint8 batches [BATCH, SIZE, SIZE, 3] of files.
+# By name, what makes an endless iterator of batches of BATCH images of files.
 PIPELINES: dict[str, Callable[[Sequence[bytes]], Iterator]] = {
     OURS: ours,
     "pillow": pillow,
-    "tensorflow": tensorflow,
+    "pillow, normalized": pillow_normalized,
+    "tf.data": tensorflow,
+    "tf.data, antialiased": partial(tensorflow, antialias=True),
 }
 
 
-def in_batches(files: Sequence[bytes], transform: Callable) -> Iterator:
+def in_batches(files: Sequence[bytes], transform: Callable, dtype: type) -> Iterator:
     """Batches of `transform(data, rng)` of one file after the other, without end."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     endless = itertools.cycle(files)
     while True:
-        batch = np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
-        for row in batch:
-            row[:] = transform(next(endless), rng)
-        yield batch
+        yield np.stack([transform(next(endless), rng) for _ in range(BATCH)], dtype=dtype)
 
 
 class Turn(NamedTuple):
@@ -244,10 +290,10 @@ def cpu_name() -> str:
 
 def print_table(report: dict) -> None:
     """Print one line for each side."""
-    print(f"{'':12} {'images/s':>10} {'core share':>11} {'ours / it':>10}")
+    print(f"{'':20} {'images/s':>10} {'core share':>11} {'ours / it':>10}")
     for name, row in report["pipelines"].items():
         print(
-            f"{name:12} {row['images_per_second']:10.0f} {row['core_share']:11.2f}"
+            f"{name:20} {row['images_per_second']:10.0f} {row['core_share']:11.2f}"
             f" {row['ours_is_faster_by']:10.2f}"
         )
     files, versions = report["files"], report["versions"]

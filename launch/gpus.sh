@@ -94,10 +94,10 @@ while ((${#running[@]})); do
         wait "$pid" || code=$?
         i=${running[pid]}
         unset "running[$pid]"
+        ((!code)) || echo "process $i ended with status $code" >&2
         if ((code && !failed)); then
             failed=$code
             deadline=$((SECONDS + host_timeout + 30))
-            echo "process $i ended with status $code" >&2
             ((i == 0)) || tail -n 20 "$logs/$i.log" >&2
         fi
     done

@@ -74,7 +74,7 @@ class Programs:
     """A folder for the PATH, whose programs note how they were called."""
 
     def __init__(self, folder):
-        self.bin, self.notes = folder / "bin", folder / "notes"
+        self.folder, self.bin, self.notes = folder, folder / "bin", folder / "notes"
         self.bin.mkdir()
         self.notes.mkdir()
         for name in ("srun", "scontrol", "gcloud", "kubectl"):
@@ -109,7 +109,8 @@ class Programs:
         """Of a login where nothing is set that matters here."""
         matters = ("JAX_", "XLA_", "CUDA_", "SLURM_", "SIMAN_", "OMPI_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(matters)}
-        return kept | {"PATH": f"{self.bin}:{os.environ['PATH']}", "JAX_PLATFORMS": "cpu"} | more
+        path = f"{self.bin}:{os.environ['PATH']}"
+        return kept | {"PATH": path, "JAX_PLATFORMS": "cpu", "TMPDIR": str(self.folder)} | more
 
 
 @pytest.fixture
@@ -429,26 +430,26 @@ def test_odd_flags_reach_the_pods(programs):
 
 # gpus.sh, with processes that only pretend.
 
-SAVES = "trap 'echo saving; exit 75' TERM\n"
+SAVES = "echo saving; exit 75"
 FOREVER = "while true; do sleep 0.05; done"
 
 
-def pretend(programs, body):
+def pretend(programs, body, on_sigterm=SAVES):
     """Let `python -m` run these bash lines; `$id` is the number of the process."""
     real = f'[[ ${{1:-}} != -c ]] || exec {shlex.quote(sys.executable)} "$@"\n'
-    programs.write("python", real + SAVES + PROCESS_ID, body)
+    programs.write("python", f"{real}{PROCESS_ID}trap {shlex.quote(on_sigterm)} TERM", body)
 
 
 def both_run(programs):
     return len(list(programs.notes.glob("python.*"))) == 2
 
 
-def test_gpus_ends_with_zero_when_all_do(programs, tmp_path):
+def test_gpus_ends_with_zero_when_all_do(programs):
     pretend(programs, 'echo "I am $id on $CUDA_VISIBLE_DEVICES"')
-    with started(programs, "gpus.sh", *arguments_of("gpus.sh"), TMPDIR=str(tmp_path)) as process:
+    with started(programs, "gpus.sh", *arguments_of("gpus.sh")) as process:
         output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (0, "")
-    (logs,) = tmp_path.glob("siman-gpus.*")
+    (logs,) = programs.folder.glob("siman-gpus.*")
     assert sorted(output.splitlines()) == ["I am 0 on 0", f"processes 1 to 1 write to {logs}"]
     assert (logs / "1.log").read_text() == "I am 1 on 1\n"
     ports = {word for call in programs.calls("python") for word in call if "coordinator" in word}
@@ -461,12 +462,16 @@ def test_gpus_ends_with_the_first_failure(programs):
     with started(programs, "gpus.sh", *arguments_of("gpus.sh")) as process:
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3
-    assert errors == "process 1 ended with status 3\nout of memory\n"
+    assert errors.splitlines() == [
+        "process 1 ended with status 3",
+        "out of memory",
+        "process 0 ended with status 69",
+    ]
 
 
 def test_gpus_kills_what_does_not_notice_a_failure(programs):
     """After the host timeout and half a minute, which this time is one second."""
-    pretend(programs, f"((id == 0)) || exit 3; trap '' TERM; {FOREVER}")
+    pretend(programs, f"((id == 0)) || exit 3; {FOREVER}", on_sigterm="")
     arguments = [*arguments_of("gpus.sh"), "--host_timeout=-29"]
     before = time.monotonic()
     with started(programs, "gpus.sh", *arguments) as process:
@@ -487,12 +492,11 @@ def test_gpus_passes_signals_on(programs, number):
 
 
 def test_gpus_does_not_wait_after_a_second_interrupt(programs):
-    pretend(programs, f"trap '' TERM; {FOREVER}")
+    pretend(programs, FOREVER, on_sigterm=f"touch {shlex.quote(str(programs.notes))}/asked.$id")
     with started(programs, "gpus.sh", *arguments_of("gpus.sh")) as process:
         wait_for(lambda: both_run(programs), "not started", process)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        assert process.poll() is None
+        wait_for(lambda: len(programs.calls("asked")) == 2, "not passed on", process)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGKILL
@@ -526,17 +530,17 @@ def test_gpus_trains_until_a_process_is_killed(programs, tmp_path):
     programs.use_real_python()
     workdir = tmp_path / "run"
     arguments = ["2", "configs/digits.py", workdir, "--config.epochs=10000", "--host_timeout=5"]
-    with started(
-        programs, "gpus.sh", *arguments, *SMALL, TMPDIR=str(tmp_path), **FAST_COMPILER
-    ) as process:
+    with started(programs, "gpus.sh", *arguments, *SMALL, **FAST_COMPILER) as process:
         wait_for(lambda: logged(workdir), "no epoch came to its end", process)
         (victim,) = programs.pids(1)
         os.kill(victim, signal.SIGKILL)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGKILL
     assert "the 2 devices exchange in each step" in errors
-    assert "process 1 ended with status 137" in errors
-    (log,) = tmp_path.glob("siman-gpus.*/1.log")
+    first, second = (x for x in errors.splitlines() if "ended with status" in x)
+    assert first == "process 1 ended with status 137"
+    assert second in ("process 0 ended with status 69", "process 0 ended with status 134")
+    (log,) = programs.folder.glob("siman-gpus.*/1.log")
     assert "the 2 devices exchange in each step" in log.read_text()
 
 

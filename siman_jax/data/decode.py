@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from siman_jax.data.dataset import DamagedImage
 
 _MAX_PIXELS = 2**26
+_SOFTENED = 1.25  # up to this scale the filter would change next to nothing
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # all read without other programs
 
 cv2.setNumThreads(0)  # loaders work on many images at a time, so that each needs one core only
@@ -237,7 +238,7 @@ def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
     if max(height, width) >= 2 * size:
         height, width = (side // max(side // size, 1) for side in (height, width))
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    if max(height, width) > size:
+    if max(height, width) > _SOFTENED * size:
         pixels = cv2.sepFilter2D(
             pixels, -1, _taps(width / size), _taps(height / size), borderType=cv2.BORDER_REPLICATE
         )

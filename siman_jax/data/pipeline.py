@@ -7,7 +7,7 @@ any s.
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -72,9 +72,9 @@ def training_batches(records: Records, config: ConfigDict, share: Share, step: i
     )
     used = len(records) // config.batch_size * config.batch_size
     order = grain.MapDataset.range(len(records)).shuffle(seed=config.seed)[:used]
-    order = order.repeat(config.epochs)
-    examples = order.random_map(_ReadExample(records, decode, _blank(options)), seed=config.seed)
-    return _batches(examples, config.batch_size, share, step)
+    numbers = order.repeat(config.epochs)
+    read = _ReadBatch(records, decode, _shape(options), config.seed)
+    return _own_batches(numbers, config.batch_size, share, step).map(read)
 
 
 def evaluation_batches(records: Records, config: ConfigDict, share: Share, batch_size: int) -> Any:
@@ -101,8 +101,8 @@ def evaluation_batches(records: Records, config: ConfigDict, share: Share, batch
         channels=options.channels,
     )
     padded = -(-len(records) // batch_size) * batch_size
-    read = _ReadExample(records, decode, _blank(options))
-    return _batches(grain.MapDataset.range(padded).map(read), batch_size, share, 0)
+    read = _ReadBatch(records, decode, _shape(options), seed=None)
+    return _own_batches(grain.MapDataset.range(padded), batch_size, share, 0).map(read)
 
 
 def read_ahead(batches: Any, workers: int) -> Any:
@@ -135,49 +135,58 @@ def _outlive_signals(index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Example(NamedTuple):
-    """A row of a `HostBatch`; the damage is empty where there is none."""
+def _own_batches(numbers: Any, batch_size: int, share: Share, first: int) -> Any:
+    """Positions and numbers of examples, in this process's parts of the batches from `first` on.
 
-    image: np.ndarray
-    label: int
-    number: int
-    damage: str
-
-
-@dataclass(frozen=True)
-class _ReadExample:
-    """From an index, and a generator where `decode` draws from one, to an example."""
-
-    records: Records
-    decode: Callable[..., np.ndarray]
-    blank: np.ndarray
-
-    def __call__(self, index: int, *generator: np.random.Generator) -> _Example:
-        if index >= len(self.records):
-            return _Example(self.blank, -1, index, "")
-        name = f"example {index}"
-        try:
-            data, label, name = self.records[index]
-            return _Example(self.decode(data, *generator), label, index, "")
-        except (OSError, DamagedImage) as error:
-            return _Example(self.blank, -1, index, f"{name}: {error}")
-
-
-def _batches(examples: Any, batch_size: int, share: Share, first: int) -> Any:
-    """Every process's batches lie side by side in the order, so that their rows make the whole."""
-    parts = examples.batch(batch_size // share.count, batch_fn=_stack)
+    The parts of all processes lie side by side in the order, so that together they are the batch.
+    """
+    parts = numbers.map_with_index(_with_position).batch(batch_size // share.count)
     return parts[first * share.count + share.index :: share.count]
 
 
-def _stack(examples: Sequence[_Example]) -> HostBatch:
-    images, labels, indices, damage = zip(*examples, strict=True)
-    return HostBatch(
-        np.stack(images),
-        np.array(labels, np.int32),
-        np.array(indices, np.int64),
-        tuple(line for line in damage if line),
-    )
+def _with_position(position: int, number: int) -> tuple[int, int]:
+    return position, number
 
 
-def _blank(options: ConfigDict) -> np.ndarray:
-    return np.zeros((options.image_size, options.image_size, options.channels), np.uint8)
+@dataclass(frozen=True)
+class _ReadBatch:
+    """From positions and numbers of examples to a batch of them.
+
+    Attributes:
+      records: where they are read from.
+      decode: from the bytes to pixels; takes a generator too, if there is a seed.
+      shape: of an image.
+      seed: what an example's generator is drawn from, beside its position; None for none.
+    """
+
+    records: Records
+    decode: Callable[..., np.ndarray]
+    shape: tuple[int, int, int]
+    seed: int | None
+
+    def __call__(self, examples: tuple[np.ndarray, np.ndarray]) -> HostBatch:
+        positions, numbers = examples
+        images = np.zeros((len(numbers), *self.shape), np.uint8)
+        labels = np.full(len(numbers), -1, np.int32)
+        damage = []
+        for row, (position, number) in enumerate(zip(positions, numbers, strict=True)):
+            if number >= len(self.records):
+                continue
+            name = f"example {number}"
+            try:
+                data, label, name = self.records[int(number)]
+                images[row] = self.decode(data, *self._generator(position))
+                labels[row] = label
+            except (OSError, DamagedImage) as error:
+                damage.append(f"{name}: {error}")
+        return HostBatch(images, labels, numbers, tuple(damage))
+
+    def _generator(self, position: int) -> tuple[np.random.Generator, ...]:
+        if self.seed is None:
+            return ()
+        # Philox takes any key as it is; other generators would first hash it, which is slower.
+        return (np.random.Generator(np.random.Philox(key=(self.seed << 64) | int(position))),)
+
+
+def _shape(options: ConfigDict) -> tuple[int, int, int]:
+    return options.image_size, options.image_size, options.channels
