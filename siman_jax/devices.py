@@ -43,6 +43,8 @@ def join_hosts(
             coordinator,
             count,
             index,
+            # Where all is said, no scheduler needs to be asked.
+            cluster_detection_method=None if None in (coordinator, count, index) else "deactivate",
             heartbeat_timeout_seconds=host_timeout,
             shutdown_timeout_seconds=host_timeout,
         )

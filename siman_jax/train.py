@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,21 +23,18 @@ from siman_jax.data.dataset import Records, Split
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.data.resident import ResidentFeed, padded_batches
 from siman_jax.data.stream import EvaluationStream, StreamFeed
-from siman_jax.devices import (
-    is_first_process,
-    largest_axis_sharded,
-    make_replica_check,
-    replicated,
-)
+from siman_jax.devices import is_first_process, make_replica_check
 from siman_jax.epoch import Progress, diverged, make_epoch_runner, make_evaluator, no_sums
 from siman_jax.errors import UsageError
-from siman_jax.flips import Bits, binary_bits, shares_flipped
+from siman_jax.flips import shares_flipped
 from siman_jax.metrics import METRICS
+from siman_jax.optimizer import build_optimizer
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.progress import TrainingProgress
 from siman_jax.runlog import RunLog, best_row, read_rows
-from siman_jax.step import create_state, train_step
-from siman_jax.task import Task, build_task, image_shape
+from siman_jax.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
+from siman_jax.step import train_step
+from siman_jax.task import build_task, model_from_config
 from siman_jax.workdir import check_workdir, check_writable, claim_workdir
 
 _CHECKPOINTS = "checkpoints"
@@ -47,19 +43,6 @@ _log = logging.getLogger(__name__)
 
 # Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
 Results = dict[str, dict[str, float]]
-
-
-@struct.dataclass
-class Snapshot:
-    """What a checkpoint holds, so that a run goes on as if it had never stopped.
-
-    Attributes:
-      progress: the state, whose step is the position in the data too, and the epoch's sums.
-      bits: of every binary kernel at the end of the epoch before.
-    """
-
-    progress: Progress
-    bits: Bits
 
 
 def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
@@ -85,11 +68,13 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
     check_writable(workdir)
     task = build_task(config, mesh)
     init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
-    start = _start(config, task, init_key, mesh)
-    restored = restore_latest(workdir / _CHECKPOINTS, start)
-    progress, bits = (restored or start).progress, (restored or start).bits
+    layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
+    snapshot = restore_latest(workdir / _CHECKPOINTS, layout)
+    if snapshot is None:
+        snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
+    progress, bits = snapshot.progress, snapshot.bits
     done = int(progress.state.step)
-    if restored is not None:
+    if done:
         _log.info("going on from step %d of %s", done, workdir)
 
     step = partial(
@@ -133,7 +118,7 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
                         f"after step {steps} the devices hold different parameters; training"
                         " stopped. Checkpoints are from before. Look for a faulty device."
                     )
-                before, bits = bits, _read_bits(state.params, config.model.weight_rule)
+                before, bits = bits, read_bits(state.params, config.model.weight_rule)
                 row = {
                     "step": steps,
                     "epoch": epoch + 1,
@@ -170,22 +155,37 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
       UsageError: `workdir` holds no checkpoint, or the run of another config.
     """
     check_workdir(config, workdir)
-    folder = workdir / _CHECKPOINTS
-    if not folder.is_dir():
-        raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
     task = build_task(config, mesh)
-    like = _start(config, task, jax.random.key(config.seed), mesh)
     batches = _test_batches(config, task.dataset.test, mesh)
     evaluate = make_evaluator(config, task.model, batches, mesh)
     results = {}
-    for name, restore in (("last", restore_latest), ("best", restore_best)):
-        snapshot = restore(folder, like)
-        if snapshot is None:
-            raise UsageError(f"{folder} is empty; train there first, with --mode=train.")
-        state = snapshot.progress.state
+    for name in ("last", "best"):
+        state = load_run(config, workdir, mesh, best=name == "best").progress.state
         epoch = round(int(state.step) / task.steps_per_epoch, 2)
         results[name] = {"epoch": epoch, **evaluate(state.variables())}
     return results
+
+
+def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = False) -> Snapshot:
+    """Read a run's last or best checkpoint; its data are not needed.
+
+    Args:
+      config: of the run.
+      workdir: the run's folder.
+      mesh: the devices to lay it out on.
+      best: read the one with the best test accuracy instead of the last.
+
+    Raises:
+      UsageError: `workdir` holds no checkpoint that can be read, or of another network.
+    """
+    model = model_from_config(config)
+    optimizer = build_optimizer(config.optimizer, lambda _: jnp.zeros(()))
+    layout = abstract_snapshot(config, model, optimizer, mesh)
+    restore = restore_best if best else restore_latest
+    snapshot = restore(workdir / _CHECKPOINTS, layout)
+    if snapshot is None:
+        raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
+    return snapshot
 
 
 def _results(rows: list[dict[str, Any]]) -> Results:
@@ -193,23 +193,6 @@ def _results(rows: list[dict[str, Any]]) -> Results:
         name: {"epoch": row["epoch"], **{key: row[f"test_{key}"] for key in METRICS}}
         for name, row in (("last", rows[-1]), ("best", best_row(rows)))
     }
-
-
-def _start(config: ConfigDict, task: Task, key: Array, mesh: Mesh) -> Snapshot:
-    """What training starts from, laid out on the mesh."""
-    create = partial(create_state, task.model, task.optimizer, image_shape=image_shape(config))
-    abstract = jax.eval_shape(create, key)
-    shardings = jax.tree.map(lambda _: replicated(mesh), abstract)
-    if config.shard_optimizer:
-        shardings = shardings.replace(opt_state=largest_axis_sharded(mesh, abstract.opt_state))
-    # It runs once, so it should compile fast: optimised, XLA's CPU backend takes ten times longer.
-    options = {"xla_backend_optimization_level": 0}
-    state = jax.jit(create, out_shardings=shardings, compiler_options=options)(key)
-    bits = _read_bits(state.params, config.model.weight_rule)
-    return Snapshot(Progress(state, no_sums(mesh)), bits)
-
-
-_read_bits = jax.jit(binary_bits, static_argnames="weight_rule")
 
 
 def _training_feed(

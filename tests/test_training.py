@@ -25,6 +25,7 @@ from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums, score
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.runlog import RunLog, best_row, read_rows
+from siman_jax.snapshot import abstract_snapshot, first_snapshot
 from siman_jax.step import TrainState
 from siman_jax.task import build_task
 from siman_jax.train import evaluate_run, train
@@ -120,7 +121,8 @@ def test_every_example_is_evaluated_once(devices):
     split = Split(
         rng.integers(0, 256, (23, 8, 8, 1), np.uint8), rng.integers(0, 10, 23).astype(np.int32)
     )
-    start = training._start(config, task, jax.random.key(0), mesh)
+    layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
+    start = first_snapshot(config, task.model, task.optimizer, jax.random.key(0), layout)
     variables = start.progress.state.variables()
     results = []
     for batch_size in (23, 10):
