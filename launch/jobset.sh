@@ -90,7 +90,10 @@ $args_json
                     limits: {nvidia.com/gpu: $gpus}
                   volumeMounts:
                     - {name: runs, mountPath: /runs}
+                    - {name: shm, mountPath: /dev/shm}
               volumes:
+                - name: shm  # images pass from the reading processes through it
+                  emptyDir: {medium: Memory}
                 - name: runs
                   persistentVolumeClaim: {claimName: $claim_json}
 YAML

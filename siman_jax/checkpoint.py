@@ -68,7 +68,11 @@ class CheckpointWriter:
         """
         metrics = {_METRIC: _NOT_EVALUATED if top1 is None else top1}
         try:
-            self._checkpointer.save(step, state, metrics=metrics, force=True)
+            # An epoch that could not be evaluated is saved again when it is.
+            exists = (self._directory / str(step)).exists()
+            self._checkpointer.save(step, state, metrics=metrics, force=True, overwrite=exists)
+        except jax.errors.JaxRuntimeError:  # another process is gone: no fault of the disk
+            raise
         except Exception as error:  # orbax and tensorstore raise whatever the disk's refusal led to
             raise UsageError(
                 f"the checkpoint of step {step} could not be written to {self._directory}:"

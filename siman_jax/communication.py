@@ -55,8 +55,9 @@ def communication(program: str) -> dict[str, Traffic]:
     traffic: dict[str, Traffic] = {}
     for result, kind, start in _INSTRUCTION.findall(program):
         arrays = [_size(*found) for found in _ARRAY.findall(result)]
-        # The start of an asynchronous pair, other than an all-reduce's, returns its operands too.
-        size = sum(arrays) if not start or kind == "all-reduce" else sum(arrays) // 2
+        # The start of an asynchronous pair, other than an all-reduce's, returns its operands
+        # first, then as many results.
+        size = sum(arrays if not start or kind == "all-reduce" else arrays[len(arrays) // 2 :])
         before = traffic.get(kind, Traffic(0, 0))
         traffic[kind] = Traffic(before.operations + 1, before.bytes + size)
     return traffic

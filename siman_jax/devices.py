@@ -4,6 +4,7 @@ Batches are sharded over the axis `data`, everything else is replicated, the opt
 optionally sharded. Programs are written for the whole batch; the compiler divides them.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -69,9 +70,14 @@ def make_mesh(count: int = 0) -> Mesh:
 
     Raises:
       UsageError: there are fewer than `count`, or `count` leaves out some while several processes
-        take part.
+        take part, or these have different numbers of devices.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    shares = Counter(device.process_index for device in devices)
+    if len(set(shares.values())) > 1:
+        raise UsageError(
+            f"the processes have different numbers of devices, {dict(shares)}; give each as many."
+        )
     if count > len(devices) or (0 < count < len(devices) and jax.process_count() > 1):
         raise UsageError(
             f"--devices is {count}, but this run has {len(devices)} devices in"
@@ -144,15 +150,15 @@ def make_replica_check(mesh: Mesh) -> Callable[[Any], bool]:
     """Compile a function that tells whether replicated arrays are bit for bit the same everywhere.
 
     Projection and bits are computed on every device from its own replica, so a device that
-    rounds differently would leave the others for good. Each device sums up the bits of its
-    replica, position by position, and the sums are compared.
+    rounds differently would leave the others for good.
     """
 
     @jax.jit
     def equal(tree: Any) -> Array:
         def on_one_device(tree: Any) -> Array:
-            digest = jnp.stack([_digest(leaf) for leaf in jax.tree.leaves(tree)])
-            return jnp.all(lax.pmax(digest, AXIS) == lax.pmin(digest, AXIS))
+            words = [_words(leaf) for leaf in jax.tree.leaves(tree)]
+            same = [jnp.all(lax.pmax(w, AXIS) == lax.pmin(w, AXIS)) for w in words]
+            return jnp.all(jnp.stack(same))
 
         return jax.shard_map(
             on_one_device,
@@ -166,17 +172,16 @@ def make_replica_check(mesh: Mesh) -> Callable[[Any], bool]:
 
 
 def all_agree(local: bool) -> bool:
-    """Whether `local` is true in every process."""
+    """Whether `local` is true in every process; each of them must ask."""
     if jax.process_count() == 1:
         return local
     return bool(np.all(multihost_utils.process_allgather(np.asarray(local))))
 
 
-def _digest(leaf: Array) -> Array:
+def _words(leaf: Array) -> Array:
+    """The bits of an array, as unsigned integers."""
     if leaf.dtype == jnp.bool_:
-        words = leaf.astype(jnp.uint32)
-    else:
-        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-        words = lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    words = words.reshape(-1)
-    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+        return leaf.astype(jnp.uint32)
+    return lax.bitcast_convert_type(
+        leaf, {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    )

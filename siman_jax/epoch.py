@@ -41,7 +41,7 @@ class Progress:
     sums: Sums
 
 
-EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[int, int], bool]], Progress]
+EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[int], bool]], Progress]
 
 
 def make_epoch_runner(
@@ -58,13 +58,14 @@ def make_epoch_runner(
 
     Returns:
       Function of the progress, a callback that is told how many steps were dispatched, and one
-      that is told the step reached and that number, and says whether to stop there; gives the
-      progress where it ended. It raises `UsageError` where the loss is not finite.
+      that is told the step reached and says whether to stop there; gives the progress where it
+      ended. It raises `UsageError` where the loss is not finite, or more examples than
+      `config.data.damaged_limit` could not be decoded, in all processes alike.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, progress)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    def run(progress: Progress, inputs: Any, count: Array) -> tuple[Progress, Array]:
+    def run(progress: Progress, inputs: Any, count: Array) -> tuple[Progress, tuple[Array, Array]]:
         def one(_: Any, carry: tuple[Progress, Array]) -> tuple[Progress, Array]:
             before, bad = carry
             at = before.state.step
@@ -76,7 +77,8 @@ def make_epoch_runner(
 
         start = (progress, jnp.full((), -1, jnp.int32))
         many = feed.steps_per_call > 1
-        return lax.fori_loop(0, count, one, start) if many else one(0, start)
+        progress, bad = lax.fori_loop(0, count, one, start) if many else one(0, start)
+        return progress, (bad, progress.sums.count)
 
     started = time.perf_counter()
     compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
@@ -87,27 +89,36 @@ def make_epoch_runner(
     def run_epoch(
         progress: Progress,
         advance: Callable[[int], None],
-        should_stop: Callable[[int, int], bool],
+        should_stop: Callable[[int], bool],
     ) -> Progress:
-        unchecked = None
         at = int(progress.state.step)
+        begin = at - at % feed.steps_per_epoch
+        unchecked = None
+
+        def check(reached: int, bad: Array, counted: Array) -> None:
+            if (step := int(bad)) >= 0:
+                raise diverged(step)
+            check_damage(config, (reached - begin) * config.batch_size - int(counted), "training")
+
         for inputs, count in feed.calls(at):
-            progress, bad = compiled(progress, inputs, jnp.int32(count))
+            progress, verdict = compiled(progress, inputs, jnp.int32(count))
             # The call before the last: waiting for the last would leave the device idle.
-            _stop_at(unchecked)
-            unchecked = bad
-            advance(count)
+            if unchecked:
+                check(*unchecked)
             at += count
-            if should_stop(at, count):
+            unchecked = (at, *verdict)
+            advance(count)
+            if should_stop(at):
                 break
-        _stop_at(unchecked)
+        if unchecked:
+            check(*unchecked)
         return progress
 
     return run_epoch
 
 
 def make_evaluator(
-    config: ConfigDict, model: nn.Module, batches: Iterable[Batch], mesh: Mesh
+    config: ConfigDict, model: nn.Module, batches: Iterable[Batch], examples: int, mesh: Mesh
 ) -> Evaluator:
     """Compile a function from variables to mean loss, top-1 and top-5 (percent) on `batches`.
 
@@ -115,7 +126,12 @@ def make_evaluator(
       config: of the run.
       model: the network.
       batches: all of one shape; iterated over at each evaluation.
+      examples: how many they hold.
       mesh: the devices.
+
+    Returns:
+      The function; it raises `UsageError` in all processes alike where more examples than
+      `config.data.damaged_limit` could not be decoded.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
@@ -127,6 +143,7 @@ def make_evaluator(
         sums = no_sums(mesh)
         for batch in batches:
             sums = step(sums, variables, batch)
+        check_damage(config, examples - int(sums.count), "test")
         return sums.means()
 
     return evaluate
@@ -145,6 +162,17 @@ def diverged(step: int) -> UsageError:
     )
 
 
-def _stop_at(bad_step: Array | None) -> None:
-    if bad_step is not None and (step := int(bad_step)) >= 0:
-        raise diverged(step)
+def check_damage(config: ConfigDict, damaged: int, split: str) -> None:
+    """Refuse more damaged examples in an epoch, of all processes, than the config allows.
+
+    Raises:
+      UsageError: there are more.
+    """
+    limit = config.data.get("damaged_limit", 0)
+    if damaged > limit:
+        raise UsageError(
+            f"{damaged} {split} images of this epoch could not be decoded, and"
+            f" --config.data.damaged_limit is {limit}; the warnings above, of whichever process"
+            " read them, name them. Mend or remove them, or raise the limit: then they are left"
+            " out, counted and logged."
+        )

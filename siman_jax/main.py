@@ -9,6 +9,7 @@ SIGABRT, where JAX's runtime notices first); 75, stopped by SIGTERM with everyth
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,9 +70,17 @@ def main(argv: list[str]) -> None:
     try:
         results = do(config, workdir, make_mesh(_DEVICES.value))
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() > 1:
-            _leave_the_others(error)
-        raise
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        _leave_the_others(error)
+    except UsageError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        # An orderly end would wait for the others. Process 0 serves their runtime, and its end
+        # aborts them, so it lets those go first that found the same error.
+        time.sleep(5 if is_first_process() else 0)
+        os._exit(2)
     if is_first_process():
         _print_results(results, config)
 

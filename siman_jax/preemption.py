@@ -15,15 +15,16 @@ class Preempted(Exception):  # noqa: N818, no error: the run is whole
 
 
 class SigtermWatch:
-    """Tells all processes of a run to stop before the same step, once any of them got SIGTERM.
+    """Tells all processes of a run to stop after the same step, once any of them got SIGTERM.
 
     Use it as a context manager around the loop. With one process it is a signal handler; with
-    several it is JAX's preemption service, which agrees on the step.
+    several it is JAX's preemption service, which agrees on a step.
     """
 
     def __init__(self) -> None:
         self._alone = jax.process_count() == 1
-        self._signalled = False
+        self._stopping = False
+        self._asked = 0
 
     def __enter__(self) -> "SigtermWatch":
         if self._alone:
@@ -39,18 +40,19 @@ class SigtermWatch:
         if self._alone:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def should_stop(self, step: int, count: int) -> bool:
-        """Whether to stop now; every process asks after the same steps.
+    def should_stop(self, step: int) -> bool:
+        """Whether to stop now, or should have before; every process asks after the same steps.
 
         Args:
           step: steps taken since training began; orbax too tells JAX's service of these.
-          count: how many of them since the last time.
         """
-        if self._alone:
-            return self._signalled
-        # The service agrees on a step and answers yes for it alone, so none may be left out.
-        reached = multihost_utils.reached_preemption_sync_point
-        return any([reached(passed) for passed in range(step - count + 1, step + 1)])
+        if not self._alone:
+            # The service agrees on a step, the first one if nobody has asked yet, and answers yes
+            # for that alone: so none may be left out.
+            for passed in range(self._asked + 1, step + 1):
+                self._stopping |= multihost_utils.reached_preemption_sync_point(passed)
+            self._asked = max(self._asked, step)
+        return self._stopping
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        self._stopping = True

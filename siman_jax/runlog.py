@@ -1,11 +1,14 @@
 """A run's log: one JSON object a line in log.jsonl, and the same numbers for TensorBoard."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from siman_jax.errors import UsageError
 
 FILE_NAME = "log.jsonl"
 
@@ -26,26 +29,43 @@ class RunLog:
         self._path = workdir / FILE_NAME
         kept = [row for row in read_rows(workdir) if row["step"] <= step]
         draft = self._path.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        draft.replace(self._path)
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
+        with _writing(workdir):
+            draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            draft.replace(self._path)
+            self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it holds `step`, numbers, and mappings of names to numbers."""
+        """Append a row; it holds `step`, numbers, and mappings of names to numbers.
+
+        Raises:
+          UsageError: it cannot be written, for want of space for instance.
+        """
         if self._events is None:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            values = value if isinstance(value, Mapping) else {"": value}
-            for key, number in values.items():
-                self._events.add_scalar(f"{name}/{key}".rstrip("/"), number, row["step"])
-        self._events.flush()
+        with _writing(self._path.parent):
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            for name, value in row.items():
+                values = value if isinstance(value, Mapping) else {"": value}
+                for key, number in values.items():
+                    self._events.add_scalar(f"{name}/{key}".rstrip("/"), number, row["step"])
+            self._events.flush()
 
     def close(self) -> None:
         """Close the event file."""
         if self._events is not None:
             self._events.close()
+
+
+@contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"the log in {workdir} cannot be written: {error}. Checkpoints are as they were. Make"
+            " room, or mend permissions; then the same command goes on from the latest."
+        ) from error
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """One step of training and one of evaluation, as pure functions of a state and a batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -56,6 +57,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     clip_percent: Schedule,
     accumulation: int = 1,
+    replicate: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Sums]:
     """Project the binary kernels, take the gradient there, update the projected values.
 
@@ -71,11 +73,13 @@ def train_step(
       clip_percent: function from the step to the projection's percentage.
       accumulation: number of equal parts that the batch is taken in, one after the other, to
         save memory.
+      replicate: keeps a tree whole on every device where the optimiser's state is divided, lest
+        the compiler divide projection and bits too.
 
     Returns:
       The state after the step, and loss and hits of the batch before it.
     """
-    params = project_binary_kernels(state.params, clip_percent(state.step))
+    params = replicate(project_binary_kernels(state.params, clip_percent(state.step)))
     counted = jnp.maximum(jnp.sum(labels >= 0), 1)
 
     def share_of_loss(
@@ -108,7 +112,7 @@ def train_step(
         start = (zeros[0], state.batch_stats, zeros[1])
         (gradients, batch_stats, sums), _ = lax.scan(add_part, start, parts)
 
-    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    updates, opt_state = optimizer.update(replicate(gradients), state.opt_state, params)
     state = TrainState(
         step=state.step + 1,
         params=optax.apply_updates(params, updates),

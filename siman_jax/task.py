@@ -124,6 +124,13 @@ def _check_numbers(config: ConfigDict) -> None:
         holder = config[folders[0]] if folders else config
         if holder[name] < least:
             raise UsageError(f"--config.{field} is {holder[name]}; it must be at least {least}.")
+    if not config.data.resident and config.data.image_size > config.data.shorter_side:
+        raise UsageError(
+            f"--config.data.image_size is {config.data.image_size}, more than"
+            f" --config.data.shorter_side, {config.data.shorter_side}, from which evaluation crops."
+        )
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"--config.seed is {config.seed}; it must be from 0 to 2**32 - 1.")
     percent = config.optimizer.clip_percent
     if not 0 <= percent < 50:
         raise UsageError(

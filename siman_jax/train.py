@@ -11,20 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.checkpoint import CheckpointWriter, restore_best, restore_latest
 from siman_jax.curves import draw_curves
+from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Records, Split
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.data.resident import ResidentFeed, padded_batches
 from siman_jax.data.stream import EvaluationStream, StreamFeed
-from siman_jax.devices import is_first_process, make_replica_check
-from siman_jax.epoch import Progress, diverged, make_epoch_runner, make_evaluator, no_sums
+from siman_jax.devices import is_first_process, make_replica_check, replicated
+from siman_jax.epoch import (
+    Evaluator,
+    Progress,
+    diverged,
+    make_epoch_runner,
+    make_evaluator,
+    no_sums,
+)
 from siman_jax.errors import UsageError
 from siman_jax.flips import shares_flipped
 from siman_jax.metrics import METRICS
@@ -56,7 +65,8 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
       mesh: the devices to train on.
 
     Returns:
-      Test metrics of the last and of the best epoch, as they were logged.
+      Test metrics of the last and of the best epoch, as they were logged; of several processes,
+      the first one gets them.
 
     Raises:
       UsageError: the config names something unknown, does not fit the mesh, its data cannot be
@@ -76,6 +86,10 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
     done = int(progress.state.step)
     if done:
         _log.info("going on from step %d of %s", done, workdir)
+    # Sums at an epoch's end mean that it was saved before it could be evaluated.
+    first, into_epoch = divmod(done, task.steps_per_epoch)
+    if into_epoch == 0 and int(progress.sums.count):
+        first -= 1
 
     step = partial(
         train_step,
@@ -83,12 +97,11 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         optimizer=task.optimizer,
         clip_percent=task.clip_percent,
         accumulation=config.accumulation_steps,
+        replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
     )
     feed = _training_feed(config, task.dataset.train, mesh, order_key, augment_key)
     run_epoch = make_epoch_runner(config, step, feed, progress, mesh)
-    evaluate = make_evaluator(
-        config, task.model, _test_batches(config, task.dataset.test, mesh), mesh
-    )
+    evaluate = _evaluator(config, task.model, task.dataset.test, mesh)
     replicas_agree = make_replica_check(mesh)
 
     # Nothing is written before here, where all that a config can get wrong has been tried.
@@ -98,19 +111,23 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
     bar = TrainingProgress(config.epochs * task.steps_per_epoch, done, show=is_first_process())
     try:
         with SigtermWatch() as watch:
-            for epoch in range(done // task.steps_per_epoch, config.epochs):
+            for epoch in range(first, config.epochs):
                 started, counted = time.perf_counter(), int(progress.sums.count)
-                progress = run_epoch(progress, bar.advance, watch.should_stop)
+                if int(progress.state.step) < (epoch + 1) * task.steps_per_epoch:
+                    progress = run_epoch(progress, bar.advance, watch.should_stop)
                 trained = progress.sums.means()
                 seconds = time.perf_counter() - started
                 images_per_second = (int(progress.sums.count) - counted) / seconds
-                state = progress.state
-                steps = int(state.step)
+                state, steps = progress.state, int(progress.state.step)
                 if steps < (epoch + 1) * task.steps_per_epoch:
                     checkpoints.save(steps, Snapshot(progress, bits), None)
-                    raise Preempted(f"stopped by SIGTERM; step {steps} is saved in {workdir}")
+                    raise _preempted(steps, workdir)
 
-                tested = evaluate(state.variables())
+                try:
+                    tested = evaluate(state.variables())
+                except UsageError:  # images that cannot be decoded; the epoch is not to be lost
+                    checkpoints.save(steps, Snapshot(progress, bits), None)
+                    raise
                 if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
                     raise diverged(steps - 1)
                 if not replicas_agree((state.params, state.batch_stats)):
@@ -133,16 +150,17 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
                 progress = Progress(state, no_sums(mesh))
                 checkpoints.save(steps, Snapshot(progress, bits), tested["top1"])
                 bar.report(row)
-                if seconds > _SECONDS_WORTH_A_DRAWING and is_first_process():
-                    draw_curves(workdir)
+                if seconds > _SECONDS_WORTH_A_DRAWING:
+                    _draw(workdir)
+                if watch.should_stop(steps) and epoch + 1 < config.epochs:
+                    raise _preempted(steps, workdir)
     finally:
         feed.close()
         bar.close()
         run_log.close()
         checkpoints.close()
-        if is_first_process():
-            draw_curves(workdir)
-    return _results(read_rows(workdir))
+        _draw(workdir)
+    return _results(read_rows(workdir)) if is_first_process() else {}
 
 
 def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
@@ -155,13 +173,17 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
       UsageError: `workdir` holds no checkpoint, or the run of another config.
     """
     check_workdir(config, workdir)
-    task = build_task(config, mesh)
-    batches = _test_batches(config, task.dataset.test, mesh)
-    evaluate = make_evaluator(config, task.model, batches, mesh)
+    snapshots = {
+        "last": load_run(config, workdir, mesh),
+        "best": load_run(config, workdir, mesh, best=True),
+    }
+    dataset = load_dataset(config.data)
+    evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
+    steps_per_epoch = len(dataset.train) // config.batch_size
     results = {}
-    for name in ("last", "best"):
-        state = load_run(config, workdir, mesh, best=name == "best").progress.state
-        epoch = round(int(state.step) / task.steps_per_epoch, 2)
+    for name, snapshot in snapshots.items():
+        state = snapshot.progress.state
+        epoch = round(int(state.step) / steps_per_epoch, 2)
         results[name] = {"epoch": epoch, **evaluate(state.variables())}
     return results
 
@@ -203,11 +225,30 @@ def _training_feed(
     return StreamFeed(split, mesh, config)
 
 
-def _test_batches(config: ConfigDict, split: Split | Records, mesh: Mesh) -> Iterable[Batch]:
-    smallest = -(-min(config.eval_batch_size, len(split)) // mesh.size) * mesh.size
+def _evaluator(
+    config: ConfigDict, model: nn.Module, split: Split | Records, mesh: Mesh
+) -> Evaluator:
+    # A multiple of the devices, no larger than need be.
+    batch_size = -(-min(config.eval_batch_size, len(split)) // mesh.size) * mesh.size
+    batches: Iterable[Batch]
     if isinstance(split, Split):
-        return padded_batches(split, mesh, smallest)
-    return EvaluationStream(split, mesh, config, smallest)
+        batches = padded_batches(split, mesh, batch_size)
+    else:
+        batches = EvaluationStream(split, mesh, config, batch_size)
+    return make_evaluator(config, model, batches, len(split), mesh)
+
+
+def _draw(workdir: Path) -> None:
+    """Draw the curves; a disk that is full is no reason to stop."""
+    try:
+        if is_first_process():
+            draw_curves(workdir)
+    except OSError as error:
+        _log.warning("the curves could not be drawn: %s", error)
+
+
+def _preempted(step: int, workdir: Path) -> Preempted:
+    return Preempted(f"stopped by SIGTERM; step {step} is saved in {workdir}")
 
 
 @jax.jit

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from siman_jax.devices import all_agree, is_first_process
 from siman_jax.errors import UsageError
 
 _CONFIG_FILE = "config.json"
@@ -71,21 +72,27 @@ def check_writable(workdir: Path) -> None:
 
 
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Write the config whole or not at all.
+    """Write the config whole or not at all; of several processes, the first one does.
 
     Raises:
-      UsageError: the folder cannot be made or written.
+      UsageError: the folder cannot be made or written, or not all processes see it.
     """
     draft = workdir / f"{_CONFIG_FILE}.draft"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(_plain(config), indent=2) + "\n")
-        draft.replace(workdir / _CONFIG_FILE)
-    except OSError as error:
+    problem = ""
+    if is_first_process():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(_plain(config), indent=2) + "\n")
+            draft.replace(workdir / _CONFIG_FILE)
+        except OSError as error:
+            problem = f" ({error})"
+    written = all_agree(not problem)
+    if not (written and all_agree((workdir / _CONFIG_FILE).exists())):
         raise UsageError(
-            f"--workdir={workdir} cannot be written: {error}. Mend its permissions or make room,"
-            " or name another folder."
-        ) from error
+            f"--workdir={workdir} cannot be written{problem}, or not all processes see what the"
+            " first one writes there. Name a folder that all of them share, mend its permissions,"
+            " or make room."
+        )
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def test_a_replica_that_differs_is_seen():
     assert check({"a": array([same] * 4)})
     assert not check({"a": array([same, same, same, np.nextafter(same, 9)])})
     assert not check({"a": array([same, same, same[::-1].copy(), same])})
+    assert not check(array([same, -same, same, same]))
     assert check(array([same > 0] * 4))
     assert not check(array([same > 0, same > 1, same > 0, same > 0]))
 
@@ -101,14 +102,18 @@ def test_a_replica_that_differs_is_seen():
 def programs():
     """Compiled float32 steps for eight devices, by who shares batch norm's statistics."""
 
-    def compiled(groups):
+    def compiled(groups, shard_optimizer=False):
         mesh = make_mesh(8)
         case = make_case(jnp.float32, groups)
         state = fresh_state(case, mesh)
+        if shard_optimizer:
+            sharding = largest_axis_sharded(mesh, state.opt_state)
+            state = state.replace(opt_state=jax.device_put(state.opt_state, sharding))
         batch = put_local_rows(mesh, rows(0, 0, 1, np.float32))
         return state, make_step(case, state, mesh).lower(state, *batch).compile().as_text()
 
-    return {groups: compiled(groups) for groups in (1, 8)}
+    found = {groups: compiled(groups) for groups in (1, 4, 8)}
+    return {**found, "sharded": compiled(8, shard_optimizer=True)}
 
 
 @pytest.mark.slow
@@ -125,8 +130,21 @@ def test_devices_exchange_gradients_once_and_no_activations(programs):
 
 
 @pytest.mark.slow
-def test_synchronised_batch_norm_exchanges_its_sums_only(programs):
-    state, program = programs[1]
+def test_a_sharded_optimizer_gathers_the_updates_and_nothing_else(programs):
+    """Projection, bits and the network are computed on whole parameters."""
+    state, program = programs["sharded"]
+    traffic = communication(program)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert traffic.keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+    assert 0 < traffic["all-gather"].bytes <= 4 * parameters
+    assert traffic["all-gather"].operations <= len(jax.tree.leaves(state.params))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 4])
+def test_synchronised_batch_norm_exchanges_its_sums_only(programs, groups):
+    """Over all eight devices, or over pairs of them."""
+    state, program = programs[groups]
     traffic = communication(program)
     norms = sum(
         path[-1].key == "mean" for path, _ in jax.tree_util.tree_leaves_with_path(state.batch_stats)
@@ -136,7 +154,7 @@ def test_synchronised_batch_norm_exchanges_its_sums_only(programs):
     assert traffic.keys() == {"all-reduce"}
     # Of each norm: the mean, then the variance, and the sums of two gradients on the way back.
     assert traffic["all-reduce"].operations <= 4 * norms + 4
-    assert traffic["all-reduce"].bytes <= 4 * (parameters + 2 * statistics + 8)
+    assert traffic["all-reduce"].bytes <= 4 * (parameters + (groups + 1) * statistics + 8)
 
 
 def test_communication_is_read_from_the_program():
@@ -144,11 +162,12 @@ def test_communication_is_read_from_the_program():
       %a = f32[8]{0} all-gather(%p), dimensions={0}
       ROOT %b = (bf16[2,3]{1,0:T(8,128)}, f32[]) all-reduce-start(%x, %y), to_apply=%add
       %c = (bf16[2,3]{1,0}, f32[]) all-reduce-done(%b)
+      %e = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}
       %d = f32[4]{0} fusion(%all-reduce.1), calls=%all-reduce-like
     """
     traffic = communication(program)
-    assert traffic == {"all-gather": Traffic(1, 32), "all-reduce": Traffic(1, 16)}
-    assert "1 all-gather (0.00 MB), 1 all-reduce" in describe(traffic, 8)
+    assert traffic == {"all-gather": Traffic(2, 32 + 128), "all-reduce": Traffic(1, 16)}
+    assert "2 all-gather (0.00 MB), 1 all-reduce" in describe(traffic, 8)
     assert describe({}, 2) == "the 2 devices exchange nothing"
 
 
@@ -213,9 +232,9 @@ def test_accumulated_gradients_are_those_of_the_large_batch(x64, with_norm):
     assert_close(accumulated.opt_state, whole.opt_state, 1e-12)
 
 
-@pytest.mark.parametrize("size", [1, 12, 100])
-def test_a_batch_that_does_not_fall_evenly_is_refused(size):
-    with pytest.raises(UsageError, match=r"--config.batch_size is .* set it to .*8|96 or 104"):
+@pytest.mark.parametrize(("size", "sizes"), [(1, "8"), (12, "8 or 16"), (100, "96 or 104")])
+def test_a_batch_that_does_not_fall_evenly_is_refused(size, sizes):
+    with pytest.raises(UsageError, match=f"--config.batch_size is {size}, .* set it to {sizes}"):
         check_divides(make_mesh(8), size, "--config.batch_size")
 
 

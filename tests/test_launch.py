@@ -309,15 +309,17 @@ def test_the_manifest_of_a_jobset(programs):
                                             ],
                                             "resources": {"limits": {"nvidia.com/gpu": 4}},
                                             "volumeMounts": [
-                                                {"name": "runs", "mountPath": "/runs"}
+                                                {"name": "runs", "mountPath": "/runs"},
+                                                {"name": "shm", "mountPath": "/dev/shm"},
                                             ],
                                         }
                                     ],
                                     "volumes": [
+                                        {"name": "shm", "emptyDir": {"medium": "Memory"}},
                                         {
                                             "name": "runs",
                                             "persistentVolumeClaim": {"claimName": "shared"},
-                                        }
+                                        },
                                     ],
                                 }
                             },

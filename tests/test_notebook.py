@@ -20,7 +20,8 @@ SMALL = [
 ]
 # Run after the last cell: the picture shows the bits of the parameters in the checkpoint.
 CHECK_PICTURE = """
-parameters = restore_latest(Path(WORKDIR, "checkpoints"), like).progress.state.params
+from siman_jax.flips import binary_bits
+parameters = load_run(config, Path(WORKDIR), make_mesh(1)).progress.state.params
 expected = binary_bits(parameters, config.model.weight_rule)
 for name in expected | bits:
     np.testing.assert_array_equal(expected[name], bits[name])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from configs import digits
 from siman_jax import task as task_module
@@ -20,7 +21,7 @@ from siman_jax.checkpoint import CheckpointWriter, restore_best, restore_latest
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices import make_mesh, replicated
-from siman_jax.epoch import Progress, make_epoch_runner, make_evaluator
+from siman_jax.epoch import Progress, make_epoch_runner
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums, score
 from siman_jax.preemption import Preempted, SigtermWatch
@@ -127,8 +128,7 @@ def test_every_example_is_evaluated_once(devices):
     results = []
     for batch_size in (23, 10):
         config.eval_batch_size = batch_size
-        batches = training._test_batches(config, split, mesh)
-        results.append(make_evaluator(config, task.model, batches, mesh)(variables))
+        results.append(training._evaluator(config, task.model, split, mesh)(variables))
     assert results[1] == pytest.approx(results[0])
 
 
@@ -421,7 +421,7 @@ def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_p
     workdir, _ = finished
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(SigtermWatch, "should_stop", lambda self, step, count: step == 7)
+        patch.setattr(SigtermWatch, "should_stop", lambda self, step: step == 7)
         with pytest.raises(Preempted, match="step 7 is saved"):
             train(small_config(), stopped, make_mesh(1))
     assert [row["epoch"] for row in read_rows(stopped)] == [1]
@@ -438,12 +438,39 @@ def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_p
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
+def test_a_stop_after_the_last_step_of_an_epoch_is_not_lost(finished, tmp_path, monkeypatch):
+    """It waits for the evaluation; one dispatch takes the whole epoch here."""
+    workdir, _ = finished
+    config = small_config()
+    config.steps_per_dispatch = 5
+    with monkeypatch.context() as patch:
+        patch.setattr(SigtermWatch, "should_stop", lambda self, step: step >= 5)
+        with pytest.raises(Preempted, match="step 5 is saved"):
+            train(config, tmp_path, make_mesh(1))
+    assert [row["epoch"] for row in read_rows(tmp_path)] == [1]
+    assert read_rows(tmp_path)[0]["test_top1"] == pytest.approx(
+        read_rows(workdir)[0]["test_top1"], abs=5
+    )
+
+
+def test_the_service_is_asked_after_every_step_and_its_answer_kept(monkeypatch):
+    """JAX's service says yes for one step only: the first, where a signal came before any."""
+    for agreed, expected in ((1, 10), (13, 13), (20, 20)):
+        service = lambda step, agreed=agreed: step == agreed  # noqa: E731
+        monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", service)
+        watch = SigtermWatch()
+        watch._alone = False
+        stops = [step for step in (10, 11, 12, 13, 20, 20, 30) if watch.should_stop(step)]
+        assert stops[0] == expected
+        assert stops[-1] == 30
+
+
 def test_sigterm_is_noted_and_the_handler_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with SigtermWatch() as watch:
-        assert not watch.should_stop(1, 1)
+        assert not watch.should_stop(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert watch.should_stop(2, 1)
+        assert watch.should_stop(2)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -464,6 +491,15 @@ def test_the_checkpoint_of_another_network_is_refused_by_its_first_leaf(tmp_path
 def test_a_workdir_that_cannot_be_made():
     with pytest.raises(UsageError, match="cannot be written"):
         train(small_config(), Path("/proc/siman"), make_mesh(1))
+
+
+def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, 0)
+    (tmp_path / "log.jsonl").unlink()
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(UsageError, match="the log in .* cannot be written: .*Make room"):
+        log.write({"step": 5})
+    log.close()
 
 
 FULL_DISK = """

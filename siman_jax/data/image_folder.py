@@ -1,5 +1,6 @@
 """A folder of images by class: ROOT/SPLIT/CLASS/*.{jpg,jpeg,png}."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,21 @@ class ImageFiles:
     """Image files, read when they are asked for.
 
     Attributes:
-      paths: the files, in a fixed order.
+      folder: of the split.
+      names: of the files, from there, in a fixed order; strings, since worker processes get a
+        copy and a million paths are slow to copy.
       labels: index of each file's class.
     """
 
-    paths: tuple[Path, ...]
+    folder: Path
+    names: tuple[str, ...]
     labels: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Record:
-        path = self.paths[index]
+        path = self.folder / self.names[index]
         return Record(path.read_bytes(), self.labels[index], str(path))
 
 
@@ -77,15 +81,19 @@ def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> Ima
             f"{folder} and its sibling {config.train_split} have different class folders:"
             f" {sorted(others)[:5]} stand in only one of them. Give both splits the same classes."
         )
-    paths: list[Path] = []
+    names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = [p for p in (folder / name).iterdir() if p.suffix.lower() in _EXTENSIONS]
+        images = sorted(
+            entry.name
+            for entry in os.scandir(folder / name)
+            if Path(entry.name).suffix.lower() in _EXTENSIONS
+        )
         if not images:
             raise UsageError(f"{folder / name} holds no images; {_layout(config)}.")
-        paths.extend(sorted(images))
+        names.extend(f"{name}/{image}" for image in images)
         labels.extend([label] * len(images))
-    return ImageFiles(tuple(paths), tuple(labels))
+    return ImageFiles(folder, tuple(names), tuple(labels))
 
 
 def _layout(config: ConfigDict) -> str:

@@ -88,7 +88,7 @@ def _cache_path(dataset: Dataset, config: ConfigDict) -> Path | None:
         return None
     root = Path(config.root).expanduser()
     digest = hashlib.sha256(f"{config.image_size} {config.channels} {config.resize}".encode())
-    for path in (path for split in splits for path in split.paths):
+    for path in (split.folder / name for split in splits for name in split.names):
         status = path.stat()
         digest.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}".encode())
     return Path(config.cache_dir).expanduser() / f"{digest.hexdigest()[:32]}.npz"

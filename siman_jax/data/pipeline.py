@@ -5,8 +5,10 @@ number s of a run is the same for any number of processes and workers, and readi
 any s.
 """
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import DamagedImage, Records
+
+_THREADS = 4  # each holds a whole batch
 
 
 class HostBatch(NamedTuple):
@@ -110,8 +114,7 @@ def read_ahead(batches: Any, workers: int) -> Any:
 
     Args:
       batches: `grain.MapDataset`.
-      workers: processes to read in, each a batch at a time; 0 for threads of this one, as many
-        as there are cores.
+      workers: processes to read in, each a batch at a time; 0 for a few threads of this one.
 
     Returns:
       `grain.IterDataset` of the same elements in the same order.
@@ -120,19 +123,27 @@ def read_ahead(batches: Any, workers: int) -> Any:
 
     if not flags.FLAGS.is_parsed():  # Grain reads flags of its own; a notebook has none
         flags.FLAGS.mark_as_parsed()
-    threads = 1 if workers else os.cpu_count() or 1
+    threads = 1 if workers else min(os.cpu_count() or 1, _THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     stream = batches.to_iter_dataset(options)
     return stream.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_outlive_signals
+        grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_live_as_long_as_parent
     )
 
 
-def _outlive_signals(index: int, count: int) -> None:
+def _live_as_long_as_parent(index: int, count: int) -> None:
     """Leave SIGTERM and Ctrl-C, which a whole process group gets, to the process that trains."""
     del index, count
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _own_batches(numbers: Any, batch_size: int, share: Share, first: int) -> Any:

@@ -5,7 +5,7 @@ skips an example, on any number of devices.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,8 @@ from siman_jax.data.pipeline import (
     training_batches,
 )
 from siman_jax.devices import by_example, put_local_rows
-from siman_jax.errors import UsageError
 
-_BATCHES_ON_DEVICE = 2  # one in use, one on its way
+_BATCHES_AHEAD = 2  # on the devices, beside the one in use
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +51,6 @@ class StreamFeed:
             for shape, dtype in ((images, jnp.uint8), ((n,), jnp.int32))
         )
         self._records, self._mesh, self._config = records, mesh, config
-        self._damage = DamageCount(options.damaged_limit)
         self._batches: Any = None
         self._next_step = -1
 
@@ -64,10 +62,8 @@ class StreamFeed:
             self._batches = _to_devices(local, self._mesh, self._config)
             self._next_step = step
         for _ in range(self.steps_per_epoch - step % self.steps_per_epoch):
-            batch, damage = next(self._batches)
-            self._damage.add(damage)
             self._next_step += 1
-            yield batch, 1
+            yield next(self._batches), 1
 
     def take(self, inputs: Batch, step: Array) -> Batch:
         """The batch as it came; see `Feed.take`."""
@@ -98,42 +94,12 @@ class EvaluationStream:
     batch_size: int
 
     def __iter__(self) -> Iterator[Batch]:
-        count = DamageCount(self.config.data.damaged_limit)
         local = evaluation_batches(self.records, self.config, _own_share(), self.batch_size)
         batches = _to_devices(local, self.mesh, self.config)
         try:
-            for batch, damage in batches:
-                count.add(damage)
-                yield batch
+            yield from batches
         finally:
             batches.close()
-
-
-class DamageCount:
-    """Logs images that could not be decoded, and ends the run when there are too many.
-
-    Args:
-      limit: how many of them the run goes on with.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._count = limit, 0
-
-    def add(self, damage: Sequence[str]) -> None:
-        """Count images, each described by a line.
-
-        Raises:
-          UsageError: there were more than the limit.
-        """
-        for line in damage:
-            self._count += 1
-            if self._count > self._limit:
-                raise UsageError(
-                    f"{line}\nThis is damaged image number {self._count}, and"
-                    f" --config.data.damaged_limit is {self._limit}. Mend or remove it, or raise"
-                    " the limit: then damaged images are left out, counted and logged."
-                )
-            _log.warning("left out damaged image number %d: %s", self._count, line)
 
 
 def _own_share() -> Share:
@@ -141,11 +107,13 @@ def _own_share() -> Share:
 
 
 def _to_devices(batches: Any, mesh: Mesh, config: ConfigDict) -> Any:
-    """Iterate over what is read, already on the devices, with the damage of each batch."""
+    """Iterate over what is read, already on the devices; log what was left out."""
     from grain.experimental import ThreadPrefetchIterDataset
 
-    def put(batch: HostBatch) -> tuple[Batch, tuple[str, ...]]:
-        return Batch(*put_local_rows(mesh, (batch.images, batch.labels))), batch.damage
+    def put(batch: HostBatch) -> Batch:
+        for line in batch.damage:
+            _log.warning("left out a damaged image: %s", line)
+        return Batch(*put_local_rows(mesh, (batch.images, batch.labels)))
 
     stream = read_ahead(batches, config.data.workers).map(put)
-    return iter(ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_ON_DEVICE))
+    return iter(ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_AHEAD))
