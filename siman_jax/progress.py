@@ -1,6 +1,5 @@
 """How far training is: a bar with the time left on a terminal, plain lines elsewhere."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +17,7 @@ class TrainingProgress:
     """
 
     def __init__(self, total: int, done: int, show: bool = True) -> None:
-        # A notebook's pipe is no terminal, whatever FORCE_COLOR says there.
-        terminal = None if sys.stdout.isatty() else False
-        self._console = Console(
-            highlight=False, soft_wrap=True, quiet=not show, force_terminal=terminal
-        )
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not show)
         self._bar = Progress(
             TextColumn("step"),
             BarColumn(),

@@ -66,7 +66,11 @@ def fresh_state(case, mesh):
 
 def make_step(case, state, mesh):
     step = partial(
-        train_step, model=case.model, optimizer=case.optimizer, clip_percent=lambda _: 10.0
+        train_step,
+        model=case.model,
+        optimizer=case.optimizer,
+        clip_percent=lambda _: 10.0,
+        replicate=lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh)),
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(

@@ -497,7 +497,7 @@ def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
     log = RunLog(tmp_path, 0)
     (tmp_path / "log.jsonl").unlink()
     (tmp_path / "log.jsonl").mkdir()
-    with pytest.raises(UsageError, match="the log in .* cannot be written: .*Make room"):
+    with pytest.raises(UsageError, match=r"the log in .* cannot be written: .*Make room"):
         log.write({"step": 5})
     log.close()
 
