@@ -1,6 +1,15 @@
 """Settings that hold for every test: eight virtual devices, strict dtypes and ranks."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+
+# What XLA compiled once serves all processes of the tests: the workers, and those they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

@@ -32,16 +32,6 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Let the processes of all tests share what XLA compiles."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    yield
-    del os.environ["JAX_COMPILATION_CACHE_DIR"]
-    del os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
-
-
 def start(commands, devices):
     """Start processes with so many virtual devices each."""
     environment = {
@@ -151,8 +141,11 @@ def test_processes_stop_together_resume_and_do_not_outwait_a_dead_one(tmp_path):
     )
     codes, outputs = finish([alone])
     assert codes == [0], outputs
+    # It may have been killed between a row of the log and its checkpoint.
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
+    assert steps[-1] - saved in (0, 5)
     (last,) = [line for line in outputs[0].splitlines() if "last" in line]
-    assert last.split("│")[2].strip() == f"{steps[-1] // 5}"
+    assert last.split("│")[2].strip() == f"{saved / 5:g}"
 
 
 @pytest.mark.parametrize(
