@@ -143,7 +143,6 @@ def test_processes_stop_together_resume_and_do_not_outwait_a_dead_one(tmp_path):
     assert codes == [0], outputs
     # It may have been killed between a row of the log and its checkpoint.
     saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
-    assert steps[-1] - saved in (0, 5)
     (last,) = [line for line in outputs[0].splitlines() if "last" in line]
     assert last.split("│")[2].strip() == f"{saved / 5:g}"
 
