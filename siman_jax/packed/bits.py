@@ -1,0 +1,99 @@
+"""Vectors of +-1 as bits in 32-bit words.
+
+Bit 1 stands for +1 and bit 0 for -1. Element i of a vector is bit i % 32 of word i // 32, counted
+from the least significant one. Where the last word is not full its remaining bits are 0; two
+vectors agree there, so that a dot product never sees them. The true length is kept outside the
+words, in the shape of what they multiply.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+WORD_BITS = 32
+
+
+def word_count(length: int) -> int:
+    """How many words hold `length` bits.
+
+    >>> [word_count(length) for length in (1, 32, 33)]
+    [1, 1, 2]
+    """
+    return -(-length // WORD_BITS)
+
+
+def pack(bits: Array) -> Array:
+    """Pack the last axis into words.
+
+    Args:
+      bits: bool `[..., length]`, True for +1; any length above 0.
+
+    Returns:
+      uint32 `[..., ceil(length / 32)]`.
+
+    >>> pack(jnp.array([True, False, True, True]))
+    Array([13], dtype=uint32)
+    >>> pack(jnp.arange(40) >= 31)
+    Array([2147483648,        255], dtype=uint32)
+    """
+    length = bits.shape[-1]
+    words = word_count(length)
+    spare = words * WORD_BITS - length
+    padded = jnp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, spare)])
+    grouped = padded.reshape(*bits.shape[:-1], words, WORD_BITS).astype(jnp.uint32)
+    # No two bits of a word share a place, so their sum is their union.
+    return jnp.sum(lax.shift_left(grouped, _places(grouped.ndim)), axis=-1, dtype=jnp.uint32)
+
+
+def unpack(words: Array, length: int) -> Array:
+    """Give back the bits that `pack` packed.
+
+    Args:
+      words: uint32 `[..., ceil(length / 32)]`.
+      length: true number of bits.
+
+    Returns:
+      bool `[..., length]`.
+
+    >>> unpack(jnp.array([13], jnp.uint32), 5)
+    Array([ True, False,  True,  True, False], dtype=bool)
+    """
+    shifted = lax.shift_right_logical(
+        jnp.broadcast_to(words[..., None], (*words.shape, WORD_BITS)), _places(words.ndim + 1)
+    )
+    bits = (shifted & jnp.uint32(1)).astype(bool)
+    return bits.reshape(*words.shape[:-1], -1)[..., :length]
+
+
+def dot(a: Array, b: Array, length: int) -> Array:
+    """Sum of products of two vectors of +-1.
+
+        a . b = N - 2 popcount(a xor b)
+
+    Args:
+      a: uint32 `[..., words]`.
+      b: uint32, of the same shape.
+      length: N, the true number of elements.
+
+    Returns:
+      int32 `[...]`, exact.
+
+    >>> a, b = pack(jnp.array([[True, True, False], [True, False, False]]))
+    >>> dot(a, b, 3)
+    Array(1, dtype=int32)
+    """
+    unequal = jnp.sum(lax.population_count(a ^ b), axis=-1, dtype=jnp.uint32)
+    return length - 2 * unequal.astype(jnp.int32)
+
+
+def signs(bits: Array, dtype: jnp.dtype) -> Array:
+    """+1 where `bits` is True, else -1, of the same shape.
+
+    >>> signs(jnp.array([True, False]), jnp.dtype("float32"))
+    Array([ 1., -1.], dtype=float32)
+    """
+    return 2 * bits.astype(dtype) - 1
+
+
+def _places(ndim: int) -> Array:
+    """0 to 31 along the last of `ndim` axes."""
+    return jnp.arange(WORD_BITS, dtype=jnp.uint32).reshape((1,) * (ndim - 1) + (WORD_BITS,))

@@ -1,0 +1,213 @@
+"""Products of packed kernels: convolutions and matrices of +-1, as exact integers.
+
+Activations are `[batch, height, width, in]`, kernels `[height, width, in, out]` with `in` packed.
+Padding is with zeros, which is neither bit: a padded tap contributes 0.
+
+A processor without a matrix unit for bits does best with `xor` and `population_count`; one with a
+matrix unit for bfloat16, whose products of +-1 sum exactly in float32 up to 2^24 terms, does best
+with that. `binary_conv` is where they part.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from siman_jax.packed.bits import pack, signs, unpack
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# Words of a sum that XLA's CPU backend compiles into one loop over the output. It turns every
+# further one into more code in the same loop, and past some tens the loop gets slower.
+_BLOCK = 36
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_NO_PADDING = ((0, 0), (0, 0))
+
+
+class PackedKernel(NamedTuple):
+    """A kernel of +-1 and what its border correction needs.
+
+    Attributes:
+      words: uint32 `[height, width, ceil(in / 32), out]`.
+      corner_sums: int32 `[height + 1, width + 1, out]`; at `[y, x]` the sum of the kernel over
+        its first y rows, first x columns and all input channels.
+    """
+
+    words: Array
+    corner_sums: Array
+
+
+def pack_kernel(bits: Array) -> PackedKernel:
+    """Pack a kernel's input channels.
+
+    Args:
+      bits: bool `[height, width, in, out]`, True for +1.
+
+    >>> kernel = pack_kernel(jnp.array([True, True, False]).reshape(1, 1, 3, 1))
+    >>> kernel.words.ravel(), kernel.corner_sums[1, 1]
+    (Array([3], dtype=uint32), Array([1], dtype=int32))
+    """
+    words = jnp.moveaxis(pack(jnp.moveaxis(bits, 2, -1)), -1, 2)
+    tap_sums = jnp.sum(signs(bits, jnp.dtype("int32")), axis=2, dtype=jnp.int32)
+    sums = jnp.cumsum(jnp.cumsum(tap_sums, axis=0, dtype=jnp.int32), axis=1, dtype=jnp.int32)
+    return PackedKernel(words, jnp.pad(sums, ((1, 0), (1, 0), (0, 0))))
+
+
+def unpack_kernel(words: Array, channels: int) -> Array:
+    """Bits of a packed kernel: bool `[height, width, channels, out]`."""
+    return jnp.moveaxis(unpack(jnp.moveaxis(words, 2, -1), channels), -1, 2)
+
+
+@partial(jax.jit, static_argnames=("strides", "padding"))
+def binary_conv(
+    bits: Array, kernel: PackedKernel, *, strides: int = 1, padding: Padding = _NO_PADDING
+) -> Array:
+    """Convolve activations of +-1 with a kernel of +-1.
+
+    Args:
+      bits: bool `[batch, height, width, in]`, True for +1.
+      kernel: for the same `in`.
+      strides: step, the same both ways.
+      padding: zeros before and after, for height and width.
+
+    Returns:
+      int32 `[batch, height', width', out]`, exact.
+    """
+    return lax.platform_dependent(
+        bits,
+        kernel,
+        cpu=partial(conv_by_popcount, strides=strides, padding=padding),
+        default=partial(conv_by_matrix_unit, strides=strides, padding=padding),
+    )
+
+
+def binary_dense(bits: Array, kernel: PackedKernel) -> Array:
+    """Multiply activations of +-1 `[batch, in]` by a 1x1 kernel; int32 `[batch, out]`, exact."""
+    return binary_conv(bits[:, None, None], kernel)[:, 0, 0]
+
+
+def weight_only_conv(
+    x: Array, words: Array, *, strides: int = 1, padding: Padding = _NO_PADDING
+) -> Array:
+    """Convolve real activations with a kernel of +-1.
+
+    A float multiplication by +-1 costs what an addition does, so the kernel is unpacked: 1 bit
+    in memory, a float product at run time.
+
+    Args:
+      x: floating `[batch, height, width, in]`.
+      words: uint32 `[height, width, ceil(in / 32), out]`.
+      strides: step, the same both ways.
+      padding: zeros before and after, for height and width.
+
+    Returns:
+      `[batch, height', width', out]`, dtype of `x`.
+    """
+    return _float_conv(x, words, strides, padding, x.dtype)
+
+
+def weight_only_dense(x: Array, words: Array) -> Array:
+    """Multiply real activations `[batch, in]` by a 1x1 kernel of +-1, in the dtype of `x`."""
+    return weight_only_conv(x[:, None, None], words)[:, 0, 0]
+
+
+def conv_by_matrix_unit(
+    bits: Array, kernel: PackedKernel, *, strides: int, padding: Padding
+) -> Array:
+    """Do what `binary_conv` does by a bfloat16 convolution that sums in float32."""
+    x = signs(bits, jnp.dtype("bfloat16"))
+    return _float_conv(x, kernel.words, strides, padding, jnp.float32).astype(jnp.int32)
+
+
+def conv_by_popcount(bits: Array, kernel: PackedKernel, *, strides: int, padding: Padding) -> Array:
+    """Do what `binary_conv` does by xor and population count.
+
+    The sum runs over taps and words outside and output channels innermost, which XLA's CPU
+    backend compiles to vector instructions over output channels.
+    """
+    height, width, words, _ = kernel.words.shape
+    x = jnp.pad(pack(bits), ((0, 0), *padding, (0, 0)))
+    sizes = [
+        (size + sum(pad) - taps) // strides + 1
+        for size, pad, taps in zip(bits.shape[1:3], padding, (height, width), strict=True)
+    ]
+    terms = [
+        (_seen_by_tap(x, row, column, sizes, strides)[..., word : word + 1], (row, column, word))
+        for row in range(height)
+        for column in range(width)
+        for word in range(words)
+    ]
+    unequal = jnp.zeros((), jnp.uint32)
+    for start in range(0, len(terms), _BLOCK):
+        for seen, place in terms[start : start + _BLOCK]:
+            other = lax.expand_dims(kernel.words[place], range(3))
+            unequal = unequal + lax.population_count(seen ^ other)
+        # Ends the loop that the words up to here share.
+        unequal = lax.optimization_barrier(unequal)
+    taps = height * width * bits.shape[3]
+    y = taps - 2 * unequal.astype(jnp.int32)
+    border = _sums_over_padding(kernel.corner_sums, bits.shape[1:3], sizes, strides, padding)
+    return y if border is None else y + border
+
+
+def _seen_by_tap(x: Array, row: int, column: int, sizes: Sequence[int], strides: int) -> Array:
+    """What one tap of the kernel meets: `[batch, height', width', words]`."""
+    rows = slice(row, row + (sizes[0] - 1) * strides + 1, strides)
+    columns = slice(column, column + (sizes[1] - 1) * strides + 1, strides)
+    return x[:, rows, columns]
+
+
+def _sums_over_padding(
+    corner_sums: Array, image: Sequence[int], sizes: Sequence[int], strides: int, padding: Padding
+) -> Array | None:
+    """Sum of the kernel over the taps that meet padding, at each place of the output.
+
+    Padded words are all bits 0, so a padded tap counted minus the kernel's sum there; this adds
+    it back. Places that see the same taps have the same sum, and there are few kinds of them.
+
+    Returns:
+      int32 `[1, height', width', out]`, or None where no tap meets padding.
+    """
+    taps = corner_sums.shape[0] - 1, corner_sums.shape[1] - 1
+    seen = [
+        _taps_inside(image[axis], taps[axis], sizes[axis], strides, padding[axis])
+        for axis in (0, 1)
+    ]
+    if all((seen[axis] == [0, taps[axis]]).all() for axis in (0, 1)):
+        return None
+    (rows, row_kind), (columns, column_kind) = (
+        np.unique(axis, axis=0, return_inverse=True) for axis in seen
+    )
+    by_row = corner_sums[rows[:, 1]] - corner_sums[rows[:, 0]]
+    inside = by_row[:, columns[:, 1]] - by_row[:, columns[:, 0]]
+    kinds = corner_sums[-1, -1][None, None] - inside
+    return kinds[row_kind.ravel()][:, column_kind.ravel()][None]
+
+
+def _taps_inside(
+    size: int, taps: int, out: int, stride: int, padding: tuple[int, int]
+) -> np.ndarray:
+    """First tap and last tap + 1 that meet no padding, for each output of one axis: `[out, 2]`."""
+    starts = np.arange(out) * stride - padding[0]
+    return np.stack([np.clip(-starts, 0, taps), np.clip(size - starts, 0, taps)], axis=1)
+
+
+def _float_conv(
+    x: Array, words: Array, strides: int, padding: Padding, sums_in: DTypeLike
+) -> Array:
+    """Convolve `x` with the unpacked kernel, products in its dtype, sums in `sums_in`."""
+    kernel = signs(unpack_kernel(words, x.shape[3]), x.dtype)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        padding,
+        dimension_numbers=_LAYOUT,
+        preferred_element_type=sums_in,
+    )
