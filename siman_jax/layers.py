@@ -35,7 +35,7 @@ class PReLU(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Map `[..., channels]` to the same shape and dtype."""
         slope = self.param("slope", nn.initializers.constant(0.25, jnp.float32), x.shape[-1:])
-        return jnp.where(x > 0, x, _per_channel(slope, x) * x)
+        return jnp.where(x > 0, x, per_channel(slope, x) * x)
 
 
 class BatchNorm(nn.Module):
@@ -80,10 +80,10 @@ class BatchNorm(nn.Module):
                 self._update(running_mean, mean)
                 self._update(running_var, var * (n / max(n - 1, 1)))
         else:
-            centred = x - _per_channel(running_mean.value, x)
-            var = _per_channel(running_var.value, x)
-        gain = _per_channel(scale, x) * lax.rsqrt(var + self.epsilon)
-        y = (centred * gain + _per_channel(bias, x)).astype(self.dtype)
+            centred = x - per_channel(running_mean.value, x)
+            var = per_channel(running_var.value, x)
+        gain = per_channel(scale, x) * lax.rsqrt(var + self.epsilon)
+        y = (centred * gain + per_channel(bias, x)).astype(self.dtype)
         return y.reshape(shape)
 
     def _update(self, running: nn.Variable, batch: Array) -> None:
@@ -128,11 +128,10 @@ class BinaryConv(nn.Module):
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
         size = self.kernel_size
         shape = (size, size, x.shape[-1], self.features)
-        padding = ((size - 1) // 2, size // 2)
         product = partial(
             lax.conv_general_dilated,
             window_strides=(self.strides, self.strides),
-            padding=(padding, padding),
+            padding=same_padding(size),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return _binary_product(self, product, x, shape)
@@ -179,10 +178,19 @@ def _binary_product(
     else:
         code = weight_rule(latent).astype(layer.dtype)
     y = _accumulate_wide(product)(activations, code)
-    return (y * _per_channel(alpha, y)).astype(layer.dtype)
+    return (y * per_channel(alpha, y)).astype(layer.dtype)
 
 
-def _per_channel(values: Array, x: Array) -> Array:
+def same_padding(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Zeros before and after, for height and width, that leave an image its size.
+
+    >>> same_padding(3), same_padding(2)
+    (((1, 1), (1, 1)), ((0, 1), (0, 1)))
+    """
+    return (((size - 1) // 2, size // 2),) * 2
+
+
+def per_channel(values: Array, x: Array) -> Array:
     """Shape `[channels]` to multiply or add to `x`, in its dtype."""
     return lax.expand_dims(values.astype(x.dtype), range(x.ndim - 1))
 

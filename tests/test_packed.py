@@ -1,15 +1,34 @@
 """Packed inference: exact integers, whole networks, the authors' logits."""
 
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from golden_data import NETWORKS, load_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from siman_jax.binarize import siman_activation
+from siman_jax.convert import variables_from_torch
+from siman_jax.flips import binary_bits
+from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv, BinaryDense
+from siman_jax.models import MODELS, build_model
 from siman_jax.packed import kernels
 from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
+from siman_jax.packed.layers import (
+    ACTIVATION_BITS,
+    CORNER_SUMS,
+    DERIVED,
+    WORDS,
+    PackedDense,
+    max_pool,
+)
+from siman_jax.packed.network import pack_variables, packed_twin
 
 # Every example of a property has shapes of its own, so most of its time is compilation.
 few = settings(max_examples=10, deadline=None, derandomize=True)
@@ -124,3 +143,204 @@ def test_weight_only_dense():
     kernel = random_bits(1, 45, 6)
     y = kernels.weight_only_dense(x, kernels.pack_kernel(jnp.asarray(kernel[None, None])).words)
     np.testing.assert_allclose(y, x @ signs(jnp.asarray(kernel), x.dtype), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.float32])
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"),
+    [(8, 2, 2, "VALID"), (7, 2, 2, "VALID"), (9, 3, 2, ((1, 1), (1, 1))), (5, 3, 1, ((0, 2),) * 2)],
+)
+def test_max_pool_is_flax_s(dtype, size, window, stride, padding):
+    x = np.random.default_rng(0).integers(-99, 0, (2, size, size + 2, 3)).astype(dtype)
+    arguments = (window, window), (stride, stride), padding
+    expected = nn.max_pool(jnp.asarray(x, jnp.float32), *arguments)
+    y = max_pool(jnp.asarray(x), *arguments)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y.astype(jnp.float32), expected)
+
+
+def test_bits_of_activations_are_their_signs_about_the_mean():
+    x = jax.random.normal(jax.random.key(0), (4, 6, 6, 20)) + 3
+    np.testing.assert_array_equal(ACTIVATION_BITS["siman"](x), siman_activation(x) > 0)
+    zero = jnp.array([0.0, -0.0, -1e-30])
+    np.testing.assert_array_equal(ACTIVATION_BITS["approx_sign"](zero), [True, True, False])
+
+
+def test_bits_of_equal_activations_are_one():
+    assert ACTIVATION_BITS["siman"](jnp.full((1, 2, 2, 3), 0.25)).all()
+
+
+# What each leaf of a trained network may look like: alphas of both signs, scales that are no 1.
+DRAWS = {
+    "alpha": lambda rng, shape: (0.05 + 0.1 * rng.random(shape)) * rng.choice([-1, 1, 1, 1], shape),
+    "scale": lambda rng, shape: 0.8 + 0.4 * rng.random(shape),
+    "mean": lambda rng, shape: 0.5 * rng.standard_normal(shape),
+    "var": lambda rng, shape: 0.5 + rng.random(shape),
+    "bias": lambda rng, shape: 0.1 * rng.standard_normal(shape),
+    "slope": lambda rng, shape: 0.25 + 0.1 * rng.random(shape),
+    "kernel": lambda rng, shape: rng.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5,
+    BINARY_KERNEL: lambda rng, shape: rng.standard_normal(shape),
+}
+
+
+def trained(name, dtype, **arguments):
+    """A narrow network, variables as after training, and images that halve unevenly."""
+    model = build_model(name, 7, width=12, dtype=dtype, **arguments)
+    size = 20 if name.startswith("cifar") else 40
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((3, size, size, 3)), dtype)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    variables = {
+        path: jnp.asarray(DRAWS[path[-1]](rng, leaf.shape), dtype)
+        for path, leaf in flatten_dict(shapes).items()
+    }
+    return model, unflatten_dict(variables), images
+
+
+def with_random_bits(variables):
+    """Store bits that no rule gives."""
+    rng = np.random.default_rng(1)
+    return {
+        **variables,
+        BITS: unflatten_dict(
+            {
+                path: jnp.asarray(rng.integers(0, 2, leaf.shape))
+                for path, leaf in flatten_dict(variables["params"]).items()
+                if path[-1] == BINARY_KERNEL
+            }
+        ),
+    }
+
+
+def run(model, variables, images):
+    """Logits, and what each binary convolution gave, by its path."""
+    apply = partial(
+        model.apply,
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: isinstance(module, BinaryConv),
+    )
+    logits, state = jax.jit(apply)(variables, images)
+    outputs = flatten_dict(state["intermediates"])
+    return logits, {path[:-1]: output for path, (output,) in outputs.items()}
+
+
+def assert_close(found, expected, tolerance):
+    """Compare relative to the largest magnitude."""
+    assert found.dtype == expected.dtype
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_integer_of_every_network(name, x64):
+    """In float64, where no activation comes near enough its mean for rounding to decide the bit."""
+    model, variables, images = trained(name, jnp.float64)
+    variables = with_random_bits(variables)
+    logits, outputs = run(model, variables, images)
+    packed_logits, packed_outputs = run(
+        packed_twin(model), pack_variables(model, variables), images
+    )
+    assert outputs.keys() == packed_outputs.keys()
+    for path, output in outputs.items():
+        leaves = flatten_dict(variables["params"])
+        if (*path, BINARY_KERNEL) not in leaves:  # a real convolution
+            continue
+        alpha = np.asarray(leaves[(*path, "alpha")])
+        ratio = np.asarray(output) / alpha
+        sums = np.rint(ratio)
+        np.testing.assert_allclose(ratio, sums, atol=1e-9)
+        assert packed_outputs[path].dtype == jnp.int32
+        np.testing.assert_array_equal(packed_outputs[path], sums * np.sign(alpha))
+    assert_close(packed_logits, logits, 1e-12)
+
+
+def assert_logits_agree(model, variables, images):
+    """In float32, to rounding; a network this small meets no activation at its mean."""
+    expected = jax.jit(partial(model.apply, train=False))(variables, images)
+    apply = jax.jit(partial(packed_twin(model).apply, train=False))
+    assert_close(apply(pack_variables(model, variables), images), expected, 1e-5)
+
+
+def test_logits_with_recomputed_bits():
+    assert_logits_agree(*trained("cifar.vgg_small_1w1a", jnp.float32))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_without_standardized_activations(name):
+    model, variables, images = trained(name, jnp.float32, activation_rule="approx_sign")
+    assert_logits_agree(model, with_random_bits(variables), images)
+
+
+def test_logits_with_bits_of_the_smallest_angle():
+    """Stored: that optimum is flat, so that rounding moves a bit or two of a filter from one
+    compilation to the next, the float network's own included.
+    """
+    model, variables, images = trained(
+        "cifar.vgg_small_1w1a", jnp.float32, weight_rule="angle_optimal"
+    )
+    bits = binary_bits(variables["params"], "angle_optimal")
+    stored = {(*path.split("/"), BINARY_KERNEL): leaf for path, leaf in bits.items()}
+    assert_logits_agree(model, {**variables, BITS: unflatten_dict(stored)}, images)
+
+
+@pytest.mark.parametrize("name", ["cifar.resnet18_1w1a", "cifar.vgg_small_1w1a"])
+def test_logits_with_real_activations(name):
+    model, variables, images = trained(name, jnp.float32, activation_rule="real")
+    assert_logits_agree(model, with_random_bits(variables), images)
+
+
+@pytest.mark.parametrize("weight_rule", ["half_half", "angle_optimal"])
+def test_bits_that_are_not_stored_are_the_rule_s(weight_rule):
+    model, variables, _ = trained("cifar.vgg_small_1w1a", jnp.float32, weight_rule=weight_rule)
+    packed = pack_variables(model, variables)["params"]["conv3"][WORDS]
+    layer = variables["params"]["conv3"]
+    bits = (
+        binary_bits({"conv3": layer}, weight_rule)["conv3"] ^ (layer["alpha"] < 0)[None, None, None]
+    )
+    np.testing.assert_array_equal(kernels.unpack_kernel(packed, bits.shape[2]), bits)
+
+
+@pytest.mark.parametrize("activation_rule", ["siman", "approx_sign", "real"])
+def test_dense_layer(activation_rule):
+    x = jax.random.normal(jax.random.key(0), (5, 70))
+    layer = BinaryDense(9, activation_rule=activation_rule)
+    params = layer.init(jax.random.key(1), x)["params"]
+    kernel = kernels.pack_kernel(binary_bits({"": params}, "half_half")[""][None, None])
+    packed = {
+        "params": {WORDS: kernel.words, "alpha": params["alpha"]},
+        DERIVED: {CORNER_SUMS: kernel.corner_sums},
+    }
+    y = PackedDense(9, activation_rule=activation_rule).apply(packed, x)
+    assert_close(y, layer.apply({"params": params}, x), 1e-6)
+
+
+def test_logits_with_real_weights():
+    """Nothing to pack but the batch norms."""
+    assert_logits_agree(*trained("cifar.vgg_small_1w1a", jnp.float32, weight_rule="real"))
+
+
+def test_a_packed_network_does_not_train():
+    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
+    with pytest.raises(ValueError, match="no batch statistics"):
+        packed_twin(model).apply(pack_variables(model, variables), images, train=True)
+
+
+def test_packed_variables_are_those_that_the_twin_expects():
+    model, variables, images = trained("imagenet.resnet18_1w1a", jnp.float32)
+    init = partial(packed_twin(model).init, train=False)
+    expected = jax.eval_shape(init, jax.random.key(0), images)
+    packed = pack_variables(model, variables)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), packed) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), dict(expected)
+    )
+
+
+@pytest.mark.parametrize("golden_name", NETWORKS)
+def test_logits_of_the_authors(golden_name):
+    """Their float64 logits, by their stored bits, to what float32 can."""
+    golden, name = load_golden(golden_name), NETWORKS[golden_name]
+    model = build_model(name, golden.settings["classes"])
+    variables = jax.tree.map(jnp.float32, variables_from_torch(name, golden.arrays))
+    apply = jax.jit(partial(packed_twin(model).apply, train=False))
+    logits = apply(pack_variables(model, variables), jnp.float32(golden.images))
+    assert_close(logits, np.float32(golden.results["eval_logits"]), 1e-5)

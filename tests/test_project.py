@@ -83,6 +83,11 @@ def test_imports_run_one_way():
         ("siman_jax.binarize", {"order_statistics", "errors"}),
         ("siman_jax.layers", {"binarize", "order_statistics", "errors"}),
         ("siman_jax.models", {"models", "layers", "binarize", "order_statistics", "errors"}),
+        ("siman_jax.packed.kernels", {"packed"}),
+        (
+            "siman_jax.packed.network",
+            {"packed", "layers", "binarize", "order_statistics", "errors"},
+        ),
         ("siman_jax.optimizer", {"layers", "binarize", "order_statistics", "errors"}),
     ],
 )

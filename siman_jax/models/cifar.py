@@ -1,5 +1,6 @@
 """The networks for 32x32 images; smaller images fit too, as long as they can be halved."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -135,6 +136,7 @@ class VggSmall(nn.Module):
       conv: makes the binary convolutions: `BinaryConv` with its rules and dtype set.
       norm: makes the batch norms.
       dtype: dtype to compute in; logits are at least float32.
+      max_pool: pools, with the arguments of `nn.max_pool`.
     """
 
     num_classes: int
@@ -142,6 +144,7 @@ class VggSmall(nn.Module):
     conv: partial[BinaryConv]
     norm: partial[BatchNorm]
     dtype: DTypeLike = jnp.float32
+    max_pool: Callable[..., Array] = nn.max_pool
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -159,7 +162,7 @@ class VggSmall(nn.Module):
         for index in range(1, 6):
             x = self.conv(self.width * 2 ** (index // 2), name=f"conv{index}")(x)
             if index % 2 == 1:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = self.max_pool(x, (2, 2), (2, 2))
             x = PReLU(name=f"prelu{index}")(self.norm(name=f"bn{index}")(x, train))
         # Channel-first, so that published classifier weights fit as they are.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)

@@ -100,6 +100,7 @@ class ResNet(nn.Module):
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
+      max_pool: the stem's pooling, with the arguments of `nn.max_pool`.
     """
 
     num_classes: int
@@ -114,6 +115,7 @@ class ResNet(nn.Module):
     real_init: Initializer
     classifier_init: Initializer
     dtype: DTypeLike = jnp.float32
+    max_pool: Callable[..., Array] = nn.max_pool
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -131,7 +133,7 @@ class ResNet(nn.Module):
         )(x)
         x = self.stem_activation(self.norm(name="bn1")(x, train))
         if self.imagenet_stem:
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = self.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stages):
             for index in range(blocks):
                 x = self.block(

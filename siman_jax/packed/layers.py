@@ -1,0 +1,145 @@
+"""The layers of `siman_jax.layers` as inference runs them: kernels in bits, batch norms folded.
+
+Each takes the place of the layer that it derives from, with the same attributes, so that a
+network's own definition builds either. Batch statistics are long settled here: `train` is False.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from siman_jax.binarize import REAL, wide
+from siman_jax.errors import choose
+from siman_jax.layers import BatchNorm, BinaryConv, BinaryDense, per_channel, same_padding
+from siman_jax.packed.bits import word_count
+from siman_jax.packed.kernels import (
+    PackedKernel,
+    binary_conv,
+    binary_dense,
+    weight_only_conv,
+    weight_only_dense,
+)
+
+WORDS = "words"
+# What follows from the words and need not be stored has a collection of its own.
+DERIVED = "derived"
+CORNER_SUMS = "corner_sums"
+
+
+class PackedConv(BinaryConv):
+    """`BinaryConv` on bits, without its alpha, which the batch norm behind it has taken over.
+
+    With binary activations the result is int32 and exact; with the activation rule "real" it has
+    the layer's dtype. The bits have been chosen, so the weight rule is of no more use.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
+        size = self.kernel_size
+        kernel = _packed_kernel(self, (size, size, x.shape[-1], self.features))
+        padding = same_padding(size)
+        if self.activation_rule == REAL:
+            x = x.astype(self.dtype)
+            return weight_only_conv(x, kernel.words, strides=self.strides, padding=padding)
+        return binary_conv(_bits(self, x), kernel, strides=self.strides, padding=padding)
+
+
+class PackedDense(BinaryDense):
+    """`BinaryDense` on bits, times alpha."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map `[batch, in]` to `[batch, features]`."""
+        kernel = _packed_kernel(self, (1, 1, x.shape[-1], self.features))
+        alpha = self.param("alpha", nn.initializers.ones, (self.features,), jnp.float32)
+        if self.activation_rule == REAL:
+            y = weight_only_dense(x.astype(self.dtype), kernel.words)
+        else:
+            y = binary_dense(_bits(self, x), kernel).astype(wide(self.dtype))
+        return (y * per_channel(alpha, y)).astype(self.dtype)
+
+
+class FoldedNorm(BatchNorm):
+    """Batch norm by settled statistics, and the alpha of the convolution before it.
+
+    gain * x + offset
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Map `[..., channels]`, floating or int32, to the same shape and the layer's dtype."""
+        if train:
+            raise ValueError("A packed network has no batch statistics to train with.")
+        shape = x.shape[-1:]
+        gain = self.param("gain", nn.initializers.ones, shape, jnp.float32)
+        offset = self.param("offset", nn.initializers.zeros, shape, jnp.float32)
+        x = x.astype(wide(self.dtype))
+        return (x * per_channel(gain, x) + per_channel(offset, x)).astype(self.dtype)
+
+
+def max_pool(
+    x: Array,
+    window_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]] | str = "VALID",
+) -> Array:
+    """Do what `nn.max_pool` does, for integers too, as a maximum of shifted slices.
+
+    XLA's CPU backend vectorises slices but not `reduce_window`, which takes three times as long.
+
+    Args:
+      x: `[batch, height, width, channels]`, int32 or floating.
+      window_shape: height and width of the window.
+      strides: steps in height and width.
+      padding: before and after, for height and width; "VALID" for none.
+
+    >>> max_pool(jnp.arange(4).reshape(1, 2, 2, 1), (2, 2), (2, 2)).ravel()
+    Array([3], dtype=int32)
+    """
+    if padding != "VALID":
+        info = jnp.iinfo if jnp.issubdtype(x.dtype, jnp.integer) else jnp.finfo
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=info(x.dtype).min)
+    spans = [
+        [
+            slice(start, start + (size - window) // stride * stride + 1, stride)
+            for start in range(window)
+        ]
+        for size, window, stride in zip(x.shape[1:3], window_shape, strides, strict=True)
+    ]
+    return reduce(jnp.maximum, [x[:, rows, columns] for rows in spans[0] for columns in spans[1]])
+
+
+def _above_mean(x: Array) -> Array:
+    # Standardizing first, as training does, would change the sign of no element.
+    return x >= jnp.mean(x, range(1, x.ndim), keepdims=True)
+
+
+# The bits of what `binarize.ACTIVATION_RULES` gives, True for +1.
+ACTIVATION_BITS: dict[str, Callable[[Array], Array]] = {
+    "siman": _above_mean,
+    "approx_sign": lambda x: x >= 0,
+}
+
+
+def _bits(layer: BinaryConv | BinaryDense, x: Array) -> Array:
+    rule = choose(ACTIVATION_BITS, layer.activation_rule, "activation rule")
+    return rule(x.astype(wide(layer.dtype)))
+
+
+def _packed_kernel(layer: nn.Module, shape: tuple[int, int, int, int]) -> PackedKernel:
+    """The packed kernel that `layer` owns, for an unpacked `shape` in HWIO."""
+    height, width, channels, features = shape
+    words = layer.param(
+        WORDS,
+        nn.initializers.zeros,
+        (height, width, word_count(channels), features),
+        jnp.uint32,
+    )
+    corner_sums = layer.variable(
+        DERIVED, CORNER_SUMS, jnp.zeros, (height + 1, width + 1, features), jnp.int32
+    )
+    return PackedKernel(words, corner_sums.value)

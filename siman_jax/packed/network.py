@@ -1,0 +1,125 @@
+"""From a trained network to its packed form, which runs on the same definition of the network.
+
+    packed = pack_variables(model, variables)
+    logits = jax.jit(partial(packed_twin(model).apply, train=False))(packed, images)
+
+All of it, from images to logits, is one pure function of arrays and compiles as one program.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import ArrayLike
+
+from siman_jax.binarize import REAL, WEIGHT_RULES
+from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv
+from siman_jax.packed.kernels import pack_kernel
+from siman_jax.packed.layers import (
+    CORNER_SUMS,
+    DERIVED,
+    WORDS,
+    FoldedNorm,
+    PackedConv,
+    max_pool,
+)
+
+Path = tuple[str, ...]
+
+
+def packed_twin(model: nn.Module) -> nn.Module:
+    """Build the same network of packed layers.
+
+    Args:
+      model: a network of `models`.
+
+    Returns:
+      A module for the variables of `pack_variables`, to `apply` with `train=False`.
+    """
+    return model.clone(
+        conv=partial(_packed_conv, **model.conv.keywords),
+        norm=partial(FoldedNorm, **model.norm.keywords),
+        max_pool=max_pool,
+    )
+
+
+def _packed_conv(features: int, *, weight_rule: str, **attributes: Any) -> BinaryConv:
+    layer = BinaryConv if weight_rule == REAL else PackedConv
+    return layer(features, weight_rule=weight_rule, **attributes)
+
+
+def pack_variables(model: nn.Module, variables: Mapping) -> dict:
+    """Pack a trained network's variables.
+
+    The bits are those that `variables` hold in the collection `bits`, otherwise those that the
+    network's weight rule gives. A batch norm and the alpha before it become one multiplication
+    and one addition. A filter whose alpha is negative is stored negated, with its alpha positive,
+    so that alpha can move past a max pool.
+
+    Args:
+      model: the network, of `models`.
+      variables: `params`, `batch_stats` and perhaps `bits`.
+
+    Returns:
+      Variables of `packed_twin(model)`: `params`, and in `derived` what follows from them.
+    """
+    params = _leaves_by_module(variables["params"])
+    statistics = _leaves_by_module(variables["batch_stats"])
+    bits = _leaves_by_module(variables.get(BITS, {}))
+    weight_rule = WEIGHT_RULES[model.conv(features=1).weight_rule]
+    epsilon = model.norm().epsilon
+
+    alphas = {_norm_behind(m): own["alpha"] for m, own in params.items() if "alpha" in own}
+    if alphas.keys() - statistics.keys():
+        raise ValueError(f"No batch norm takes over an alpha: {alphas.keys() - statistics.keys()}.")
+    packed: dict[Path, jax.Array] = {}
+    for module, own in params.items():
+        if BINARY_KERNEL in own:
+            chosen = bits.get(module) or {BINARY_KERNEL: weight_rule(own[BINARY_KERNEL]) > 0}
+            negated = jnp.asarray(own["alpha"] < 0)[None, None, None]
+            kernel = pack_kernel(jnp.asarray(chosen[BINARY_KERNEL]).astype(bool) ^ negated)
+            packed["params", *module, WORDS] = kernel.words
+            packed[DERIVED, *module, CORNER_SUMS] = kernel.corner_sums
+        else:
+            leaves: Mapping[str, ArrayLike] = own
+            if module in statistics:
+                leaves = _fold({**own, **statistics[module]}, alphas.get(module), epsilon)
+            for name, leaf in leaves.items():
+                packed["params", *module, name] = jnp.asarray(leaf)
+    return unflatten_dict(packed)
+
+
+def _leaves_by_module(tree: Mapping) -> dict[Path, dict[str, jax.Array]]:
+    """Each module's own leaves by their names."""
+    modules: dict[Path, dict[str, jax.Array]] = {}
+    for path, leaf in flatten_dict(tree).items():
+        modules.setdefault(path[:-1], {})[path[-1]] = leaf
+    return modules
+
+
+def _norm_behind(convolution: Path) -> Path:
+    """The batch norm that follows a convolution: in every network here, `bn1` follows `conv1`."""
+    return (*convolution[:-1], convolution[-1].replace("conv", "bn"))
+
+
+def _fold(
+    norm: Mapping[str, jax.Array], alpha: jax.Array | None, epsilon: float
+) -> dict[str, np.ndarray]:
+    """Gain and offset that make one of two steps.
+
+        gain * x + offset = scale * (|alpha| x - mean) / sqrt(var + epsilon) + bias
+
+    Computed in float64 and rounded once, to the dtype of `scale`.
+    """
+    exact = {name: np.asarray(leaf, np.float64) for name, leaf in norm.items()}
+    gain = exact["scale"] / np.sqrt(exact["var"] + epsilon)
+    offset = exact["bias"] - exact["mean"] * gain
+    if alpha is not None:
+        gain = gain * np.abs(np.asarray(alpha, np.float64))
+    dtype = norm["scale"].dtype
+    return {"gain": gain.astype(dtype), "offset": offset.astype(dtype)}
