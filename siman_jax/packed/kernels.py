@@ -56,9 +56,16 @@ def pack_kernel(bits: Array) -> PackedKernel:
     (Array([3], dtype=uint32), Array([1], dtype=int32))
     """
     words = jnp.moveaxis(pack(jnp.moveaxis(bits, 2, -1)), -1, 2)
-    tap_sums = jnp.sum(signs(bits, jnp.dtype("int32")), axis=2, dtype=jnp.int32)
-    sums = jnp.cumsum(jnp.cumsum(tap_sums, axis=0, dtype=jnp.int32), axis=1, dtype=jnp.int32)
-    return PackedKernel(words, jnp.pad(sums, ((1, 0), (1, 0), (0, 0))))
+    return PackedKernel(words, corner_sums(words, bits.shape[2]))
+
+
+def corner_sums(words: Array, channels: int) -> Array:
+    """`PackedKernel.corner_sums` of words that hold `channels` input channels."""
+    ones = jnp.sum(lax.population_count(words), axis=2, dtype=jnp.uint32).astype(jnp.int32)
+    sums = 2 * ones - channels
+    for axis in (0, 1):
+        sums = jnp.cumsum(sums, axis=axis, dtype=jnp.int32)
+    return jnp.pad(sums, ((1, 0), (1, 0), (0, 0)))
 
 
 def unpack_kernel(words: Array, channels: int) -> Array:

@@ -13,9 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.typing import ArrayLike
 
 from siman_jax.binarize import REAL, WEIGHT_RULES
 from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv
@@ -81,12 +79,12 @@ def pack_variables(model: nn.Module, variables: Mapping) -> dict:
     for module, own in params.items():
         if BINARY_KERNEL in own:
             chosen = bits.get(module) or {BINARY_KERNEL: weight_rule(own[BINARY_KERNEL]) > 0}
-            negated = jnp.asarray(own["alpha"] < 0)[None, None, None]
+            negated = (jnp.asarray(own["alpha"]) < 0)[None, None, None]
             kernel = pack_kernel(jnp.asarray(chosen[BINARY_KERNEL]).astype(bool) ^ negated)
             packed["params", *module, WORDS] = kernel.words
             packed[DERIVED, *module, CORNER_SUMS] = kernel.corner_sums
         else:
-            leaves: Mapping[str, ArrayLike] = own
+            leaves = own
             if module in statistics:
                 leaves = _fold({**own, **statistics[module]}, alphas.get(module), epsilon)
             for name, leaf in leaves.items():
@@ -109,17 +107,11 @@ def _norm_behind(convolution: Path) -> Path:
 
 def _fold(
     norm: Mapping[str, jax.Array], alpha: jax.Array | None, epsilon: float
-) -> dict[str, np.ndarray]:
-    """Gain and offset that make one of two steps.
+) -> dict[str, jax.Array]:
+    """Gain and offset that make one step of two.
 
-        gain * x + offset = scale * (|alpha| x - mean) / sqrt(var + epsilon) + bias
-
-    Computed in float64 and rounded once, to the dtype of `scale`.
+    gain * x + offset = scale * (|alpha| x - mean) / sqrt(var + epsilon) + bias
     """
-    exact = {name: np.asarray(leaf, np.float64) for name, leaf in norm.items()}
-    gain = exact["scale"] / np.sqrt(exact["var"] + epsilon)
-    offset = exact["bias"] - exact["mean"] * gain
-    if alpha is not None:
-        gain = gain * np.abs(np.asarray(alpha, np.float64))
-    dtype = norm["scale"].dtype
-    return {"gain": gain.astype(dtype), "offset": offset.astype(dtype)}
+    gain = norm["scale"] * jax.lax.rsqrt(norm["var"] + epsilon)
+    offset = norm["bias"] - norm["mean"] * gain
+    return {"gain": gain if alpha is None else gain * jnp.abs(alpha), "offset": offset}
