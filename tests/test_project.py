@@ -88,6 +88,10 @@ def test_imports_run_one_way():
             "siman_jax.packed.network",
             {"packed", "layers", "binarize", "order_statistics", "errors"},
         ),
+        (
+            "siman_jax.packed.file",
+            {"packed", "models", "layers", "binarize", "order_statistics", "errors"},
+        ),
         ("siman_jax.optimizer", {"layers", "binarize", "order_statistics", "errors"}),
     ],
 )

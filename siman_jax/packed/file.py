@@ -1,0 +1,231 @@
+"""The model file: a packed network with all that is needed to build it again.
+
+Binary kernels are bits in 32-bit words, the rest is float32 or float16. What follows from the
+words is not stored. The metadata say what the words mean; see `_LAYOUT`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+
+from siman_jax.errors import UsageError
+from siman_jax.layers import BINARY_KERNEL
+from siman_jax.models import build_model
+from siman_jax.packed.bits import WORD_BITS
+from siman_jax.packed.kernels import corner_sums
+from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
+from siman_jax.packed.network import pack_variables
+from siman_jax.packed.safetensors import decode, encode, parse_json
+
+FORMAT = "siman-jax packed network"
+VERSION = "1"
+
+# What a bit means: what packs or unpacks otherwise has to say so.
+_LAYOUT = {
+    "word_bits": "32",
+    "bit_order": "little-endian, input channel i is bit i % 32 of word i // 32",
+    "polarity": "bit 1 is +1, bit 0 is -1",
+}
+# Sizes beyond these are no network's; they bound what a wrong file makes the reader do.
+_MOST = {"num_classes": 1_000_000, "width": 4096}
+_MOST_PIXELS = 4096
+_MOST_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class PackedNetwork:
+    """What a model file holds.
+
+    Attributes:
+      network: key of `models.MODELS`.
+      arguments: of `build_model`: `num_classes`, `width` and the two rules.
+      image_shape: height, width and channels of the images it was trained on.
+      variables: packed, as `pack_variables` gives them, floats in float32.
+      notes: anything JSON can hold: class names, normalization, accuracy, digest of the config.
+    """
+
+    network: str
+    arguments: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    variables: dict
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def model(self) -> nn.Module:
+        """Build the network that was packed."""
+        return build_model(self.network, **self.arguments)
+
+
+def encode_network(packed: PackedNetwork, float_dtype: DTypeLike = np.float32) -> bytes:
+    """Bytes of the model file, the same for the same network.
+
+    Args:
+      packed: the network.
+      float_dtype: float32, or float16 for half the size of what is not binary.
+
+    Raises:
+      UsageError: a value is not finite, or too large for `float_dtype`.
+    """
+    tensors = {}
+    for path, leaf in flatten_dict(packed.variables["params"]).items():
+        array = np.asarray(leaf)
+        if path[-1] != WORDS:
+            with np.errstate(over="ignore"):  # the check that follows names it
+                array = array.astype(float_dtype)
+        _check_finite("/".join(path), array)
+        tensors["/".join(path)] = array
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        **_LAYOUT,
+        "network": packed.network,
+        "arguments": _json(packed.arguments),
+        "image_shape": _json(list(packed.image_shape)),
+        "notes": _json(packed.notes),
+    }
+    return encode(tensors, metadata)
+
+
+def decode_network(data: bytes) -> PackedNetwork:
+    """Read what `encode_network` wrote, and check all of it.
+
+    Raises:
+      UsageError: says what is wrong.
+    """
+    tensors, metadata = decode(data)
+    for name, expected in {"format": FORMAT, "version": VERSION, **_LAYOUT}.items():
+        if metadata.get(name) != expected:
+            raise UsageError(f"its {name} is {metadata.get(name)!r}; known is {expected!r}.")
+    missing = {"network", "arguments", "image_shape", "notes"} - metadata.keys()
+    if missing:
+        raise UsageError(f"its metadata lack {', '.join(sorted(missing))}.")
+    values = {
+        name: parse_json(metadata[name], f"its {name}")
+        for name in ("arguments", "image_shape", "notes")
+    }
+    arguments, image_shape = _check_arguments(**values)
+    packed = PackedNetwork(
+        metadata["network"], arguments, image_shape, variables={}, notes=values["notes"]
+    )
+    shapes, shape_of = _expected(packed)
+    _check_tensors(tensors, shape_of)
+    return PackedNetwork(
+        packed.network, arguments, image_shape, _variables(tensors, shapes), packed.notes
+    )
+
+
+def write_network(
+    path: str | Path, packed: PackedNetwork, float_dtype: DTypeLike = np.float32
+) -> None:
+    """Write the model file `path`; see `encode_network`."""
+    Path(path).write_bytes(encode_network(packed, float_dtype))
+
+
+def read_network(path: str | Path) -> PackedNetwork:
+    """Read the model file `path`.
+
+    Raises:
+      UsageError: it is no model file of this version, or damaged; says what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path} is no file.")
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise UsageError(f"{path} has {size} bytes; a model file has at most {_MOST_BYTES}.")
+    try:
+        return decode_network(path.read_bytes())
+    except UsageError as error:
+        raise UsageError(f"{path} is no usable model file: {error}") from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def _check_arguments(
+    arguments: Any, image_shape: Any, notes: Any
+) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    rules = {"weight_rule", "activation_rule"}
+    if not isinstance(arguments, dict) or arguments.keys() != _MOST.keys() | rules:
+        raise UsageError(f"its arguments are not {', '.join(sorted(_MOST.keys() | rules))}.")
+    for name, most in _MOST.items():
+        _check_range(name, arguments[name], most)
+    for name in rules:
+        if not isinstance(arguments[name], str):
+            raise UsageError(f"its {name} is {arguments[name]!r}, no string.")
+    if not isinstance(image_shape, list) or len(image_shape) != 3:
+        raise UsageError(f"its image_shape is {image_shape!r}, not height, width and channels.")
+    for value in image_shape:
+        _check_range("image_shape", value, _MOST_PIXELS)
+    if not isinstance(notes, dict):
+        raise UsageError("its notes are no table.")
+    height, width, channels = image_shape
+    return arguments, (height, width, channels)
+
+
+def _check_range(name: str, value: Any, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise UsageError(f"its {name} holds {value!r}, no whole number from 1 to {most}.")
+
+
+def _expected(packed: PackedNetwork) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
+    """Shapes of the network's own parameters by path, and of the packed ones by name."""
+    model = packed.model()
+    images = jax.ShapeDtypeStruct((1, *packed.image_shape), jnp.float32)
+    try:
+        init = partial(model.init, train=False)
+        variables = jax.eval_shape(init, jax.random.key(0), images)
+        leaves = jax.eval_shape(partial(pack_variables, model), variables)
+    except UsageError:
+        raise
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # images too small to be halved
+        raise UsageError(
+            f"{packed.network} does not take images of shape {packed.image_shape}."
+        ) from error
+    params = {"/".join(path): leaf for path, leaf in flatten_dict(leaves["params"]).items()}
+    return flatten_dict(variables["params"]), params
+
+
+def _check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> None:
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        state = "is missing" if name in expected else "is not of this network"
+        raise UsageError(f"tensor {name!r} {state}.")
+    for name, array in tensors.items():
+        if array.shape != expected[name].shape:
+            raise UsageError(f"{name!r} has shape {array.shape}, not {expected[name].shape}.")
+        if (array.dtype == np.uint32) != (expected[name].dtype == np.uint32):
+            raise UsageError(f"{name!r} has dtype {array.dtype}, not {expected[name].dtype}.")
+        _check_finite(name, array)
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    if array.dtype != np.uint32 and not np.isfinite(array).all():
+        raise UsageError(f"{name!r} holds a value that is not finite in {array.dtype}.")
+
+
+def _variables(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], Any]) -> dict:
+    """Packed variables from the file's tensors, with what follows from the words."""
+    leaves = {}
+    for name, array in tensors.items():
+        *module, leaf = name.split("/")
+        if leaf != WORDS:
+            leaves["params", *module, leaf] = jnp.asarray(array, jnp.float32)
+            continue
+        channels = shapes[*module, BINARY_KERNEL].shape[2]
+        spare = array.shape[2] * WORD_BITS - channels
+        if spare and (array[:, :, -1] >> (WORD_BITS - spare)).any():
+            raise UsageError(f"{name!r} sets bits beyond its {channels} input channels.")
+        words = jnp.asarray(array)
+        leaves["params", *module, leaf] = words
+        leaves[DERIVED, *module, CORNER_SUMS] = corner_sums(words, channels)
+    return unflatten_dict(leaves)
