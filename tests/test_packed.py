@@ -344,3 +344,16 @@ def test_logits_of_the_authors(golden_name):
     apply = jax.jit(partial(packed_twin(model).apply, train=False))
     logits = apply(pack_variables(model, variables), jnp.float32(golden.images))
     assert_close(logits, np.float32(golden.results["eval_logits"]), 1e-5)
+
+
+def test_one_program_for_every_platform_and_batch_size():
+    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
+    variables = with_random_bits(variables)
+    packed = pack_variables(model, variables)
+    apply = jax.jit(partial(packed_twin(model).apply, train=False))
+    batch = jax.export.symbolic_shape("batch")
+    program = jax.export.export(apply, platforms=("cpu", "cuda", "tpu"))(
+        packed, jax.ShapeDtypeStruct((*batch, *images.shape[1:]), jnp.float32)
+    )
+    for taken in (images, images[:1]):
+        assert_close(program.call(packed, taken), apply(packed, taken), 1e-5)

@@ -78,9 +78,12 @@ def pack_variables(model: nn.Module, variables: Mapping) -> dict:
     packed: dict[Path, jax.Array] = {}
     for module, own in params.items():
         if BINARY_KERNEL in own:
-            chosen = bits.get(module) or {BINARY_KERNEL: weight_rule(own[BINARY_KERNEL]) > 0}
+            if module in bits:
+                chosen = jnp.asarray(bits[module][BINARY_KERNEL]).astype(bool)
+            else:
+                chosen = weight_rule(own[BINARY_KERNEL]) > 0
             negated = (jnp.asarray(own["alpha"]) < 0)[None, None, None]
-            kernel = pack_kernel(jnp.asarray(chosen[BINARY_KERNEL]).astype(bool) ^ negated)
+            kernel = pack_kernel(chosen ^ negated)
             packed["params", *module, WORDS] = kernel.words
             packed[DERIVED, *module, CORNER_SUMS] = kernel.corner_sums
         else:
