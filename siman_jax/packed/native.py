@@ -39,7 +39,8 @@ def conv(
 
     Args:
       bits: bool `[batch, height, width, in]`.
-      words, corner_sums: of a `PackedKernel`.
+      words: uint32, of a `kernels.PackedKernel`.
+      corner_sums: int32, of the same.
       strides: step, the same both ways.
       padding: zeros before and after, for height and width.
       variant: one of `variants()`; the first of them if None.

@@ -49,7 +49,7 @@ def packed_logits(
       Logits, `[batch, classes]`.
     """
     apply = partial(packed_twin(model, native=native).apply, packed, train=False)
-    batch, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     piece = max(1, _CACHED // (height * width * model.width))
     return jax.lax.platform_dependent(images, cpu=partial(_in_pieces, apply, piece), default=apply)
 
