@@ -72,7 +72,7 @@ def packed_twin(model: nn.Module, *, native: bool = True) -> nn.Module:
     )
 
 
-def _in_pieces(apply: Callable[[jax.Array], jax.Array], piece: int, images: jax.Array) -> jax.Array:
+def _in_pieces(apply: Callable[..., Any], piece: int, images: jax.Array) -> jax.Array:
     batch = images.shape[0]
     full = batch // piece * piece
     if full <= piece:
