@@ -74,7 +74,7 @@ def test_imports_run_one_way():
     importers = {name: {n for n, others in graph.items() if name in others} for name in graph}
     assert not importers["siman_jax.main"]
     assert importers["siman_jax.train"] == {"siman_jax.main"}
-    assert importers["siman_jax.checkpoint"] == {"siman_jax.train"}
+    assert importers["siman_jax.checkpoint"] == {"siman_jax.train", "siman_jax.stored_run"}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,14 @@ def test_imports_run_one_way():
         ),
         (
             "siman_jax.packed.file",
-            {"packed", "models", "layers", "binarize", "order_statistics", "errors"},
+            {"packed", "models", "layers", "binarize", "order_statistics", "output", "errors"},
+        ),
+        (
+            "siman_jax.packed.model",
+            {
+                *("packed", "models", "layers", "binarize", "order_statistics", "output", "errors"),
+                *("normalization", "summary"),
+            },
         ),
         ("siman_jax.optimizer", {"layers", "binarize", "order_statistics", "errors"}),
     ],
