@@ -22,6 +22,7 @@ from siman_jax.data import class_names
 from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.metrics import METRICS
+from siman_jax.model_notes import notes_from_config
 from siman_jax.models import build_model
 from siman_jax.output import check_output, write_whole
 from siman_jax.packed.file import PackedNetwork, write_network
@@ -94,12 +95,8 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNe
         "num_classes": state.params["fc"]["bias"].shape[0],
         **{name: config.model[name] for name in ("width", "weight_rule", "activation_rule")},
     }
-    data = config.data
-    notes = Notes(
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        shorter_side=None if data.resident else data.shorter_side,
-        resize=bool(data.get("resize", False)),
+    notes = notes_from_config(
+        config.data,
         class_names=_class_names(config, arguments["num_classes"]),
         accuracy=_accuracy(workdir, int(state.step)),
         config_sha256=config_digest(config),

@@ -1,0 +1,214 @@
+r"""Command line: take over a checkpoint of the authors' PyTorch program.
+
+    python -m siman_jax.convert model_best.pth.tar --model=cifar.resnet20_1w1a \
+        --out=model.safetensors
+    python -m siman_jax.convert model_best.pth.tar --model=cifar.resnet20_1w1a \
+        --out=model.safetensors --config=configs/cifar10.py:resnet20 --workdir=runs/tuned
+
+The model file has the bits that the checkpoint stores in `B`, which its evaluation used. With
+--workdir, a run is founded as well, from which `python -m siman_jax.main` with the same
+--config and --workdir trains the weights on, with a fresh optimiser. Reading the checkpoint needs
+PyTorch, the extra `torch`. Exit status: 0; 2, what was given cannot be used.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.table import Table
+
+from siman_jax.command import lock_config, run
+from siman_jax.data import num_classes
+from siman_jax.devices import make_mesh
+from siman_jax.errors import UsageError, choose
+from siman_jax.layers import BITS
+from siman_jax.model_notes import notes_from_config
+from siman_jax.models import MODELS, build_model
+from siman_jax.output import check_output
+from siman_jax.packed.file import PackedNetwork, write_network
+from siman_jax.packed.network import pack_variables
+from siman_jax.packed.notes import Notes, parse_notes
+from siman_jax.stored_run import found_run
+from siman_jax.torch_bits import stored_bits
+from siman_jax.torch_checkpoint import read_state
+from siman_jax.torch_names import flax_path, variables_from_torch
+
+# The authors' program has the rules that are the defaults here.
+_RULES = {"weight_rule": "half_half", "activation_rule": "siman"}
+_IMAGENET = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # which the program uses for CIFAR-10 too
+_CIFAR100 = ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276))
+
+# Other commands have flags of some of these names, and tests import several commands.
+_MODEL = flags.DEFINE_string("model", None, f"The network: {', '.join(sorted(MODELS))}.")
+_OUT = flags.DEFINE_string("out", None, "Model file to write.", allow_override=True)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace a model file that is there already.", allow_override=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Empty or new folder, for a run to train on; needs --config.",
+    allow_override=True,
+)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Settings of the run in --workdir; normalization and sizes come from it then.",
+    allow_override=True,
+)
+_CLASSES = flags.DEFINE_string("classes", None, "Text file with the name of a class in each line.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Height and width of the images; by default 32, for ImageNet 224.", 1
+)
+_MEAN = flags.DEFINE_list(
+    "mean", None, "Of each channel of pixels from 0 to 1, with commas between."
+)
+_STD = flags.DEFINE_list(
+    "std", None, "Likewise; by default both are those of the model's data set."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Do what the flags say."""
+    if len(argv) != 2:
+        raise UsageError("name one checkpoint, such as model_best.pth.tar; flags are --NAME=VALUE.")
+    if not (_MODEL.value and _OUT.value):
+        raise UsageError("--model and --out are needed: the network, and the file to write.")
+    choose(MODELS, _MODEL.value, "model")
+    out = Path(_OUT.value).expanduser()
+    check_output(out, "out", _OVERWRITE.value)
+    config, workdir = _run_to_found()
+    class_names = _read_classes(_CLASSES.value)
+    jax.config.update("jax_platforms", "cpu")
+    path = Path(argv[1]).expanduser()
+    arrays = read_state(path)
+    image_size = config.data.image_size if config else _IMAGE_SIZE.value
+    try:
+        variables = variables_from_torch(_MODEL.value, arrays, image_size)
+        variables[BITS], warnings = stored_bits(variables, _RULES["weight_rule"])
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be converted: {error}") from error
+    network = _pack(variables, config, image_size, class_names)
+    if config:
+        _check_config(config, network)
+    _print_mapping(arrays)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    write_network(out, network)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+    if config:
+        found_run(config, workdir, make_mesh(1), variables)
+        print(f"{workdir}: step 0 of a run with these weights; train it on with siman_jax.main")
+
+
+def default_normalization(model: str, classes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the data set that the authors trained `model` on for so many classes."""
+    return _CIFAR100 if model.startswith("cifar") and classes == 100 else _IMAGENET
+
+
+def _run_to_found() -> tuple[ConfigDict | None, Path]:
+    """The config and folder of the run that the flags ask for, if they do."""
+    workdir = Path(_WORKDIR.value or "").expanduser()
+    if (_CONFIG.value is None) != (_WORKDIR.value is None):
+        raise UsageError(
+            "--workdir and --config belong together, such as --workdir=runs/tuned"
+            " --config=configs/cifar10.py:resnet20."
+        )
+    if _CONFIG.value is None:
+        return None, workdir
+    config = lock_config(_CONFIG.value)
+    if _MEAN.value or _STD.value or _IMAGE_SIZE.value:
+        raise UsageError("--mean, --std and --image_size come from --config; leave them out.")
+    if config.model.name != _MODEL.value:
+        raise UsageError(f"--model is {_MODEL.value}, but --config is of {config.model.name}.")
+    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise UsageError(f"--workdir={workdir} is not empty; name a new folder.")
+    return config, workdir
+
+
+def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
+    here = {"num_classes": num_classes(config.data), "width": config.model.width}
+    here |= {name: config.model[name] for name in _RULES}
+    here["channels"] = config.data.channels
+    there = network.arguments | {"channels": network.image_shape[2]}
+    for name, value in here.items():
+        if value != there[name]:
+            raise UsageError(
+                f"{name} is {there[name]} in the checkpoint, but {value} in --config; choose or"
+                " change the config."
+            )
+
+
+def _pack(
+    variables: dict,
+    config: ConfigDict | None,
+    image_size: int | None,
+    class_names: tuple[str, ...] | None,
+) -> PackedNetwork:
+    """Pack the converted variables, by a config's preprocessing or the model's usual one."""
+    name = _MODEL.value
+    params = variables["params"]
+    stem = params.get("conv1", {}).get("kernel", params.get("conv0", {}).get("kernel"))
+    arguments = {
+        "num_classes": params["fc"]["kernel"].shape[1],
+        "width": stem.shape[3],
+        **_RULES,
+    }
+    imagenet = name.startswith("imagenet")
+    size = image_size or (224 if imagenet else 32)
+    if config:
+        notes = notes_from_config(config.data, class_names=class_names)
+    else:
+        mean, std = default_normalization(name, arguments["num_classes"])
+        notes = Notes(
+            mean=_numbers(_MEAN.value, "mean") or mean,
+            std=_numbers(_STD.value, "std") or std,
+            shorter_side=round(size * 256 / 224) if imagenet else None,
+            class_names=class_names,
+        )
+    image_shape = (size, size, stem.shape[2])
+    parse_notes(notes.as_json(), image_shape, arguments["num_classes"])
+    floats = jax.tree.map(lambda leaf: leaf if leaf.dtype == bool else np.float32(leaf), variables)
+    packed = pack_variables(build_model(name, **arguments), floats)
+    return PackedNetwork(name, arguments, image_shape, packed, notes.as_json())
+
+
+def _numbers(texts: list[str] | None, flag: str) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(text) for text in texts) if texts else None
+    except ValueError as error:
+        raise UsageError(f"--{flag}={','.join(texts or [])} holds what is no number.") from error
+
+
+def _read_classes(name: str | None) -> tuple[str, ...] | None:
+    if name is None:
+        return None
+    try:
+        lines = Path(name).expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes={name} cannot be read: {error}.") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _print_mapping(arrays: Mapping[str, np.ndarray]) -> None:
+    table = Table("PyTorch", "shape", "here")
+    for name, array in arrays.items():
+        path = flax_path(name, binary=f"{name.rpartition('.')[0]}.alpha" in arrays)
+        shape = "x".join(map(str, array.shape)) or "1"
+        table.add_row(name, shape, "/".join(path) if path else "not needed")
+    console = Console()
+    if not console.is_terminal:  # where nothing limits the width, cut nothing off
+        console = Console(width=120)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run(main)
