@@ -19,7 +19,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow what is no flag
     try:
-        app.run(start, flags_parser=_parse_flags)
+        app.run(start, flags_parser=parse_flags)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -38,7 +38,12 @@ def lock_config(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
+    """Set the flags that `argv` holds and return the rest of it.
+
+    Raises:
+      UsageError: a flag or a field of a config is unknown, or its value is of no use.
+    """
     try:
         return flags.FLAGS(argv)
     except Exception as error:  # the flags' own errors, and whatever a config file raises
