@@ -1,0 +1,163 @@
+"""From a run to its model file: the checkpoint's own bits and logits, and nothing overwritten."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from cli import call, run
+from flax.traverse_util import flatten_dict
+
+import siman_jax
+from configs import digits, image_folder
+from siman_jax.data import load_dataset
+from siman_jax.devices import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.export import main as export
+from siman_jax.flips import binary_bits
+from siman_jax.models import build_model
+from siman_jax.normalization import normalize
+from siman_jax.packed.kernels import unpack_kernel
+from siman_jax.runlog import best_row, read_rows
+from siman_jax.stored_run import load_run
+from siman_jax.train import train
+from siman_jax.workdir import read_config
+
+
+@pytest.fixture(scope="module", params=["half_half", "angle_optimal"])
+def workdir(request, tmp_path_factory):
+    """Two epochs of a narrow network on the digits, by each weight rule."""
+    config = digits.get_config()
+    config.epochs = 2
+    config.model.width = 4
+    config.model.weight_rule = request.param
+    config.batch_size = 256
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(config, folder, make_mesh(1))
+    return folder
+
+
+def state_of(workdir, best=False):
+    return load_run(read_config(workdir), workdir, make_mesh(1), best=best).progress.state
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_the_file_does_what_the_checkpoint_does(workdir, tmp_path, checkpoint):
+    out = tmp_path / "model.safetensors"
+    call(export, workdir, f"--out={out}", f"--checkpoint={checkpoint}")
+    model, config = siman_jax.load(out), read_config(workdir)
+    state = state_of(workdir, best=checkpoint == "best")
+    packed, params = flatten_dict(model.network.variables["params"]), flatten_dict(state.params)
+    for name, bits in binary_bits(state.params, config.model.weight_rule).items():
+        path = tuple(name.split("/"))
+        negated = np.asarray(params[*path, "alpha"] < 0)
+        words = packed[*path, "words"]
+        np.testing.assert_array_equal(
+            unpack_kernel(words, bits.shape[2]), np.asarray(bits) ^ negated
+        )
+    dataset = load_dataset(config.data)
+    images = dataset.test.images[:50]
+    network = build_model(config.model.name, 10, width=4, weight_rule=config.model.weight_rule)
+    logits = jax.jit(lambda x: network.apply(state.variables(), x, train=False))(
+        normalize(jax.numpy.asarray(images), config.data.mean, config.data.std)
+    )
+    np.testing.assert_allclose(model(images), logits, rtol=1e-4, atol=1e-4)
+    notes = model.notes
+    assert notes.class_names == dataset.classes
+    assert (notes.mean, notes.std) == (tuple(config.data.mean), tuple(config.data.std))
+    assert len(notes.config_sha256) == 64
+    rows = read_rows(workdir)
+    row = rows[-1] if checkpoint == "last" else best_row(rows)
+    assert notes.accuracy["top1"] == row["test_top1"]
+    assert notes.accuracy["epoch"] == row["epoch"]
+
+
+def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, capsys):
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for out in (first, second):
+        call(export, workdir, f"--out={out}")
+    assert f"{first.stat().st_size:,} bytes" in capsys.readouterr().out.replace("\n", " ")
+    assert first.read_bytes() == second.read_bytes()
+    with pytest.raises(UsageError, match="exists; name another file, or replace it by --overwrite"):
+        call(export, workdir, f"--out={first}", "--float16")
+    assert first.read_bytes() == second.read_bytes()
+    call(export, workdir, f"--out={first}", "--float16", "--overwrite")
+    assert len(first.read_bytes()) < len(second.read_bytes())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_without_its_log_the_accuracy_is_not_known(workdir, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    (copy / "log.jsonl").unlink()
+    call(export, copy, f"--out={tmp_path / 'model'}")
+    assert siman_jax.load(tmp_path / "model").notes.accuracy is None
+    assert "not known" in capsys.readouterr().out
+
+
+def test_a_program_of_all_platforms(workdir, tmp_path):
+    """By the command as a user gives it."""
+    out, program = tmp_path / "model.safetensors", tmp_path / "model.stablehlo"
+    result = run("export", workdir, "--out", out, "--stablehlo", program)
+    assert result.returncode == 0, result.stderr
+    assert "StableHLO for cpu, cuda and tpu" in result.stdout
+    model = siman_jax.load(out)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    exported = jax.export.deserialize(bytearray(program.read_bytes()))
+    np.testing.assert_allclose(exported.call(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_folder_that_is_gone(tmp_path, capsys):
+    """Its images are not needed; only the names of the classes are lost."""
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name, level in (("dark", 0), ("light", 255)):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for index in range(4):
+                image = Image.new("RGB", (8, 8), (level, level, index))
+                image.save(tmp_path / "images" / split / name / f"{index}.png")
+    config = image_folder.get_config()
+    config.data.root = str(tmp_path / "images")
+    config.data.cache_dir = str(tmp_path / "cache")
+    config.update({"epochs": 1, "batch_size": 8})
+    config.model.width = 4
+    config.data.image_size = 8
+    train(config, tmp_path / "run", make_mesh(1))
+    call(export, tmp_path / "run", f"--out={tmp_path / 'with'}")
+    assert siman_jax.load(tmp_path / "with").notes.class_names == ("dark", "light")
+    shutil.rmtree(tmp_path / "images")
+    call(export, tmp_path / "run", f"--out={tmp_path / 'without'}")
+    model = siman_jax.load(tmp_path / "without")
+    assert model.notes.class_names is None
+    assert model.network.arguments["num_classes"] == 2
+    assert "class names are left out: there is no folder" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_said_before_any_work(tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = f"--out={tmp_path / 'model'}"
+    wrong = {
+        "name one run's folder": [out],
+        "--out is missing": [tmp_path],
+        "expected its config.json": [tmp_path / "empty", out],
+        "there is no folder": [tmp_path, f"--out={tmp_path / 'no' / 'model'}"],
+        "is a folder": [tmp_path, f"--out={tmp_path}"],
+        "name the same file": [tmp_path, out, f"--stablehlo={tmp_path / 'model'}"],
+        "checkpoint": [tmp_path, out, "--checkpoint=first"],
+        "Unknown command line flag 'ot'": [tmp_path, "--ot=x"],
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(UsageError, match=message):
+            call(export, *arguments)
+    (tmp_path / "empty" / "config.json").write_text(json.dumps([1]))
+    with pytest.raises(UsageError, match=r"config.json is damaged \(no table\)"):
+        call(export, tmp_path / "empty", out)
+
+
+def test_the_command_ends_with_status_2(tmp_path):
+    result = run("export", tmp_path, f"--out={tmp_path / 'model'}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: there is no run in")
