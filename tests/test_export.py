@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli import call, run
@@ -16,23 +17,27 @@ from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.export import main as export
 from siman_jax.flips import binary_bits
-from siman_jax.models import build_model
 from siman_jax.normalization import normalize
 from siman_jax.packed.kernels import unpack_kernel
 from siman_jax.runlog import best_row, read_rows
-from siman_jax.stored_run import load_run
+from siman_jax.stored_run import found_run, load_run
+from siman_jax.task import model_from_config
 from siman_jax.train import train
 from siman_jax.workdir import read_config
 
 
-@pytest.fixture(scope="module", params=["half_half", "angle_optimal"])
-def workdir(request, tmp_path_factory):
-    """Two epochs of a narrow network on the digits, by each weight rule."""
+def small_config():
     config = digits.get_config()
     config.epochs = 2
     config.model.width = 4
-    config.model.weight_rule = request.param
     config.batch_size = 256
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Two epochs of a narrow network on the digits."""
+    config = small_config()
     folder = tmp_path_factory.mktemp("run") / "run"
     train(config, folder, make_mesh(1))
     return folder
@@ -42,35 +47,52 @@ def state_of(workdir, best=False):
     return load_run(read_config(workdir), workdir, make_mesh(1), best=best).progress.state
 
 
+def assert_same_network(model, workdir, best=False):
+    """Bits and logits of the model are the checkpoint's."""
+    config, state = read_config(workdir), state_of(workdir, best)
+    packed, params = flatten_dict(model.network.variables["params"]), flatten_dict(state.params)
+    for name, bits in binary_bits(state.params, config.model.weight_rule).items():
+        path = tuple(name.split("/"))
+        negated = np.asarray(params[*path, "alpha"] < 0)
+        found = unpack_kernel(packed[*path, "words"], bits.shape[2])
+        np.testing.assert_array_equal(found, np.asarray(bits) ^ negated)
+    images = load_dataset(config.data).test.images[:50]
+    network = model_from_config(config)
+    logits = jax.jit(lambda x: network.apply(state.variables(), x, train=False))(
+        normalize(jnp.asarray(images), config.data.mean, config.data.std)
+    )
+    np.testing.assert_allclose(model(images), logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
 def test_the_file_does_what_the_checkpoint_does(workdir, tmp_path, checkpoint):
     out = tmp_path / "model.safetensors"
     call(export, workdir, f"--out={out}", f"--checkpoint={checkpoint}")
     model, config = siman_jax.load(out), read_config(workdir)
-    state = state_of(workdir, best=checkpoint == "best")
-    packed, params = flatten_dict(model.network.variables["params"]), flatten_dict(state.params)
-    for name, bits in binary_bits(state.params, config.model.weight_rule).items():
-        path = tuple(name.split("/"))
-        negated = np.asarray(params[*path, "alpha"] < 0)
-        words = packed[*path, "words"]
-        np.testing.assert_array_equal(
-            unpack_kernel(words, bits.shape[2]), np.asarray(bits) ^ negated
-        )
-    dataset = load_dataset(config.data)
-    images = dataset.test.images[:50]
-    network = build_model(config.model.name, 10, width=4, weight_rule=config.model.weight_rule)
-    logits = jax.jit(lambda x: network.apply(state.variables(), x, train=False))(
-        normalize(jax.numpy.asarray(images), config.data.mean, config.data.std)
-    )
-    np.testing.assert_allclose(model(images), logits, rtol=1e-4, atol=1e-4)
+    assert_same_network(model, workdir, best=checkpoint == "best")
     notes = model.notes
-    assert notes.class_names == dataset.classes
+    assert notes.class_names == tuple("0123456789")
     assert (notes.mean, notes.std) == (tuple(config.data.mean), tuple(config.data.std))
     assert len(notes.config_sha256) == 64
     rows = read_rows(workdir)
     row = rows[-1] if checkpoint == "last" else best_row(rows)
     assert notes.accuracy["top1"] == row["test_top1"]
     assert notes.accuracy["epoch"] == row["epoch"]
+
+
+def test_bits_of_another_weight_rule(tmp_path, capsys):
+    """Of a run that was founded and never evaluated."""
+    config = small_config()
+    config.model.weight_rule = "angle_optimal"
+    images = jnp.zeros((1, 8, 8, 1))
+    variables = model_from_config(config).init(jax.random.key(0), images, train=False)
+    found_run(config, tmp_path / "run", make_mesh(1), variables)
+    call(export, tmp_path / "run", f"--out={tmp_path / 'model'}")
+    model = siman_jax.load(tmp_path / "model")
+    assert model.network.arguments["weight_rule"] == "angle_optimal"
+    assert_same_network(model, tmp_path / "run")
+    assert model.notes.accuracy is None
+    assert "not known" in capsys.readouterr().out
 
 
 def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, capsys):
@@ -85,15 +107,6 @@ def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, 
     call(export, workdir, f"--out={first}", "--float16", "--overwrite")
     assert len(first.read_bytes()) < len(second.read_bytes())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
-
-
-def test_without_its_log_the_accuracy_is_not_known(workdir, tmp_path, capsys):
-    copy = tmp_path / "run"
-    shutil.copytree(workdir, copy)
-    (copy / "log.jsonl").unlink()
-    call(export, copy, f"--out={tmp_path / 'model'}")
-    assert siman_jax.load(tmp_path / "model").notes.accuracy is None
-    assert "not known" in capsys.readouterr().out
 
 
 def test_a_program_of_all_platforms(workdir, tmp_path):
