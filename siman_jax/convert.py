@@ -82,21 +82,17 @@ def main(argv: list[str]) -> None:
         raise UsageError("name one checkpoint, such as model_best.pth.tar; flags are --NAME=VALUE.")
     if not (_MODEL.value and _OUT.value):
         raise UsageError("--model and --out are needed: the network, and the file to write.")
-    choose(MODELS, _MODEL.value, "model")
-    out = Path(_OUT.value).expanduser()
+    name, out = _MODEL.value, Path(_OUT.value).expanduser()
+    choose(MODELS, name, "model")
     check_output(out, "out", _OVERWRITE.value)
     config, workdir = _run_to_found()
-    class_names = _read_classes(_CLASSES.value)
+    size = config.data.image_size if config else _IMAGE_SIZE.value
+    size = size or (224 if name.startswith("imagenet") else 32)
+    _read_classes(_CLASSES.value)  # before torch, which takes seconds to import
     jax.config.update("jax_platforms", "cpu")
-    path = Path(argv[1]).expanduser()
-    arrays = read_state(path)
-    image_size = config.data.image_size if config else _IMAGE_SIZE.value
-    try:
-        variables = variables_from_torch(_MODEL.value, arrays, image_size)
-        variables[BITS], warnings = stored_bits(variables, _RULES["weight_rule"])
-    except UsageError as error:
-        raise UsageError(f"{path} cannot be converted: {error}") from error
-    network = _pack(variables, config, image_size, class_names)
+    arrays, variables, warnings = _read(Path(argv[1]).expanduser(), name, size)
+    notes = _notes(name, _ends(variables)[1], size, config)
+    network = pack_converted(name, variables, size, notes)
     if config:
         _check_config(config, network)
     _print_mapping(arrays)
@@ -107,6 +103,17 @@ def main(argv: list[str]) -> None:
     if config:
         found_run(config, workdir, make_mesh(1), variables)
         print(f"{workdir}: step 0 of a run with these weights; train it on with siman_jax.main")
+
+
+def _read(path: Path, name: str, size: int) -> tuple[dict[str, np.ndarray], dict, list[str]]:
+    """Arrays of a checkpoint, the variables that they make, and warnings about their bits."""
+    arrays = read_state(path)
+    try:
+        variables = variables_from_torch(name, arrays, size)
+        variables[BITS], warnings = stored_bits(variables, _RULES["weight_rule"])
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be converted: {error}") from error
+    return arrays, variables, warnings
 
 
 def default_normalization(model: str, classes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -147,38 +154,49 @@ def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
             )
 
 
-def _pack(
-    variables: dict,
-    config: ConfigDict | None,
-    image_size: int | None,
-    class_names: tuple[str, ...] | None,
-) -> PackedNetwork:
-    """Pack the converted variables, by a config's preprocessing or the model's usual one."""
-    name = _MODEL.value
-    params = variables["params"]
-    stem = params.get("conv1", {}).get("kernel", params.get("conv0", {}).get("kernel"))
-    arguments = {
-        "num_classes": params["fc"]["kernel"].shape[1],
-        "width": stem.shape[3],
-        **_RULES,
-    }
-    imagenet = name.startswith("imagenet")
-    size = image_size or (224 if imagenet else 32)
-    if config:
-        notes = notes_from_config(config.data, class_names=class_names)
-    else:
-        mean, std = default_normalization(name, arguments["num_classes"])
-        notes = Notes(
-            mean=_numbers(_MEAN.value, "mean") or mean,
-            std=_numbers(_STD.value, "std") or std,
-            shorter_side=round(size * 256 / 224) if imagenet else None,
-            class_names=class_names,
-        )
+def pack_converted(name: str, variables: dict, size: int, notes: Notes) -> PackedNetwork:
+    """Pack converted variables by the bits that they hold.
+
+    Args:
+      name: key of `models.MODELS`.
+      variables: `params`, `batch_stats` and `bits`.
+      size: height and width of the network's images.
+      notes: for the file.
+
+    Raises:
+      UsageError: the notes do not fit the network.
+    """
+    stem, classes = _ends(variables)
+    arguments = {"num_classes": classes, "width": stem.shape[3], **_RULES}
     image_shape = (size, size, stem.shape[2])
-    parse_notes(notes.as_json(), image_shape, arguments["num_classes"])
+    try:
+        parse_notes(notes.as_json(), image_shape, classes)
+    except UsageError as error:
+        raise UsageError(f"--mean, --std or --classes do not fit the model: {error}") from error
     floats = jax.tree.map(lambda leaf: leaf if leaf.dtype == bool else np.float32(leaf), variables)
     packed = pack_variables(build_model(name, **arguments), floats)
     return PackedNetwork(name, arguments, image_shape, packed, notes.as_json())
+
+
+def _ends(variables: dict) -> tuple[np.ndarray, int]:
+    """The stem's kernel, and the number of classes."""
+    params = variables["params"]
+    stem = params["conv1"]["kernel"] if "kernel" in params["conv1"] else params["conv0"]["kernel"]
+    return stem, params["fc"]["kernel"].shape[1]
+
+
+def _notes(name: str, classes: int, size: int, config: ConfigDict | None) -> Notes:
+    """Notes by a config, or by the flags and what is usual for the network."""
+    class_names = _read_classes(_CLASSES.value)
+    if config:
+        return notes_from_config(config.data, class_names=class_names)
+    mean, std = default_normalization(name, classes)
+    return Notes(
+        mean=_numbers(_MEAN.value, "mean") or mean,
+        std=_numbers(_STD.value, "std") or std,
+        shorter_side=round(size * 256 / 224) if name.startswith("imagenet") else None,
+        class_names=class_names,
+    )
 
 
 def _numbers(texts: list[str] | None, flag: str) -> tuple[float, ...] | None:
