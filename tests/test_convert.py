@@ -92,6 +92,20 @@ def test_what_stands_in_the_notes(without_torch, tmp_path):
     assert not notes.resize
 
 
+def test_notes_that_do_not_fit_are_refused(without_torch, tmp_path):
+    path, out = saved(tmp_path, state()), f"--out={tmp_path / 'out'}"
+    (tmp_path / "classes").write_text("cat\ndog\n")
+    for flag, message in (
+        ("--mean=0.5", "do not fit the model: its mean"),
+        ("--std=0.5,0,0.5", "each must be above 0"),
+        ("--std=0.5,x,0.5", "--std=0.5,x,0.5 holds what is no number"),
+        (f"--classes={tmp_path / 'classes'}", "2 class_names for 10 classes"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call(convert.main, path, f"--model={NAME}", out, flag)
+    assert not (tmp_path / "out").exists()
+
+
 def test_normalization_by_default_is_that_of_the_configs():
     for config, name in (
         (cifar10.get_config(), NAME),

@@ -115,6 +115,12 @@ def test_only_one_file_knows_orbax():
     assert users == ["checkpoint.py"]
 
 
+def test_only_one_file_knows_torch():
+    files = {path.name: path.read_text().splitlines() for path in PACKAGE.rglob("*.py")}
+    users = [name for name, lines in files.items() if "import torch" in map(str.strip, lines)]
+    assert users == ["torch_checkpoint.py"]
+
+
 def test_the_core_imports_no_data_library():
     """So that it runs where they are not installed."""
     code = (
