@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +85,8 @@ def test_bits_of_another_weight_rule(tmp_path, capsys):
     """Of a run that was founded and never evaluated."""
     config = small_config()
     config.model.weight_rule = "angle_optimal"
-    images = jnp.zeros((1, 8, 8, 1))
-    variables = model_from_config(config).init(jax.random.key(0), images, train=False)
+    init = jax.jit(partial(model_from_config(config).init, train=False))
+    variables = init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     found_run(config, tmp_path / "run", make_mesh(1), variables)
     call(export, tmp_path / "run", f"--out={tmp_path / 'model'}")
     model = siman_jax.load(tmp_path / "model")
