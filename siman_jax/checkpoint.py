@@ -115,6 +115,25 @@ def restore_best(directory: Path, like: State) -> State | None:
     return _restore_first(directory, like, accuracy_then_step)
 
 
+def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
+    """Shape of one leaf in the latest checkpoint whose description can be read, None if none can.
+
+    Args:
+      directory: as given to `CheckpointWriter`.
+      name: path of the leaf, such as "progress/state/step".
+    """
+    for step in sorted(_steps(directory), reverse=True):
+        try:
+            tree = ocp.metadata(directory.absolute() / str(step)).metadata
+        except Exception as error:  # orbax and tensorstore raise whatever damage leads to
+            _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
+            continue
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jax.tree_util.keystr(path, simple=True, separator="/") == name:
+                return tuple(leaf.shape)
+    return None
+
+
 def _restore_first(directory: Path, like: State, preference: Callable[[int], Any]) -> State | None:
     abstract = jax.tree.map(_abstract, like)
     failures: dict[int, Exception] = {}

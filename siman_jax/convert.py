@@ -1,124 +1,232 @@
-"""From the authors' PyTorch names and layouts to this project's variables.
+r"""Command line: take over a checkpoint of the authors' PyTorch program.
 
-| PyTorch                                | here                                  |
-|----------------------------------------|---------------------------------------|
-| `conv*.weight` `[out, in, kh, kw]`     | `kernel`, `binary_kernel`, HWIO       |
-| `conv*.alpha` `[out, 1, 1]`            | `alpha` `[out]`                       |
-| `conv*.B` `[out, (1,) in*kh*kw]`, 0/1  | `bits/.../binary_kernel`, HWIO        |
-| `bn*.weight`, `bias`                   | `scale`, `bias`                       |
-| `bn*.running_mean`, `running_var`      | `batch_stats/.../mean`, `var`         |
-| `nonlinear*.weight`                    | `prelu*/slope`                        |
-| `linear.*`, `fc.*` `[out, in]`         | `fc/kernel` `[in, out]`, `fc/bias`    |
-| `layer1.0.`                            | `layer1_0/`                           |
-| `shortcut.0`, `downsample.0`; `.1`     | `shortcut_conv`; `shortcut_bn`        |
-| `percent`, `num_batches_tracked`       | left out: part of no computation here |
+    python -m siman_jax.convert model_best.pth.tar --model=cifar.resnet20_1w1a \
+        --out=model.safetensors
+    python -m siman_jax.convert model_best.pth.tar --model=cifar.resnet20_1w1a \
+        --out=model.safetensors --config=configs/cifar10.py:resnet20 --workdir=runs/tuned
+
+The model file has the bits that the checkpoint stores in `B`, which its evaluation used. With
+--workdir, a run is founded as well, from which `python -m siman_jax.main` with the same
+--config and --workdir trains the weights on, with a fresh optimiser. Reading the checkpoint needs
+PyTorch, the extra `torch`. Exit status: 0; 2, what was given cannot be used.
 """
 
-import re
+import sys
 from collections.abc import Mapping
-from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.table import Table
 
-from siman_jax.layers import BINARY_KERNEL, BITS
-from siman_jax.models import build_model
+from siman_jax.command import lock_config, run
+from siman_jax.data import num_classes
+from siman_jax.devices import make_mesh
+from siman_jax.errors import UsageError, choose
+from siman_jax.layers import BITS
+from siman_jax.model_notes import notes_from_config
+from siman_jax.models import MODELS, build_model
+from siman_jax.output import check_output
+from siman_jax.packed.file import PackedNetwork, write_network
+from siman_jax.packed.network import pack_variables
+from siman_jax.packed.notes import Notes, parse_notes
+from siman_jax.stored_run import found_run
+from siman_jax.torch_bits import stored_bits
+from siman_jax.torch_checkpoint import read_state
+from siman_jax.torch_names import flax_path, variables_from_torch
 
-_UNUSED = ("percent", "num_batches_tracked")
-_RENAMED = (
-    (r"layer(\d)\.(\d)", r"layer\1_\2"),
-    (r"nonlinear", r"prelu"),
-    (r"(shortcut|downsample)\.0", r"shortcut_conv"),
-    (r"(shortcut|downsample)\.1", r"shortcut_bn"),
-    (r"^linear", r"fc"),
+# The authors' program has the rules that are the defaults here.
+_RULES = {"weight_rule": "half_half", "activation_rule": "siman"}
+_IMAGENET = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # which the program uses for CIFAR-10 too
+_CIFAR100 = ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276))
+
+# Other commands have flags of some of these names, and tests import several commands.
+_MODEL = flags.DEFINE_string("model", None, f"The network: {', '.join(sorted(MODELS))}.")
+_OUT = flags.DEFINE_string("out", None, "Model file to write.", allow_override=True)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace a model file that is there already.", allow_override=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Empty or new folder, for a run to train on; needs --config.",
+    allow_override=True,
+)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Settings of the run in --workdir; normalization and sizes come from it then.",
+    allow_override=True,
+)
+_CLASSES = flags.DEFINE_string("classes", None, "Text file with the name of a class in each line.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Height and width of the images; by default 32, for ImageNet 224.", 1
+)
+_MEAN = flags.DEFINE_list(
+    "mean", None, "Of each channel of pixels from 0 to 1, with commas between."
+)
+_STD = flags.DEFINE_list(
+    "std", None, "Likewise; by default both are those of the model's data set."
 )
 
 
-def variables_from_torch(model_name: str, arrays: Mapping[str, np.ndarray]) -> dict:
-    """Rename and lay out the arrays of a PyTorch `state_dict` as variables of a network here.
+def main(argv: list[str]) -> None:
+    """Do what the flags say."""
+    if len(argv) != 2:
+        raise UsageError("name one checkpoint, such as model_best.pth.tar; flags are --NAME=VALUE.")
+    if not (_MODEL.value and _OUT.value):
+        raise UsageError("--model and --out are needed: the network, and the file to write.")
+    name, out = _MODEL.value, Path(_OUT.value).expanduser()
+    choose(MODELS, name, "model")
+    check_output(out, "out", _OVERWRITE.value)
+    config, workdir = _run_to_found()
+    size = config.data.image_size if config else _IMAGE_SIZE.value
+    size = size or (224 if name.startswith("imagenet") else 32)
+    _read_classes(_CLASSES.value)  # before torch, which takes seconds to import
+    jax.config.update("jax_platforms", "cpu")
+    arrays, variables, warnings = _read(Path(argv[1]).expanduser(), name, size)
+    notes = _notes(name, _ends(variables)[1], size, config)
+    network = pack_converted(name, variables, size, notes)
+    if config:
+        _check_config(config, network)
+    _print_mapping(arrays)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    write_network(out, network)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+    if config:
+        found_run(config, workdir, make_mesh(1), variables)
+        print(f"{workdir}: step 0 of a run with these weights; train it on with siman_jax.main")
+
+
+def _read(path: Path, name: str, size: int) -> tuple[dict[str, np.ndarray], dict, list[str]]:
+    """Arrays of a checkpoint, the variables that they make, and warnings about their bits."""
+    arrays = read_state(path)
+    try:
+        variables = variables_from_torch(name, arrays, size)
+        variables[BITS], warnings = stored_bits(variables, _RULES["weight_rule"])
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be converted: {error}") from error
+    return arrays, variables, warnings
+
+
+def default_normalization(model: str, classes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the data set that the authors trained `model` on for so many classes."""
+    return _CIFAR100 if model.startswith("cifar") and classes == 100 else _IMAGENET
+
+
+def _run_to_found() -> tuple[ConfigDict | None, Path]:
+    """The config and folder of the run that the flags ask for, if they do."""
+    workdir = Path(_WORKDIR.value or "").expanduser()
+    if (_CONFIG.value is None) != (_WORKDIR.value is None):
+        raise UsageError(
+            "--workdir and --config belong together, such as --workdir=runs/tuned"
+            " --config=configs/cifar10.py:resnet20."
+        )
+    if _CONFIG.value is None:
+        return None, workdir
+    config = lock_config(_CONFIG.value)
+    if _MEAN.value or _STD.value or _IMAGE_SIZE.value:
+        raise UsageError("--mean, --std and --image_size come from --config; leave them out.")
+    if config.model.name != _MODEL.value:
+        raise UsageError(f"--model is {_MODEL.value}, but --config is of {config.model.name}.")
+    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise UsageError(f"--workdir={workdir} is not empty; name a new folder.")
+    return config, workdir
+
+
+def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
+    here = {"num_classes": num_classes(config.data), "width": config.model.width}
+    here |= {name: config.model[name] for name in _RULES}
+    here["channels"] = config.data.channels
+    there = network.arguments | {"channels": network.image_shape[2]}
+    for name, value in here.items():
+        if value != there[name]:
+            raise UsageError(
+                f"{name} is {there[name]} in the checkpoint, but {value} in --config; choose or"
+                " change the config."
+            )
+
+
+def pack_converted(name: str, variables: dict, size: int, notes: Notes) -> PackedNetwork:
+    """Pack converted variables by the bits that they hold.
 
     Args:
-      model_name: key of `models.MODELS`.
-      arrays: the state's arrays by their PyTorch names.
-
-    Returns:
-      `{"params": ..., "batch_stats": ..., "bits": ...}` with the arrays' own dtypes; `bits`,
-      in {0, 1}, only where `arrays` hold some. Pass all of it to `apply` to evaluate with the
-      stored bits; leave `bits` out to recompute them.
+      name: key of `models.MODELS`.
+      variables: `params`, `batch_stats` and `bits`.
+      size: height and width of the network's images.
+      notes: for the file.
 
     Raises:
-      UsageError: no network has that name.
-      ValueError: a name is left over, is missing, or has another shape than the network's.
+      UsageError: the notes do not fit the network.
     """
-    leaves = {}
-    for name, array in arrays.items():
-        module = name.rpartition(".")[0]
-        path = flax_path(name, binary=f"{module}.alpha" in arrays)
-        if path is not None:
-            if f"{module}.weight" not in arrays:
-                raise ValueError(f"{name} has no {module}.weight beside it.")
-            kernel_shape = arrays[f"{module}.weight"].shape if path[0] == BITS else array.shape
-            leaves[path] = _layout(np.asarray(array), path[-1], kernel_shape)
-    _check(model_name, leaves)
-    return unflatten_dict(leaves)
+    stem, classes = _ends(variables)
+    arguments = {"num_classes": classes, "width": stem.shape[3], **_RULES}
+    image_shape = (size, size, stem.shape[2])
+    try:
+        parse_notes(notes.as_json(), image_shape, classes)
+    except UsageError as error:
+        raise UsageError(f"--mean, --std or --classes do not fit the model: {error}") from error
+    floats = jax.tree.map(lambda leaf: leaf if leaf.dtype == bool else np.float32(leaf), variables)
+    packed = pack_variables(build_model(name, **arguments), floats)
+    return PackedNetwork(name, arguments, image_shape, packed, notes.as_json())
 
 
-def flax_path(name: str, *, binary: bool) -> tuple[str, ...] | None:
-    """Where a PyTorch array belongs: collection, modules, leaf; None if nowhere.
+def _ends(variables: dict) -> tuple[np.ndarray, int]:
+    """The stem's kernel, and the number of classes."""
+    params = variables["params"]
+    stem = params["conv1"]["kernel"] if "kernel" in params["conv1"] else params["conv0"]["kernel"]
+    return stem, params["fc"]["kernel"].shape[1]
 
-    Args:
-      name: such as "layer1.0.conv1.weight".
-      binary: whether its module is a binary convolution.
 
-    >>> flax_path("layer1.0.conv1.weight", binary=True)
-    ('params', 'layer1_0', 'conv1', 'binary_kernel')
-    """
-    module, _, leaf = name.rpartition(".")
-    if leaf in _UNUSED:
+def _notes(name: str, classes: int, size: int, config: ConfigDict | None) -> Notes:
+    """Notes by a config, or by the flags and what is usual for the network."""
+    class_names = _read_classes(_CLASSES.value)
+    if config:
+        return notes_from_config(config.data, class_names=class_names)
+    mean, std = default_normalization(name, classes)
+    return Notes(
+        mean=_numbers(_MEAN.value, "mean") or mean,
+        std=_numbers(_STD.value, "std") or std,
+        shorter_side=round(size * 256 / 224) if name.startswith("imagenet") else None,
+        class_names=class_names,
+    )
+
+
+def _numbers(texts: list[str] | None, flag: str) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(text) for text in texts) if texts else None
+    except ValueError as error:
+        raise UsageError(f"--{flag}={','.join(texts or [])} holds what is no number.") from error
+
+
+def _read_classes(name: str | None) -> tuple[str, ...] | None:
+    if name is None:
         return None
-    for pattern, replacement in _RENAMED:
-        module = re.sub(pattern, replacement, module)
-    path = tuple(module.split("."))
-    if leaf == "B":
-        return BITS, *path, BINARY_KERNEL
-    if leaf.startswith("running_"):
-        return "batch_stats", *path, leaf.removeprefix("running_")
-    if leaf == "weight":
-        if path[-1].startswith("prelu"):
-            leaf = "slope"
-        elif "bn" in path[-1]:
-            leaf = "scale"
-        else:
-            leaf = BINARY_KERNEL if binary else "kernel"
-    return "params", *path, leaf
+    try:
+        lines = Path(name).expanduser().read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes={name} cannot be read: {error}.") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
-def _layout(array: np.ndarray, leaf: str, kernel_shape: tuple[int, ...]) -> np.ndarray:
-    if leaf == "alpha":
-        return array.reshape(-1)
-    if leaf in ("kernel", BINARY_KERNEL):
-        array = array.reshape(kernel_shape)
-        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    return array
+def _print_mapping(arrays: Mapping[str, np.ndarray]) -> None:
+    table = Table("PyTorch", "shape", "here")
+    for name, array in arrays.items():
+        path = flax_path(name, binary=f"{name.rpartition('.')[0]}.alpha" in arrays)
+        shape = "x".join(map(str, array.shape)) or "1"
+        table.add_row(name, shape, "/".join(path) if path else "not needed")
+    console = Console()
+    if not console.is_terminal:  # where nothing limits the width, cut nothing off
+        console = Console(width=120)
+    console.print(table)
 
 
-def _check(model_name: str, leaves: dict[tuple[str, ...], np.ndarray]) -> None:
-    """Compare names and shapes with the network that the arrays are meant for."""
-    fc = leaves.get(("params", "fc", "kernel"))
-    stem = leaves.get(("params", "conv1", "kernel"), leaves.get(("params", "conv0", "kernel")))
-    if fc is None or stem is None:
-        raise ValueError(f"These arrays hold no stem or no classifier of {model_name}.")
-    size = 224 if model_name.startswith("imagenet") else 32
-    images = jax.ShapeDtypeStruct((1, size, size, stem.shape[2]), "float32")
-    model = build_model(model_name, fc.shape[1], width=stem.shape[3])
-    init = partial(model.init, train=False)
-    expected = flatten_dict(jax.eval_shape(init, jax.random.key(0), images))
-    found = {path: leaf for path, leaf in leaves.items() if path[0] != BITS}
-    for path in expected.keys() ^ found.keys():
-        state = "is missing" if path in expected else "is left over"
-        raise ValueError(f"{'/'.join(path)} {state}: these arrays are not a {model_name}.")
-    for path, leaf in leaves.items():
-        shape = expected[("params", *path[1:]) if path[0] == BITS else path].shape
-        if leaf.shape != shape:
-            raise ValueError(f"{'/'.join(path)} has shape {leaf.shape}, not {shape}.")
+if __name__ == "__main__":
+    run(main)

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.communication import communication, describe
-from siman_jax.data.augment import normalize
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.devices import replicated
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums
+from siman_jax.normalization import normalize
 from siman_jax.step import TrainState, eval_step
 
 _log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ Exit status: 0; 2, what was given cannot be used; 69, another process of the run
 SIGABRT, where JAX's runtime notices first); 75, stopped by SIGTERM with everything saved.
 """
 
-import logging
 import os
 import sys
 import time
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
+from siman_jax.command import lock_config, run
 from siman_jax.devices import is_first_process, join_hosts, make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.preemption import EXIT_CODE as PREEMPTED
@@ -56,7 +56,6 @@ def main(argv: list[str]) -> None:
     """Do what the flags say."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --NAME=VALUE.")
-    _log_plainly()
     config = _config()
     if _MODE.value == "summary":
         print_summary(summarize(model_from_config(config), image_shape(config)))
@@ -101,43 +100,7 @@ def _config() -> ConfigDict:
     config = _CONFIG.value
     if config is None:
         raise UsageError("--config is missing; an example is --config=configs/digits.py.")
-    try:
-        config.lock()
-    except OSError as error:  # a file that could not be loaded says so at its first use
-        raise UsageError(str(error)) from error
-    return config
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except Exception as error:  # the flags' own errors, and whatever a config file raises
-        cause: BaseException = error
-        while cause.__context__:
-            cause = cause.__context__
-        if isinstance(cause, UsageError):  # raised by get_config, wrapped twice since
-            raise cause from None
-        if isinstance(cause, KeyError):  # the error in hand knows the nearest field
-            raise UsageError(f"unknown config field {_text(error)}") from None
-        if not isinstance(error, flags.Error) or "Traceback" in str(error):
-            given = " ".join(arg for arg in argv if arg.startswith("--config"))
-            raise UsageError(f"cannot use {given}: {cause}") from None
-        raise UsageError(f"{error} (--help lists the flags)") from None
-
-
-def _text(error: object) -> str:
-    while isinstance(error, BaseException) and error.args:
-        error = error.args[0]
-    return ". ".join(str(error).splitlines())
-
-
-def _log_plainly() -> None:
-    """Show what this package reports, without absl's prefixes and other libraries' chatter."""
-    logging.getLogger().setLevel(logging.WARNING)
-    logger = logging.getLogger("siman_jax")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler())
-    logger.propagate = False
+    return lock_config(config)
 
 
 def _print_results(results: Results, config: ConfigDict) -> None:
@@ -152,10 +115,7 @@ def _print_results(results: Results, config: ConfigDict) -> None:
 
 if __name__ == "__main__":
     try:
-        app.run(main, flags_parser=_parse_flags)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        run(main)
     except Preempted as stop:
         print(f"{stop}; the same command goes on from there.", file=sys.stderr)
         sys.exit(PREEMPTED)

@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.checkpoint import CheckpointWriter, restore_best, restore_latest
+from siman_jax.checkpoint import CheckpointWriter, restore_latest
 from siman_jax.curves import draw_curves
 from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Records, Split
@@ -37,16 +37,15 @@ from siman_jax.epoch import (
 from siman_jax.errors import UsageError
 from siman_jax.flips import shares_flipped
 from siman_jax.metrics import METRICS
-from siman_jax.optimizer import build_optimizer
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.progress import TrainingProgress
 from siman_jax.runlog import RunLog, best_row, read_rows
 from siman_jax.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
 from siman_jax.step import train_step
+from siman_jax.stored_run import CHECKPOINTS, load_run
 from siman_jax.task import build_task, model_from_config
 from siman_jax.workdir import check_workdir, check_writable, claim_workdir
 
-_CHECKPOINTS = "checkpoints"
 _SECONDS_WORTH_A_DRAWING = 30
 _log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
     task = build_task(config, mesh)
     init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
     layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
-    snapshot = restore_latest(workdir / _CHECKPOINTS, layout)
+    snapshot = restore_latest(workdir / CHECKPOINTS, layout)
     if snapshot is None:
         snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
     progress, bits = snapshot.progress, snapshot.bits
@@ -106,7 +105,7 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
 
     # Nothing is written before here, where all that a config can get wrong has been tried.
     claim_workdir(config, workdir)
-    checkpoints = CheckpointWriter(workdir / _CHECKPOINTS, config.keep_checkpoints, done)
+    checkpoints = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, done)
     run_log = RunLog(workdir, done, write=is_first_process())
     bar = TrainingProgress(config.epochs * task.steps_per_epoch, done, show=is_first_process())
     try:
@@ -186,28 +185,6 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         epoch = round(int(state.step) / steps_per_epoch, 2)
         results[name] = {"epoch": epoch, **evaluate(state.variables())}
     return results
-
-
-def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = False) -> Snapshot:
-    """Read a run's last or best checkpoint; its data are not needed.
-
-    Args:
-      config: of the run.
-      workdir: the run's folder.
-      mesh: the devices to lay it out on.
-      best: read the one with the best test accuracy instead of the last.
-
-    Raises:
-      UsageError: `workdir` holds no checkpoint that can be read, or of another network.
-    """
-    model = model_from_config(config)
-    optimizer = build_optimizer(config.optimizer, lambda _: jnp.zeros(()))
-    layout = abstract_snapshot(config, model, optimizer, mesh)
-    restore = restore_best if best else restore_latest
-    snapshot = restore(workdir / _CHECKPOINTS, layout)
-    if snapshot is None:
-        raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
-    return snapshot
 
 
 def _results(rows: list[dict[str, Any]]) -> Results:

@@ -1,5 +1,6 @@
 """The folder of a run, which belongs to one config."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -35,12 +36,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     path = workdir / _CONFIG_FILE
     if not path.exists():
         return
-    try:
-        saved = _flat(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UsageError(
-            f"{path} is damaged ({error}); restore it, or use another workdir."
-        ) from None
+    saved = _flat(_parse(path))
     given = _flat(_plain(config))
     different = [
         f"{key}: {saved.get(key)} there, {given.get(key)} here"
@@ -53,6 +49,24 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
             + "\n  ".join(different)
             + "\nGo on with its own config, or name another --workdir."
         )
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Read the config of the run in `workdir`.
+
+    Raises:
+      UsageError: there is none, or it is damaged.
+    """
+    path = workdir / _CONFIG_FILE
+    if not path.is_file():
+        raise UsageError(f"there is no run in {workdir}: expected its {_CONFIG_FILE}.")
+    return ConfigDict(_parse(path)).lock()
+
+
+def config_digest(config: ConfigDict) -> str:
+    """SHA-256 of a config as JSON with sorted keys and no spaces, in hexadecimal digits."""
+    text = json.dumps(_plain(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_writable(workdir: Path) -> None:
@@ -93,6 +107,18 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
             " first one writes there. Name a folder that all of them share, mend its permissions,"
             " or make room."
         )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError("no table")
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); restore it, or use another workdir."
+        ) from None
+    return fields
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

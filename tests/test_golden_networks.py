@@ -13,12 +13,12 @@ from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from golden_data import NETWORKS, Golden, load_golden
 
 from configs import cifar10
-from siman_jax.convert import flax_path, variables_from_torch
 from siman_jax.flips import binary_bits
 from siman_jax.layers import BINARY_KERNEL, BITS
 from siman_jax.models import build_model
 from siman_jax.optimizer import build_optimizer, project_binary_kernels
 from siman_jax.step import TrainState, train_step
+from siman_jax.torch_names import flax_path, variables_from_torch
 
 TOLERANCE = 1e-9
 # Batch norm follows, so the gradient of alpha is what is left after cancellation.

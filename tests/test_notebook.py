@@ -106,6 +106,8 @@ def test_the_notebook_runs(source, tmp_path, monkeypatch):
     assert "epoch   1" in printed(notebook, "train")
     assert "\x1b" not in printed(notebook, "train")  # plain lines, no bar
     assert [cell for cell, _ in pictures(notebook)] == ["curves", "filters"]
+    assert "top-1 on the test split" in printed(notebook, "product")
+    assert printed(notebook, "product").count("in truth") == 10
 
 
 @pytest.mark.slow

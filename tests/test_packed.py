@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from jax import lax
 
 from siman_jax.binarize import siman_activation
-from siman_jax.convert import variables_from_torch
 from siman_jax.flips import binary_bits
 from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv, BinaryDense
 from siman_jax.models import MODELS, build_model
@@ -31,6 +30,7 @@ from siman_jax.packed.layers import (
     max_pool,
 )
 from siman_jax.packed.network import pack_variables, packed_logits, packed_twin
+from siman_jax.torch_names import variables_from_torch
 
 # Every example of a property has shapes of its own, so most of its time is compilation.
 few = settings(max_examples=10, deadline=None, derandomize=True)

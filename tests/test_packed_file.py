@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_example import ARGUMENTS, packed_network
 
 from siman_jax.errors import UsageError
-from siman_jax.layers import BINARY_KERNEL, BITS
 from siman_jax.models import build_model
 from siman_jax.packed.file import (
     PackedNetwork,
@@ -24,32 +24,6 @@ from siman_jax.packed.file import (
 )
 from siman_jax.packed.network import pack_variables, packed_twin
 from siman_jax.packed.safetensors import decode, encode
-
-ARGUMENTS = {
-    "num_classes": 3,
-    "width": 12,
-    "weight_rule": "half_half",
-    "activation_rule": "siman",
-}
-
-
-def packed_network(name="cifar.vgg_small_1w1a", size=8):
-    model = build_model(name, **ARGUMENTS)
-    image_shape = (size, size, 3)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: np.float32(rng.random(leaf.shape)), shapes)
-    variables[BITS] = unflatten_dict(
-        {
-            path: rng.integers(0, 2, leaf.shape)
-            for path, leaf in flatten_dict(shapes["params"]).items()
-            if path[-1] == BINARY_KERNEL
-        }
-    )
-    packed = pack_variables(model, variables)
-    notes = {"class_names": ["a", "b", "é"], "accuracy": 0.5, "mean": [0.1, 0.2, 0.3]}
-    return PackedNetwork(name, ARGUMENTS, image_shape, packed, notes)
 
 
 @cache

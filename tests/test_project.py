@@ -74,7 +74,7 @@ def test_imports_run_one_way():
     importers = {name: {n for n, others in graph.items() if name in others} for name in graph}
     assert not importers["siman_jax.main"]
     assert importers["siman_jax.train"] == {"siman_jax.main"}
-    assert importers["siman_jax.checkpoint"] == {"siman_jax.train"}
+    assert importers["siman_jax.checkpoint"] == {"siman_jax.train", "siman_jax.stored_run"}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,14 @@ def test_imports_run_one_way():
         ),
         (
             "siman_jax.packed.file",
-            {"packed", "models", "layers", "binarize", "order_statistics", "errors"},
+            {"packed", "models", "layers", "binarize", "order_statistics", "output", "errors"},
+        ),
+        (
+            "siman_jax.packed.model",
+            {
+                *("packed", "models", "layers", "binarize", "order_statistics", "output", "errors"),
+                *("normalization", "summary"),
+            },
         ),
         ("siman_jax.optimizer", {"layers", "binarize", "order_statistics", "errors"}),
     ],
@@ -106,6 +113,12 @@ def test_only_one_file_knows_orbax():
         p.name for p, text in lines.items() if any("import" in x and "orbax" in x for x in text)
     ]
     assert users == ["checkpoint.py"]
+
+
+def test_only_one_file_knows_torch():
+    files = {path.name: path.read_text().splitlines() for path in PACKAGE.rglob("*.py")}
+    users = [name for name, lines in files.items() if "import torch" in map(str.strip, lines)]
+    assert users == ["torch_checkpoint.py"]
 
 
 def test_the_core_imports_no_data_library():

@@ -16,7 +16,8 @@ from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.runlog import read_rows
-from siman_jax.train import load_run, train
+from siman_jax.stored_run import load_run
+from siman_jax.train import train
 
 ALONE = Share(0, 1)
 

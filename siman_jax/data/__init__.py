@@ -15,6 +15,12 @@ SOURCES: dict[str, Callable[[ConfigDict], Dataset]] = {
     "image_folder": image_folder.load,
 }
 
+CLASS_NAMES: dict[str, Callable[[ConfigDict], tuple[str, ...]]] = {
+    "digits": digits.class_names,
+    "tfds": tfds.class_names,
+    "image_folder": image_folder.class_names,
+}
+
 
 def load_dataset(config: ConfigDict) -> Dataset:
     """Load the data set that `config` describes and check it against that description.
@@ -73,3 +79,12 @@ def num_classes(config: ConfigDict) -> int:
     if "root" not in config:
         raise UsageError("--config.data.num_classes is 0; name the number of classes.")
     return len(image_folder.class_names(config))
+
+
+def class_names(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the classes in the order of their labels; no image is read.
+
+    Raises:
+      UsageError: no source has that name, or it cannot tell, such as a folder that is not there.
+    """
+    return choose(CLASS_NAMES, config.source, "data source")(config)

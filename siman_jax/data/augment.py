@@ -1,6 +1,4 @@
-"""Random crop, flip and normalization, inside the compiled program."""
-
-from collections.abc import Sequence
+"""Random crop and flip, inside the compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +36,3 @@ def augment(key: Array, images: Array, crop_padding: int, flip: bool) -> Array:
     if crop_padding:
         images = random_crop(crop_key, images, crop_padding)
     return random_flip(flip_key, images) if flip else images
-
-
-def normalize(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """Map uint8 0..255 to float32 (x / 255 - mean) / std, per channel."""
-    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
-    shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    per_channel = (lax.expand_dims(v, range(images.ndim - 1)) for v in (scale, shift))
-    scale, shift = per_channel
-    return images.astype(jnp.float32) * scale - shift

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from siman_jax.data.dataset import Dataset, Record
 from siman_jax.errors import UsageError
 
-_EXTENSIONS = {".jpg", ".jpeg", ".png"}
+EXTENSIONS = {".jpg", ".jpeg", ".png"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> Ima
         images = sorted(
             entry.name
             for entry in os.scandir(folder / name)
-            if Path(entry.name).suffix.lower() in _EXTENSIONS
+            if Path(entry.name).suffix.lower() in EXTENSIONS
         )
         if not images:
             raise UsageError(f"{folder / name} holds no images; {_layout(config)}.")

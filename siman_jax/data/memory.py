@@ -1,7 +1,6 @@
 """Whole data sets decoded into memory, once: later runs read the result from a cache file."""
 
 import hashlib
-import io
 import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
+from PIL import Image
 
 from siman_jax.data.dataset import Dataset, Record, Records, Split
 from siman_jax.data.image_folder import ImageFiles
+from siman_jax.data.whole_image import WrongSize, whole_image
 from siman_jax.errors import UsageError
 
 _log = logging.getLogger(__name__)
@@ -68,17 +68,15 @@ def _decode_all(records: Records, config: ConfigDict) -> Split:
 
 
 def _decode(record: Record, config: ConfigDict) -> np.ndarray:
-    size = (config.image_size, config.image_size)
-    with Image.open(io.BytesIO(record.data)) as file:
-        image = file.convert("RGB" if config.channels == 3 else "L")
-    if config.resize:
-        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-    if image.size != size:
-        raise ValueError(
-            f"is {image.width}x{image.height} pixels, expected {size[0]}x{size[1]}; set"
-            " --config.data.image_size, or scale and crop with --config.data.resize=True"
+    try:
+        return whole_image(
+            record.data, size=config.image_size, channels=config.channels, resize=config.resize
         )
-    return np.asarray(image).reshape(*size, config.channels)
+    except WrongSize as error:
+        raise ValueError(
+            f"{error}; set --config.data.image_size, or scale and crop with"
+            " --config.data.resize=True"
+        ) from error
 
 
 def _cache_path(dataset: Dataset, config: ConfigDict) -> Path | None:

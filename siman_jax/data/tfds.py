@@ -49,16 +49,7 @@ def load(config: ConfigDict) -> Dataset:
     """
     import tensorflow_datasets as tfds
 
-    folder = config.tfds_dir or None
-    try:
-        # Array records allow random access without TensorFlow.
-        builder = tfds.builder(config.name, data_dir=folder, file_format="array_record")
-    except Exception as error:  # an unknown name, or files of another format
-        raise UsageError(
-            f"{config.name} cannot be read from {folder or 'the folder of prepared data sets'}:"
-            f" {error}\nIf it was prepared in another file format than array_record, name an empty"
-            " folder with --config.data.tfds_dir and prepare it there."
-        ) from error
+    builder = _builder(config)
     if not builder.is_prepared():
         _prepare(builder)
     names = (config.train_split, config.test_split)
@@ -84,6 +75,34 @@ def load(config: ConfigDict) -> Dataset:
         for split in names
     )
     return Dataset(train, test, tuple(features["label"].names))
+
+
+def class_names(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the labels; the data set need not be prepared.
+
+    Raises:
+      UsageError: the data set is unknown, or its labels have no names.
+    """
+    features = _builder(config).info.features or {}
+    names = getattr(features.get("label"), "names", None)
+    if names is None:
+        raise UsageError(f"the labels of {config.name} have no names.")
+    return tuple(names)
+
+
+def _builder(config: ConfigDict) -> Any:
+    import tensorflow_datasets as tfds
+
+    folder = config.tfds_dir or None
+    try:
+        # Array records allow random access without TensorFlow.
+        return tfds.builder(config.name, data_dir=folder, file_format="array_record")
+    except Exception as error:  # an unknown name, or files of another format
+        raise UsageError(
+            f"{config.name} cannot be read from {folder or 'the folder of prepared data sets'}:"
+            f" {error}\nIf it was prepared in another file format than array_record, name an empty"
+            " folder with --config.data.tfds_dir and prepare it there."
+        ) from error
 
 
 def _prepare(builder: Any) -> None:

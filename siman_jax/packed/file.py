@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from siman_jax.errors import UsageError
 from siman_jax.layers import BINARY_KERNEL
 from siman_jax.models import build_model
+from siman_jax.output import write_whole
 from siman_jax.packed.bits import WORD_BITS
 from siman_jax.packed.kernels import corner_sums
 from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
@@ -126,8 +127,8 @@ def decode_network(data: bytes) -> PackedNetwork:
 def write_network(
     path: str | Path, packed: PackedNetwork, float_dtype: DTypeLike = np.float32
 ) -> None:
-    """Write the model file `path`; see `encode_network`."""
-    Path(path).write_bytes(encode_network(packed, float_dtype))
+    """Write the model file `path`, whole or not at all; see `encode_network`."""
+    write_whole(Path(path), encode_network(packed, float_dtype))
 
 
 def read_network(path: str | Path) -> PackedNetwork:

@@ -1,0 +1,75 @@
+"""How every command of the project starts, reads its flags and says what was wrong with them."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from siman_jax.errors import UsageError
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run a command: `error: ...` and exit status 2 where what was given cannot be used."""
+
+    def start(argv: list[str]) -> None:
+        _log_plainly()  # absl sets up its own log before
+        main(argv)
+
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow what is no flag
+    try:
+        app.run(start, flags_parser=parse_flags)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def lock_config(config: ConfigDict) -> ConfigDict:
+    """Refuse new fields from here on.
+
+    Raises:
+      UsageError: the config's file could not be loaded.
+    """
+    try:
+        config.lock()
+    except OSError as error:  # a file that could not be loaded says so at its first use
+        raise UsageError(str(error)) from error
+    return config
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Set the flags that `argv` holds and return the rest of it.
+
+    Raises:
+      UsageError: a flag or a field of a config is unknown, or its value is of no use.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # the flags' own errors, and whatever a config file raises
+        cause: BaseException = error
+        while cause.__context__:
+            cause = cause.__context__
+        if isinstance(cause, UsageError):  # raised by get_config, wrapped twice since
+            raise cause from None
+        if isinstance(cause, KeyError):  # the error in hand knows the nearest field
+            raise UsageError(f"unknown config field {_text(error)}") from None
+        if not isinstance(error, flags.Error) or "Traceback" in str(error):
+            given = " ".join(arg for arg in argv if arg.startswith("--config"))
+            raise UsageError(f"cannot use {given}: {cause}") from None
+        raise UsageError(f"{error} (--help lists the flags)") from None
+
+
+def _text(error: object) -> str:
+    while isinstance(error, BaseException) and error.args:
+        error = error.args[0]
+    return ". ".join(str(error).splitlines())
+
+
+def _log_plainly() -> None:
+    """Show what this package reports, without absl's prefixes and other libraries' chatter."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logger = logging.getLogger("siman_jax")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False

@@ -1,0 +1,151 @@
+"""Command line: pack a run's network into a model file.
+
+    python -m siman_jax.export runs/digits --out=digits.safetensors
+
+The bits are those that the network's weight rule gives of the checkpoint's own weights. Equal
+checkpoints give equal files. The data are not needed; class names are noted where their source can
+tell them. Exit status: 0; 2, what was given cannot be used.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from siman_jax.command import run
+from siman_jax.data import class_names
+from siman_jax.devices import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.metrics import METRICS
+from siman_jax.model_notes import notes_from_config
+from siman_jax.models import build_model
+from siman_jax.output import check_output, write_whole
+from siman_jax.packed.file import PackedNetwork, write_network
+from siman_jax.packed.inference import export_program
+from siman_jax.packed.layers import WORDS
+from siman_jax.packed.network import pack_variables
+from siman_jax.packed.notes import Notes
+from siman_jax.runlog import read_rows
+from siman_jax.stored_run import load_run
+from siman_jax.task import image_shape
+from siman_jax.workdir import config_digest, read_config
+
+# Other commands have flags of some of these names, and tests import several commands.
+_OUT = flags.DEFINE_string("out", None, "Model file to write.", allow_override=True)
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "last", ["last", "best"], "Which of the run's checkpoints to pack."
+)
+_FLOAT16 = flags.DEFINE_bool(
+    "float16", False, "Store what is not binary in float16; it halves that part, and rounds it."
+)
+_STABLEHLO = flags.DEFINE_string(
+    "stablehlo", None, "File for the network as one StableHLO program, for jax.export.deserialize."
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace files that are there already.", allow_override=True
+)
+
+
+def main(argv: list[str]) -> None:
+    """Do what the flags say."""
+    if len(argv) != 2:
+        raise UsageError("name one run's folder, such as runs/digits; flags are --NAME=VALUE.")
+    if not _OUT.value:
+        raise UsageError("--out is missing: name the file to write, such as model.safetensors.")
+    workdir, out = Path(argv[1]).expanduser(), Path(_OUT.value).expanduser()
+    program = Path(_STABLEHLO.value).expanduser() if _STABLEHLO.value else None
+    check_output(out, "out", _OVERWRITE.value)
+    if program:
+        check_output(program, "stablehlo", _OVERWRITE.value)
+        if program.absolute() == out.absolute():
+            raise UsageError("--out and --stablehlo name the same file; name two.")
+    config = read_config(workdir)
+    # The same file wherever it is made; and a TPU that trains meanwhile is left to the training.
+    jax.config.update("jax_platforms", "cpu")
+    network, notes = pack_run(config, workdir, best=_CHECKPOINT.value == "best")
+    write_network(out, network, np.float16 if _FLOAT16.value else np.float32)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(describe(out, network, notes), markup=False)
+    if program:
+        write_whole(program, export_program(network, notes))
+        console.print(
+            f"{program}: {program.stat().st_size:,} bytes, StableHLO for cpu, cuda and tpu",
+            markup=False,
+        )
+
+
+def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNetwork, Notes]:
+    """Pack a checkpoint of a run.
+
+    Args:
+      config: of the run.
+      workdir: the run's folder.
+      best: take the checkpoint with the best test accuracy instead of the last.
+
+    Raises:
+      UsageError: `workdir` holds no checkpoint that can be read, or of another network.
+    """
+    state = load_run(config, workdir, make_mesh(1), best=best).progress.state
+    arguments = {
+        "num_classes": state.params["fc"]["bias"].shape[0],
+        **{name: config.model[name] for name in ("width", "weight_rule", "activation_rule")},
+    }
+    notes = notes_from_config(
+        config.data,
+        class_names=_class_names(config, arguments["num_classes"]),
+        accuracy=_accuracy(workdir, int(state.step)),
+        config_sha256=config_digest(config),
+    )
+    model = build_model(config.model.name, **arguments)
+    packed = pack_variables(model, state.variables())
+    network = PackedNetwork(
+        config.model.name, arguments, image_shape(config), packed, notes.as_json()
+    )
+    return network, notes
+
+
+def describe(path: Path, network: PackedNetwork, notes: Notes) -> str:
+    """Say what was written: bytes, what they are of, and how well the network does."""
+    leaves = flatten_dict(network.variables["params"])
+    words = sum(leaf.nbytes for name, leaf in leaves.items() if name[-1] == WORDS)
+    size = path.stat().st_size
+    lines = [
+        f"{path}: {size:,} bytes, {100 * words / size:.1f} % of them 1-bit weights, the rest real"
+        " numbers and the header"
+    ]
+    if notes.accuracy:
+        top1, epoch = notes.accuracy["top1"], notes.accuracy["epoch"]
+        lines.append(f"top-1 on the test split: {top1:.2f} % after epoch {epoch:g}")
+    else:
+        lines.append("top-1 on the test split: not known")
+    return "\n".join(lines)
+
+
+def _class_names(config: ConfigDict, count: int) -> tuple[str, ...] | None:
+    """Names from the data's source; None, and a line that says why, where it cannot tell."""
+    try:
+        names = class_names(config.data)
+    except UsageError as error:
+        print(f"class names are left out: {error}")
+        return None
+    if len(names) != count:
+        print(f"class names are left out: the data have {len(names)}, the network {count} classes")
+        return None
+    return names
+
+
+def _accuracy(workdir: Path, step: int) -> dict[str, Any] | None:
+    """Test metrics of the checkpoint of `step`, as the run logged them."""
+    rows = [row for row in read_rows(workdir) if row["step"] == step]
+    if not rows:
+        return None
+    return {"epoch": rows[-1]["epoch"], **{name: rows[-1][f"test_{name}"] for name in METRICS}}
+
+
+if __name__ == "__main__":
+    run(main)

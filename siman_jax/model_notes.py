@@ -1,0 +1,23 @@
+"""What a run's config says of its images, as notes of a model file."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from siman_jax.packed.notes import Notes
+
+
+def notes_from_config(data: ConfigDict, **others: Any) -> Notes:
+    """Note how evaluation prepares images.
+
+    Args:
+      data: `config.data`.
+      **others: further attributes of `Notes`.
+    """
+    return Notes(
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        shorter_side=None if data.resident else data.shorter_side,
+        resize=bool(data.get("resize", False)),
+        **others,
+    )

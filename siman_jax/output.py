@@ -1,0 +1,45 @@
+"""Files that commands write: whole or not at all, and never by accident over another."""
+
+import os
+from pathlib import Path
+
+from siman_jax.errors import UsageError
+
+
+def check_output(path: Path, flag: str, overwrite: bool) -> None:
+    """Refuse, before any work, a file that could not be written; nothing is written.
+
+    Args:
+      path: of the file.
+      flag: that named it, for the message.
+      overwrite: whether a file may be there already.
+
+    Raises:
+      UsageError: it exists, or its folder does not, or may not be written in.
+    """
+    if path.is_dir():
+        raise UsageError(f"--{flag}={path} is a folder; name a file in it.")
+    if path.exists() and not overwrite:
+        raise UsageError(
+            f"--{flag}={path} exists; name another file, or replace it by --overwrite."
+        )
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"--{flag}={path}: there is no folder {path.parent}; make it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--{flag}={path}: there is no permission to write in {path.parent}.")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside `path`, then rename.
+
+    Raises:
+      UsageError: it cannot be written, for want of space for instance; what was there is as it was.
+    """
+    draft = path.with_name(f"{path.name}.draft")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {error}.") from error

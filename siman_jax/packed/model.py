@@ -1,0 +1,115 @@
+"""A model file as a Python object: images in, logits or named classes out."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from siman_jax.errors import UsageError
+from siman_jax.packed.file import PackedNetwork, read_network
+from siman_jax.packed.inference import inference
+from siman_jax.packed.notes import Notes, parse_notes
+from siman_jax.packed.summary import summarize_packed
+from siman_jax.summary import print_summary
+
+
+class Prediction(NamedTuple):
+    """What a model says of a batch of images.
+
+    Attributes:
+      classes: int64 `[batch]`, index of the most probable class of each image.
+      probabilities: float32 `[batch, classes]`, softmax of the logits.
+      names: of `classes`; their numbers where the file names no classes.
+    """
+
+    classes: np.ndarray
+    probabilities: np.ndarray
+    names: list[str]
+
+
+class PackedModel:
+    """A packed network, ready to be called.
+
+    Each batch size is compiled once, at its first call.
+
+    Attributes:
+      network: what the file holds.
+      notes: the file's notes, checked.
+    """
+
+    def __init__(self, network: PackedNetwork) -> None:
+        self.network = network
+        self.notes: Notes = parse_notes(
+            network.notes, network.image_shape, network.arguments["num_classes"]
+        )
+        self._logits = jax.jit(inference(network, self.notes))
+
+    def __call__(self, images: ArrayLike) -> Array:
+        """Map images to logits.
+
+        Args:
+          images: `[batch, height, width, channels]`, uint8 from 0 to 255, or floating from 0 to 1,
+            the same divided by 255; the file's own mean and std are applied here.
+
+        Returns:
+          float32 `[batch, classes]`.
+
+        Raises:
+          UsageError: another shape or dtype, or floats that are not within 0 to 1.
+        """
+        return self._logits(self._checked(images))
+
+    def predict(self, images: ArrayLike) -> Prediction:
+        """Classify images, which are as for a call."""
+        logits = np.asarray(self(images))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = powers / powers.sum(axis=1, keepdims=True)
+        classes = probabilities.argmax(axis=1)
+        return Prediction(classes, probabilities, [self.class_name(index) for index in classes])
+
+    def class_name(self, index: int) -> str:
+        """Name of a class, or its number where the file names none."""
+        return self.notes.class_names[index] if self.notes.class_names else str(index)
+
+    def summary(self) -> None:
+        """Print parameters, multiply-accumulates and kB of every layer, and their totals."""
+        print_summary(summarize_packed(self.network))
+
+    def _checked(self, images: ArrayLike) -> Array | np.ndarray:
+        array = images if isinstance(images, Array) else np.asarray(images)
+        expected = "x".join(map(str, self.network.image_shape))
+        if array.ndim != 4 or array.shape[1:] != self.network.image_shape or not array.shape[0]:
+            raise UsageError(
+                f"the images have shape {list(array.shape)}; expected [batch, height, width,"
+                f" channels] with images of {expected}, and at least one of them."
+            )
+        if array.dtype == np.uint8:
+            return array
+        if not np.issubdtype(array.dtype, np.floating):
+            raise UsageError(
+                f"the images have dtype {array.dtype}; expected uint8 from 0 to 255, or floats"
+                " from 0 to 1."
+            )
+        least, most = float(array.min()), float(array.max())
+        if not 0 <= least <= most <= 1:
+            raise UsageError(
+                f"the images are floats from {least:g} to {most:g}; expected 0 to 1, before"
+                " normalization. Give pixels from 0 to 255 as uint8."
+            )
+        return array.astype(np.float32)
+
+
+def load_model(path: str | Path) -> PackedModel:
+    """Read a model file.
+
+    Raises:
+      UsageError: it is no model file of this version, damaged, or lacks what prediction needs.
+    """
+    network = read_network(path)
+    try:
+        return PackedModel(network)
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be used to predict: {error}") from error

@@ -1,0 +1,23 @@
+"""What a packed network costs, layer by layer."""
+
+import dataclasses
+from collections import Counter
+
+from flax.traverse_util import flatten_dict
+
+from siman_jax.packed.file import PackedNetwork
+from siman_jax.packed.layers import WORDS
+from siman_jax.summary import Layer, summarize
+
+
+def summarize_packed(network: PackedNetwork) -> list[Layer]:
+    """Count what `summarize` counts, with the 32-bit parameters that are left after packing.
+
+    A batch norm has two numbers for each channel then, and its convolution no alpha.
+    """
+    real: Counter[str] = Counter()
+    for path, leaf in flatten_dict(network.variables["params"]).items():
+        if path[-1] != WORDS:
+            real["/".join(path[:-1])] += leaf.size
+    layers = summarize(network.model(), network.image_shape)
+    return [dataclasses.replace(layer, real_params=real[layer.name]) for layer in layers]

@@ -1,0 +1,86 @@
+"""A run on disk, without training: its checkpoints read, or a first one written."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.checkpoint import CheckpointWriter, leaf_shape, restore_best, restore_latest
+from siman_jax.epoch import Progress
+from siman_jax.errors import UsageError
+from siman_jax.metrics import Sums
+from siman_jax.optimizer import build_optimizer
+from siman_jax.snapshot import Snapshot, abstract_snapshot, read_bits
+from siman_jax.step import TrainState
+from siman_jax.task import model_from_config
+from siman_jax.workdir import claim_workdir
+
+CHECKPOINTS = "checkpoints"
+_CLASSIFIER_BIAS = "progress/state/params/fc/bias"
+
+
+def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = False) -> Snapshot:
+    """Read a run's last or best checkpoint; its data are not needed.
+
+    Args:
+      config: of the run.
+      workdir: the run's folder.
+      mesh: the devices to lay it out on.
+      best: read the one with the best test accuracy instead of the last.
+
+    Raises:
+      UsageError: `workdir` holds no checkpoint that can be read, or of another network.
+    """
+    if not config.data.num_classes:  # as many as the folders of images that need not be here
+        config = config.copy_and_resolve_references()
+        shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
+        config.data.num_classes = shape[0] if shape else 1
+    restore = restore_best if best else restore_latest
+    snapshot = restore(workdir / CHECKPOINTS, _layout(config, mesh))
+    if snapshot is None:
+        raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
+    return snapshot
+
+
+def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str, Any]) -> None:
+    """Write the checkpoint of step 0 from which a run trains given weights on.
+
+    Args:
+      config: of the run.
+      workdir: its folder, which holds no run yet.
+      mesh: the devices to lay it out on meanwhile.
+      variables: `params` and `batch_stats` of the config's network.
+
+    Raises:
+      UsageError: the weights are not of the config's network, or `workdir` cannot be written.
+    """
+    layout = _layout(config, mesh)
+    state = layout.progress.state
+    expected = {"params": state.params, "batch_stats": state.batch_stats}
+    given = {name: variables[name] for name in expected}
+    if jax.tree.map(jnp.shape, given) != jax.tree.map(lambda leaf: leaf.shape, expected):
+        raise UsageError("the weights are not of the network that the config describes.")
+    params, batch_stats = (jax.tree.map(jnp.float32, given[name]) for name in expected)
+    start = TrainState(jnp.int32(0), params, batch_stats, _optimizer(config).init(params))
+    bits = read_bits(params, config.model.weight_rule)
+    snapshot = jax.device_put(
+        Snapshot(Progress(start, Sums.zero()), bits), jax.tree.map(lambda x: x.sharding, layout)
+    )
+    claim_workdir(config, workdir)
+    writer = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, step=0)
+    try:
+        writer.save(0, snapshot, top1=None)
+    finally:
+        writer.close()
+
+
+def _layout(config: ConfigDict, mesh: Mesh) -> Snapshot:
+    return abstract_snapshot(config, model_from_config(config), _optimizer(config), mesh)
+
+
+def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    return build_optimizer(config.optimizer, lambda _: jnp.zeros(()))

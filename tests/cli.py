@@ -1,0 +1,30 @@
+"""Commands of the project, called in the tests' own process or as a user calls them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+from absl.testing import flagsaver
+
+from siman_jax.command import parse_flags
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def call(main, *arguments):
+    """Do what a command does between reading its flags and printing its errors."""
+    with flagsaver.flagsaver():
+        flags.FLAGS.set_gnu_getopt(True)
+        main(parse_flags(["command", *map(str, arguments)]))
+
+
+def run(module, *arguments, **options):
+    """Run a command in a process of its own; nothing of its output is lost."""
+    return subprocess.run(
+        [sys.executable, "-m", f"siman_jax.{module}", *map(str, arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=False,
+        **{"text": True, **options},
+    )

@@ -1,0 +1,307 @@
+"""The authors' checkpoints: every format, logits by their stored bits, and what is refused."""
+
+import json
+import sys
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cli import call, run
+from golden_data import NETWORKS, load_golden
+
+import siman_jax
+from configs import cifar10, cifar100, imagenet
+from siman_jax import convert
+from siman_jax.binarize import WEIGHT_RULES
+from siman_jax.devices import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.layers import BITS
+from siman_jax.packed.network import packed_twin
+from siman_jax.stored_run import load_run
+from siman_jax.torch_bits import stored_bits
+from siman_jax.torch_checkpoint import named_arrays, read_state
+from siman_jax.torch_names import variables_from_torch
+from siman_jax.workdir import read_config
+
+NAME = "cifar.resnet20_1w1a"
+
+
+# ml_collections loads a config's file by what Python 3.11 calls deprecated.
+reads_configs = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@cache
+def golden(name="resnet20"):
+    return load_golden(name)
+
+
+def state(name="resnet20", prefix=""):
+    return {prefix + key: np.asarray(array) for key, array in golden(name).arrays.items()}
+
+
+def assert_golden_logits(model, name):
+    """Of the golden images, which are normalized already."""
+    apply = jax.jit(partial(packed_twin(model.network.model()).apply, train=False))
+    logits = apply(model.network.variables, jnp.float32(golden(name).images))
+    expected = golden(name).results["eval_logits"]
+    error = np.max(np.abs(logits - expected)) / np.max(np.abs(expected))
+    assert error < 1e-5
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    """A reader for files that NumPy can write, in place of PyTorch's."""
+
+    def load(path):
+        return {"state_dict": dict(np.load(path))}
+
+    monkeypatch.setattr("siman_jax.torch_checkpoint._load", load)
+    monkeypatch.setattr("siman_jax.torch_checkpoint.importlib.util.find_spec", lambda _: True)
+
+
+def saved(folder, arrays):
+    np.savez(folder / "checkpoint.npz", **arrays)
+    return folder / "checkpoint.npz"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_of_the_authors(without_torch, name, tmp_path, capsys):
+    path = saved(tmp_path, state(name, "module."))
+    out = tmp_path / "model.safetensors"
+    call(convert.main, path, f"--model={NETWORKS[name]}", f"--out={out}")
+    assert_golden_logits(siman_jax.load(out), name)
+    printed = capsys.readouterr()
+    assert "bits/" in printed.out
+    assert "not needed" in printed.out
+    # Drawn at random, half of the bits are not the weights' own.
+    assert "% of the bits in B are not those of the latent weights (more than 1 %)" in printed.err
+    assert "neither 0 nor 1" not in printed.err
+
+
+def test_what_stands_in_the_notes(without_torch, tmp_path):
+    path, out = saved(tmp_path, state()), tmp_path / "model.safetensors"
+    names = [f"class {index}" for index in range(10)]
+    (tmp_path / "classes").write_text("\n".join(names) + "\n")
+    call(convert.main, path, f"--model={NAME}", f"--out={out}", f"--classes={tmp_path / 'classes'}")
+    notes = siman_jax.load(out).notes
+    assert notes.class_names == tuple(names)
+    assert (notes.mean, notes.std) == convert.default_normalization(NAME, 10)
+    assert notes.shorter_side is None
+    assert not notes.resize
+
+
+def test_notes_that_do_not_fit_are_refused(without_torch, tmp_path):
+    path, out = saved(tmp_path, state()), f"--out={tmp_path / 'out'}"
+    (tmp_path / "classes").write_text("cat\ndog\n")
+    for flag, message in (
+        ("--mean=0.5", "do not fit the model: its mean"),
+        ("--std=0.5,0,0.5", "each must be above 0"),
+        ("--std=0.5,x,0.5", "--std=0.5,x,0.5 holds what is no number"),
+        (f"--classes={tmp_path / 'classes'}", "2 class_names for 10 classes"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call(convert.main, path, f"--model={NAME}", out, flag)
+    assert not (tmp_path / "out").exists()
+
+
+def test_normalization_by_default_is_that_of_the_configs():
+    for config, name in (
+        (cifar10.get_config(), NAME),
+        (cifar100.get_config(), NAME),
+        (imagenet.get_config(), "imagenet.resnet18_1w1a"),
+    ):
+        found = convert.default_normalization(name, config.data.num_classes)
+        assert found == (config.data.mean, config.data.std)
+
+
+def test_everything_that_does_not_fit_is_listed(without_torch, tmp_path):
+    arrays = state()
+    del arrays["bn1.bias"], arrays["layer1.0.conv1.alpha"]
+    arrays["extra.weight"] = np.zeros(3)
+    arrays["linear.bias"] = np.zeros(11)
+    arrays["layer2.0.conv1.B"] = arrays["layer2.0.conv1.B"][..., 1:]
+    with pytest.raises(UsageError, match="cannot be converted") as error:
+        call(convert.main, saved(tmp_path, arrays), f"--model={NAME}", f"--out={tmp_path / 'out'}")
+    for line in (
+        "bn1/bias (by its name here) is missing",
+        "layer1_0/conv1/alpha (by its name here) is missing",
+        "extra.weight is left over",
+        "linear.bias has shape [11], not [10]",
+        "layer2.0.conv1.B has shape [32, 1, 143], not [32, 16, 3, 3] or [32, 1, 144] or [32, 144]",
+    ):
+        assert line in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_binary_layer_needs_its_bits():
+    arrays = state()
+    del arrays["layer1.0.conv1.B"], arrays["layer3.2.conv2.B"]
+    with pytest.raises(UsageError, match=r"no bits B:\n  layer1_0/conv1\n  layer3_2/conv2$"):
+        stored_bits(variables_from_torch(NAME, arrays), "half_half")
+
+
+def test_other_networks_are_refused():
+    for arrays in (state("vgg_small"), {"a": np.zeros(1)}, state("resnet18_imagenet")):
+        with pytest.raises(UsageError, match=r"these arrays (are not|hold no stem)"):
+            variables_from_torch(NAME, arrays)
+    twice = state() | {"fc.bias": np.zeros(10)}
+    with pytest.raises(UsageError, match=r"fc.bias and linear.bias have the same place here"):
+        variables_from_torch(NAME, twice)
+
+
+def with_own_bits(change=lambda bits: bits):
+    """The golden variables with the bits of their latent weights, changed."""
+    variables = variables_from_torch(NAME, state())
+    rule = WEIGHT_RULES["half_half"]
+    for block, layers in variables[BITS].items():
+        for layer in layers:
+            kernel = jnp.float32(variables["params"][block][layer]["binary_kernel"])
+            bits = np.asarray(rule(kernel) > 0).astype(np.float32)
+            layers[layer] = {"binary_kernel": change(bits)}
+    return variables
+
+
+def flipped(share):
+    def change(bits):
+        every = round(1 / share)
+        return np.where(np.arange(bits.size).reshape(bits.shape) % every == 0, 1 - bits, bits)
+
+    return change
+
+
+def test_warnings_state_the_share():
+    assert stored_bits(with_own_bits(), "half_half")[1] == []
+    assert stored_bits(with_own_bits(flipped(0.005)), "half_half")[1] == []
+    (warning,) = stored_bits(with_own_bits(flipped(0.02)), "half_half")[1]
+    assert warning.startswith("2.01 % of the bits in B are not those of the latent weights")
+    bits, (warning,) = stored_bits(with_own_bits(lambda bits: 2 * bits - 1), "half_half")
+    assert warning.startswith("50 % of B is neither 0 nor 1; what is above 0 was taken for 1")
+    expected, _ = stored_bits(with_own_bits(), "half_half")
+    np.testing.assert_array_equal(
+        bits["layer1_0"]["conv1"]["binary_kernel"], expected["layer1_0"]["conv1"]["binary_kernel"]
+    )
+
+
+@reads_configs
+def test_a_run_to_train_on(without_torch, tmp_path):
+    workdir = tmp_path / "run"
+    path = saved(tmp_path, state())
+    config = ["--config=configs/cifar10.py:resnet20", f"--workdir={workdir}"]
+    call(convert.main, path, f"--model={NAME}", f"--out={tmp_path / 'model'}", *config)
+    progress = load_run(read_config(workdir), workdir, make_mesh(1)).progress
+    assert int(progress.state.step) == 0
+    kernel = golden().arrays["layer1.0.conv1.weight"].transpose(2, 3, 1, 0)
+    found = progress.state.params["layer1_0"]["conv1"]["binary_kernel"]
+    np.testing.assert_array_equal(found, np.float32(kernel))
+    with pytest.raises(UsageError, match="is not empty; name a new folder"):
+        call(convert.main, path, f"--model={NAME}", f"--out={tmp_path / 'other'}", *config)
+
+
+@reads_configs
+def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch):
+    path, out = saved(tmp_path, {"a": np.zeros(1)}), f"--out={tmp_path / 'out'}"
+    model, config = f"--model={NAME}", "--config=configs/cifar10.py:resnet18"
+    workdir = f"--workdir={tmp_path / 'run'}"
+    wrong = {
+        "name one checkpoint": [out, model],
+        "--model and --out are needed": [path, out],
+        "did you mean 'cifar.resnet20_1w1a'": [path, out, "--model=cifar.resnet20"],
+        "belong together": [path, out, model, workdir],
+        "--config is of cifar.resnet18_1w1a": [path, out, model, config, workdir],
+        "come from --config": [path, out, model, config, workdir, "--image_size=64"],
+        "--classes=.* cannot be read": [path, out, model, f"--classes={tmp_path}"],
+        "there is no file": [tmp_path / "no", out, model],
+        "exists": [path, f"--out={path}", model],
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(UsageError, match=message):
+            call(convert.main, *arguments)
+    monkeypatch.setattr("siman_jax.torch_checkpoint.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"needs PyTorch:\n  pip install 'siman-jax\[torch\]'"):
+        call(convert.main, path, out, model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_holds_no_state_is_refused(tmp_path):
+    for content in ([], {}, {"state_dict": None}, {"state_dict": {}}):
+        with pytest.raises(UsageError, match="holds no state_dict"):
+            named_arrays(content, tmp_path)
+    with pytest.raises(UsageError, match="no tensors: lr"):
+        named_arrays({"state_dict": {"w": np.zeros(1), "lr": 0.1}}, tmp_path)
+    # A prefix is one only where all names have it.
+    assert set(named_arrays({"module.a": np.zeros(1), "b": np.zeros(1)}, tmp_path)) == {
+        "module.a",
+        "b",
+    }
+
+
+class WithTorch:
+    """Files that PyTorch itself wrote."""
+
+    @pytest.fixture(autouse=True)
+    def torch(self):
+        return pytest.importorskip("torch")
+
+    def save(self, torch, path, arrays, **options):
+        """A checkpoint of the authors' training program."""
+        schedule = {"last_epoch": 3, "lr": np.float64(0.1)}
+        torch.save(
+            {
+                "epoch": 3,
+                "model": "resnet20_1w1a",
+                "state_dict": {name: torch.tensor(array) for name, array in arrays.items()},
+                "best_prec1": torch.tensor(85.0),
+                "parameters": [torch.nn.Parameter(torch.zeros(2))],
+                "optimizer": {"state": {}, "param_groups": [schedule]},
+                "lr_scheduler": schedule,
+            },
+            path,
+            **options,
+        )
+
+
+class TestFormats(WithTorch):
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_logits(self, torch, tmp_path, zipped, prefix):
+        path, out = tmp_path / "model_best.pth.tar", tmp_path / "model.safetensors"
+        self.save(torch, path, state(prefix=prefix), _use_new_zipfile_serialization=zipped)
+        call(convert.main, path, f"--model={NAME}", f"--out={out}")
+        assert_golden_logits(siman_jax.load(out), "resnet20")
+
+    def test_a_state_alone_and_bfloat16(self, torch, tmp_path):
+        tensors = {"a": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}
+        torch.save(tensors, tmp_path / "state")
+        arrays = read_state(tmp_path / "state")
+        assert arrays["a"].dtype == np.float32
+        assert arrays["n"] == 3
+
+    def test_damage_and_objects(self, torch, tmp_path):
+        path = tmp_path / "model"
+        torch.save({"state_dict": {"a": torch.ones(1)}, "arguments": sys.stdin.__class__}, path)
+        with pytest.raises(UsageError, match=r"could run code: .*\nWhere you trust it"):
+            read_state(path)
+        self.save(torch, path, {"a": np.zeros(100)})
+        for data in (path.read_bytes()[:300], b"", b"text", b"\x80\x02."):
+            path.write_bytes(data)
+            with pytest.raises(UsageError, match=r"no PyTorch checkpoint|holds no state_dict"):
+                read_state(path)
+
+    def test_the_command_and_training_on(self, torch, tmp_path):
+        """By the commands as a user gives them, on digits, for want of CIFAR-10."""
+        arrays = state() | {"conv1.weight": golden().arrays["conv1.weight"][:, :1]}
+        self.save(torch, tmp_path / "model.tar", arrays)
+        founded = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]
+        epochs = "--config.epochs=1"
+        result = run(
+            *("convert", tmp_path / "model.tar", f"--model={NAME}", *founded, epochs),
+            f"--out={tmp_path / 'model.safetensors'}",
+        )
+        assert result.returncode == 0, result.stderr
+        assert "warning: 50" in result.stderr
+        result = run("main", *founded, epochs)
+        assert result.returncode == 0, result.stderr
+        row = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+        assert row["step"] == 89

@@ -1,0 +1,177 @@
+"""From a run to its model file: the checkpoint's own bits and logits, and nothing overwritten."""
+
+import json
+import shutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cli import call, run
+from flax.traverse_util import flatten_dict
+
+import siman_jax
+from configs import digits, image_folder
+from siman_jax.data import load_dataset
+from siman_jax.devices import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.export import main as export
+from siman_jax.flips import binary_bits
+from siman_jax.normalization import normalize
+from siman_jax.packed.kernels import unpack_kernel
+from siman_jax.runlog import best_row, read_rows
+from siman_jax.stored_run import found_run, load_run
+from siman_jax.task import model_from_config
+from siman_jax.train import train
+from siman_jax.workdir import read_config
+
+
+def small_config():
+    config = digits.get_config()
+    config.epochs = 2
+    config.model.width = 4
+    config.batch_size = 256
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Two epochs of a narrow network on the digits."""
+    config = small_config()
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(config, folder, make_mesh(1))
+    return folder
+
+
+def state_of(workdir, best=False):
+    return load_run(read_config(workdir), workdir, make_mesh(1), best=best).progress.state
+
+
+def assert_same_network(model, workdir, best=False):
+    """Bits and logits of the model are the checkpoint's."""
+    config, state = read_config(workdir), state_of(workdir, best)
+    packed, params = flatten_dict(model.network.variables["params"]), flatten_dict(state.params)
+    for name, bits in binary_bits(state.params, config.model.weight_rule).items():
+        path = tuple(name.split("/"))
+        negated = np.asarray(params[*path, "alpha"] < 0)
+        found = unpack_kernel(packed[*path, "words"], bits.shape[2])
+        np.testing.assert_array_equal(found, np.asarray(bits) ^ negated)
+    images = load_dataset(config.data).test.images[:50]
+    network = model_from_config(config)
+    logits = jax.jit(lambda x: network.apply(state.variables(), x, train=False))(
+        normalize(jnp.asarray(images), config.data.mean, config.data.std)
+    )
+    np.testing.assert_allclose(model(images), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_the_file_does_what_the_checkpoint_does(workdir, tmp_path, checkpoint):
+    out = tmp_path / "model.safetensors"
+    call(export, workdir, f"--out={out}", f"--checkpoint={checkpoint}")
+    model, config = siman_jax.load(out), read_config(workdir)
+    assert_same_network(model, workdir, best=checkpoint == "best")
+    notes = model.notes
+    assert notes.class_names == tuple("0123456789")
+    assert (notes.mean, notes.std) == (tuple(config.data.mean), tuple(config.data.std))
+    assert len(notes.config_sha256) == 64
+    rows = read_rows(workdir)
+    row = rows[-1] if checkpoint == "last" else best_row(rows)
+    assert notes.accuracy["top1"] == row["test_top1"]
+    assert notes.accuracy["epoch"] == row["epoch"]
+
+
+def test_bits_of_another_weight_rule(tmp_path, capsys):
+    """Of a run that was founded and never evaluated."""
+    config = small_config()
+    config.model.weight_rule = "angle_optimal"
+    init = jax.jit(partial(model_from_config(config).init, train=False))
+    variables = init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    found_run(config, tmp_path / "run", make_mesh(1), variables)
+    call(export, tmp_path / "run", f"--out={tmp_path / 'model'}")
+    model = siman_jax.load(tmp_path / "model")
+    assert model.network.arguments["weight_rule"] == "angle_optimal"
+    assert_same_network(model, tmp_path / "run")
+    assert model.notes.accuracy is None
+    assert "not known" in capsys.readouterr().out
+
+
+def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, capsys):
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for out in (first, second):
+        call(export, workdir, f"--out={out}")
+    assert f"{first.stat().st_size:,} bytes" in capsys.readouterr().out.replace("\n", " ")
+    assert first.read_bytes() == second.read_bytes()
+    with pytest.raises(UsageError, match="exists; name another file, or replace it by --overwrite"):
+        call(export, workdir, f"--out={first}", "--float16")
+    assert first.read_bytes() == second.read_bytes()
+    call(export, workdir, f"--out={first}", "--float16", "--overwrite")
+    assert len(first.read_bytes()) < len(second.read_bytes())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_a_program_of_all_platforms(workdir, tmp_path):
+    """By the command as a user gives it."""
+    out, program = tmp_path / "model.safetensors", tmp_path / "model.stablehlo"
+    result = run("export", workdir, "--out", out, "--stablehlo", program)
+    assert result.returncode == 0, result.stderr
+    assert "StableHLO for cpu, cuda and tpu" in result.stdout
+    model = siman_jax.load(out)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    exported = jax.export.deserialize(bytearray(program.read_bytes()))
+    np.testing.assert_allclose(exported.call(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_folder_that_is_gone(tmp_path, capsys):
+    """Its images are not needed; only the names of the classes are lost."""
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name, level in (("dark", 0), ("light", 255)):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for index in range(4):
+                image = Image.new("RGB", (8, 8), (level, level, index))
+                image.save(tmp_path / "images" / split / name / f"{index}.png")
+    config = image_folder.get_config()
+    config.data.root = str(tmp_path / "images")
+    config.data.cache_dir = str(tmp_path / "cache")
+    config.update({"epochs": 1, "batch_size": 8})
+    config.model.width = 4
+    config.data.image_size = 8
+    train(config, tmp_path / "run", make_mesh(1))
+    call(export, tmp_path / "run", f"--out={tmp_path / 'with'}")
+    assert siman_jax.load(tmp_path / "with").notes.class_names == ("dark", "light")
+    shutil.rmtree(tmp_path / "images")
+    call(export, tmp_path / "run", f"--out={tmp_path / 'without'}")
+    model = siman_jax.load(tmp_path / "without")
+    assert model.notes.class_names is None
+    assert model.network.arguments["num_classes"] == 2
+    assert "class names are left out: there is no folder" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_said_before_any_work(tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = f"--out={tmp_path / 'model'}"
+    wrong = {
+        "name one run's folder": [out],
+        "--out is missing": [tmp_path],
+        "expected its config.json": [tmp_path / "empty", out],
+        "there is no folder": [tmp_path, f"--out={tmp_path / 'no' / 'model'}"],
+        "is a folder": [tmp_path, f"--out={tmp_path}"],
+        "name the same file": [tmp_path, out, f"--stablehlo={tmp_path / 'model'}"],
+        "checkpoint": [tmp_path, out, "--checkpoint=first"],
+        "Unknown command line flag 'ot'": [tmp_path, "--ot=x"],
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(UsageError, match=message):
+            call(export, *arguments)
+    (tmp_path / "empty" / "config.json").write_text(json.dumps([1]))
+    with pytest.raises(UsageError, match=r"config.json is damaged \(no table\)"):
+        call(export, tmp_path / "empty", out)
+
+
+def test_the_command_ends_with_status_2(tmp_path):
+    result = run("export", tmp_path, f"--out={tmp_path / 'model'}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: there is no run in")

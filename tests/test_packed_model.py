@@ -1,0 +1,164 @@
+"""A model file as an object: what it takes, what it says, and which notes it refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packed_example import packed_network
+
+import siman_jax
+from siman_jax.errors import UsageError
+from siman_jax.normalization import normalize
+from siman_jax.packed.file import write_network
+from siman_jax.packed.inference import export_program
+from siman_jax.packed.model import PackedModel
+from siman_jax.packed.network import packed_twin
+from siman_jax.packed.notes import Notes, parse_notes
+
+
+@cache
+def network():
+    return packed_network()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    write_network(path, network())
+    return siman_jax.load(path)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
+
+
+def test_logits_are_those_of_the_normalized_images(model, images):
+    apply = jax.jit(partial(packed_twin(network().model()).apply, train=False))
+    normalized = normalize(jnp.asarray(images), model.notes.mean, model.notes.std)
+    expected = apply(network().variables, normalized)
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_floats_from_0_to_1_are_pixels_over_255(model, images, dtype):
+    levels = images // 255 * 255  # black and white, which every dtype holds exactly
+    np.testing.assert_allclose(model((levels / 255).astype(dtype)), model(levels), rtol=1e-5)
+
+
+def test_jax_arrays_are_taken_too(model, images):
+    np.testing.assert_array_equal(model(jnp.asarray(images)), model(images))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((8, 8, 3), np.uint8), r"shape \[8, 8, 3\]; expected .* images of 8x8x3"),
+        (np.zeros((1, 3, 8, 8), np.uint8), r"shape \[1, 3, 8, 8\]"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "at least one"),
+        (np.zeros((1, 8, 8, 3), np.int32), "dtype int32; expected uint8"),
+        (np.full((1, 8, 8, 3), 255.0), "floats from 255 to 255; expected 0 to 1"),
+        (np.full((1, 8, 8, 3), np.nan), "floats from nan to nan"),
+    ],
+)
+def test_other_images_are_refused(model, wrong, message):
+    with pytest.raises(UsageError, match=message):
+        model(wrong)
+
+
+def test_predictions_have_classes_probabilities_and_names(model, images):
+    classes, probabilities, names = model.predict(images)
+    logits = np.asarray(model(images))
+    np.testing.assert_array_equal(classes, logits.argmax(axis=1))
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), rtol=1e-5)
+    assert names == ["abé"[index] for index in classes]
+
+
+def test_without_class_names_their_numbers_stand_for_them(images):
+    notes = network().notes | {"class_names": None}
+    model = PackedModel(dataclasses.replace(network(), notes=notes))
+    prediction = model.predict(images)
+    assert prediction.names == [str(index) for index in prediction.classes]
+
+
+def test_the_summary_counts_what_the_file_holds(model, capsys):
+    model.summary()
+    printed = capsys.readouterr().out
+    # Of 1-bit convolutions, 3x3, with 12 to 48 channels.
+    binary = 9 * (12 * 12 + 12 * 24 + 24 * 24 + 24 * 48 + 48 * 48)
+    assert f"{binary:,}" in printed
+    params = network().variables["params"]
+    real = sum(x.size for x in jax.tree.leaves(params) if x.dtype == jnp.float32)
+    assert f"{real:,}" in printed
+    assert "compression" in printed
+
+
+def test_the_exported_program_takes_pixels_of_any_batch(model, images):
+    program = jax.export.deserialize(bytearray(export_program(model.network, model.notes)))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    for taken in (images, images[:1]):
+        np.testing.assert_allclose(program.call(taken), model(taken), rtol=1e-5, atol=1e-5)
+
+
+def test_importing_the_package_imports_no_jax():
+    code = "import sys, siman_jax; print('jax' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False", result.stderr
+
+
+WRONG = {
+    "no mean": ({"mean": None}, "its mean is None, but it must hold a number for each channel, 3"),
+    "another count": ({"std": [1.0]}, r"its std is \[1.0\]"),
+    "true": ({"mean": [True, 0, 0]}, "its mean"),
+    "huge": ({"mean": [10**400, 0, 0]}, "its mean"),
+    "std of 0": ({"std": [0.1, 0.0, 0.1]}, "each must be above 0"),
+    "names": ({"class_names": ["a"]}, "1 class_names for 3 classes"),
+    "no names": ({"class_names": [1, 2, 3]}, "no list of strings"),
+    "side": ({"shorter_side": 4}, "shorter_side is 4, no whole number from 8"),
+    "resize": ({"resize": "yes"}, "its resize is 'yes'"),
+    "accuracy": ({"accuracy": {"top1": "high"}}, "its accuracy"),
+    "digest": ({"config_sha256": 1}, "its config_sha256"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_notes_are_named(tmp_path, case):
+    change, message = WRONG[case]
+    path = tmp_path / "model.safetensors"
+    write_network(path, dataclasses.replace(network(), notes=network().notes | change))
+    with pytest.raises(UsageError, match=message):
+        siman_jax.load(path)
+
+
+def test_what_is_not_known_is_passed_over():
+    notes = Notes((0.5,), (0.5,), shorter_side=256).as_json()
+    assert parse_notes(notes | {"author": "x"}, (224, 224, 1), 2) == parse_notes(
+        notes, (224, 224, 1), 2
+    )
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(Notes)]), values))
+def test_any_notes_are_read_or_refused(changes):
+    notes = json.loads(json.dumps(network().notes | changes))
+    try:
+        known = parse_notes(notes, (8, 8, 3), 3)
+    except UsageError:
+        return
+    assert len(known.mean) == len(known.std) == 3
+    assert known.class_names is None or len(known.class_names) == 3

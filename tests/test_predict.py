@@ -1,0 +1,136 @@
+"""The command that classifies images: any way to name them, damage, output and latency."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from cli import call, run
+from packed_example import packed_network
+from PIL import Image
+
+import siman_jax
+from siman_jax.data.decode import evaluation_image
+from siman_jax.data.image_files import list_images, read_pixels
+from siman_jax.errors import UsageError
+from siman_jax.packed.file import write_network
+from siman_jax.predict import main as predict
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    write_network(path, packed_network())
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of the network's size, one below the others."""
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a[0].png", "below/c.PNG"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    (tmp_path / "images" / "text.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_folder_in_batches(model_file, folder, capsys):
+    """Whatever the batch size, each image gets what it gets alone, in the order of the names."""
+    call(predict, model_file, folder, "--json", "--batch_size=2", "--top", "2")
+    found = lines(capsys.readouterr().out)
+    names = ["a[0].png", "b.png", "below/c.PNG"]
+    assert [row["image"] for row in found] == [str(folder / name) for name in names]
+    model = siman_jax.load(model_file)
+    for row in found:
+        pixels = np.asarray(Image.open(row["image"]))[None]
+        classes, probabilities, (name,) = model.predict(pixels)
+        best = row["predictions"][0]
+        assert (best["class"], best["name"]) == (classes[0], name)
+        order = np.sort(probabilities[0])[::-1]
+        assert [p["probability"] for p in row["predictions"]] == pytest.approx(order[:2], rel=1e-5)
+
+
+def test_the_table(model_file, folder, capsys):
+    call(predict, model_file, folder / "a[0].png", folder / "b.png")
+    printed = capsys.readouterr().out
+    assert "a[0].png" in printed
+    assert "é" in printed
+    assert "probability (%)" in printed
+
+
+def test_standard_input_and_flags_first(model_file, folder):
+    """By the command as a user gives it."""
+    data = (folder / "b.png").read_bytes()
+    result = run("predict", "--json", "--top=1", model_file, "-", input=data, text=False)
+    assert result.returncode == 0, result.stderr
+    (row,) = lines(result.stdout.decode())
+    assert row["image"] == "-"
+    assert len(row["predictions"]) == 1
+
+
+def test_damaged_images_are_named_and_the_others_classified(model_file, folder, capsys):
+    (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:60])
+    (folder / "none.jpg").write_bytes(b"no image")
+    Image.new("RGB", (9, 8)).save(folder / "large.png")
+    with pytest.raises(SystemExit) as stop:
+        call(predict, model_file, folder, "--json")
+    assert stop.value.code == 1
+    printed = capsys.readouterr()
+    assert len(lines(printed.out)) == 3
+    assert f"{folder / 'cut.png'}: cannot be read" in printed.err
+    assert f"{folder / 'none.jpg'}: cannot be decoded" in printed.err
+    assert "0x" not in printed.err
+    assert "large.png: is 9x8 pixels, expected 8x8; --resize" in printed.err
+    assert "3 of 6 images could not be classified" in printed.err
+    call(predict, model_file, folder / "large.png", "--resize", "--json")
+    assert len(lines(capsys.readouterr().out)) == 1
+
+
+def test_the_pixels_are_those_of_evaluation(tmp_path):
+    """For streamed data: the shorter side scaled, the centre cropped."""
+    rng = np.random.default_rng(0)
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (60, 90, 3), np.uint8)).save(file, "JPEG")
+    (tmp_path / "x.jpg").write_bytes(file.getvalue())
+    found = read_pixels(str(tmp_path / "x.jpg"), (32, 32, 3), shorter_side=36, resize=False)
+    expected = evaluation_image(file.getvalue(), size=32, resize=36, channels=3)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_wrong_is_said_before_any_work(model_file, tmp_path):
+    (tmp_path / "empty").mkdir()
+    wrong = {
+        "name a model file": [],
+        "name at least one image": [model_file],
+        "there is no file or folder": [model_file, tmp_path / "no.jpg"],
+        "holds no jpg": [model_file, tmp_path / "empty"],
+        "name it once": [model_file, "-", "-"],
+        "takes no images": [model_file, "--benchmark", "x.jpg"],
+        "is no file": [tmp_path / "no.safetensors", model_file],
+        "no usable model file": [__file__, model_file],
+        "top": [model_file, model_file, "--top=0"],
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(UsageError, match=message):
+            call(predict, *arguments)
+
+
+def test_files_of_any_extension_are_taken_when_named(tmp_path):
+    (tmp_path / "photo").write_bytes(b"")
+    assert list_images([str(tmp_path / "photo"), "-"]) == [str(tmp_path / "photo"), "-"]
+
+
+@pytest.mark.slow
+def test_latency_with_one_thread_and_with_all(model_file, capsys):
+    call(predict, model_file, "--benchmark", "--json")
+    rows = lines(capsys.readouterr().out)
+    assert rows[0]["threads"] == 1
+    for row in rows:
+        assert 0 < row["best_ms"] <= row["median_ms"]
+        assert row["calls"] >= 3
