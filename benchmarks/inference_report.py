@@ -89,6 +89,7 @@ def _speed_cells(row: dict | None) -> tuple[str, str]:
 def print_memory(rows: list[dict], files: list[dict], network: str) -> None:
     """Print a table of model files and of memory beyond what imports take."""
     rows = [row for row in rows if row["network"] == network]
+    measured = {row["engine"] for row in rows}
     batches = _in_order(row["batch"] for row in rows)
     table = Table(title=f"{network}, memory in MB and model file", title_justify="left")
     table.add_column("", no_wrap=True)
@@ -98,7 +99,7 @@ def print_memory(rows: list[dict], files: list[dict], network: str) -> None:
         table.add_column(f"in calls of {batch}", justify="right")
         table.add_column("while loading", justify="right")
     for file in files:
-        if file["network"] != network:
+        if file["network"] != network or file["engine"] not in measured:
             continue
         own = {row["batch"]: row for row in rows if row["engine"] == file["engine"]}
         cells = [
@@ -106,7 +107,7 @@ def print_memory(rows: list[dict], files: list[dict], network: str) -> None:
             for batch in batches
             for key in ("peak_in_calls", "peak_loading")
         ]
-        imported = f"{next(iter(own.values()))['imported']:.0f}" if own else "-"
+        imported = f"{next(iter(own.values()))['imported']:.0f}"
         style = "bold" if file["engine"] == OURS else None
         table.add_row(file["engine"], f"{file['kilobytes']:.0f}", imported, *cells, style=style)
     _print(table)
@@ -174,10 +175,9 @@ def draw(report: dict, network: str, path: Path) -> None:
         axes.set_xlabel("ms a call, median", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_yticks(range(len(engines)), engines, fontsize=9)
-        for label, engine in zip(axes.get_yticklabels(), engines, strict=True):
-            label.set_fontweight("bold" if engine == OURS else "normal")
-    axes.invert_yaxis()
+    first = figure.axes[0]
+    first.set_yticks(range(len(engines)), engines, fontsize=9)
+    first.invert_yaxis()
     shades = "upper bar 1 thread, lower bar 2" if threads == [1, 2] else f"threads: {threads}"
     figure.suptitle(
         f"{network}, images to logits on {report['machine']['cpu']}\n"

@@ -3,7 +3,7 @@
 Its wheels want an older TensorFlow with Keras 2, so they have an environment of their own:
 
     python3.10 -m venv lce
-    lce/bin/pip install 'tensorflow-cpu==2.15.1' 'numpy<2' packaging flatbuffers tqdm 'setuptools<70'
+    lce/bin/pip install tensorflow-cpu==2.15.1 'numpy<2' packaging flatbuffers tqdm 'setuptools<70'
     lce/bin/pip install --no-deps larq-compute-engine==0.16.0 larq==0.14.0 terminaltables
     python -m benchmarks.packed_inference --lce_python=lce/bin/python
 

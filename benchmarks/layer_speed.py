@@ -24,7 +24,7 @@ from jax import Array
 from siman_jax.packed.kernels import binary_conv, pack_kernel
 
 # Height and width, input channels, output channels and stride of every kind of 3x3 convolution in
-# ImageNet's ResNet-18, and of the wider maps' smaller relatives on request.
+# ImageNet's ResNet-18.
 LAYERS = (
     (56, 64, 64, 1),
     (56, 64, 128, 2),
@@ -82,7 +82,8 @@ def _layer(
     kernel = pack_kernel(jnp.asarray(rng.random((3, 3, channels, features)) < 0.5))
     bits = jnp.asarray(rng.random((batch, size, size, channels)) < 0.5)
     times = _times(lambda: binary_conv(bits, kernel, strides=strides, padding=PADDING), seconds)
-    macs = batch * -((-size // strides) ** 2) * 9 * channels * features
+    places = batch * -(-size // strides) * -(-size // strides)
+    macs = places * 9 * channels * features
     return {
         "batch": batch,
         "size": size,

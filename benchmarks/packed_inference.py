@@ -114,7 +114,7 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self._args, self._folder = args, folder
         self._pythons = {"here": sys.executable, "jax": args.jax_python, "lce": args.lce_python}
-        self.left_out: dict[str, str] = {}
+        self.left_out: dict[str, dict[str, str]] = {network: {} for network in args.network}
         self.versions: dict[str, dict[str, str]] = {}
         self.kilobytes: list[dict] = []
         self.speed: list[dict] = []
@@ -130,13 +130,15 @@ class Benchmark:
             batches = self._args.batch_sizes or BATCH_SIZES.get(network, USUAL_BATCH_SIZES)
             names = [name for name in self._args.engines if self._prepare(name, case)]
             for threads in self._args.threads:
-                self._time(names, case, threads, batches)
+                running = [name for name in names if name not in self.left_out[network]]
+                self._time(running, case, threads, batches)
             for batch in sorted(set(batches) & set(MEMORY_BATCH_SIZES)):
                 for name in names:
-                    self._weigh(name, case, batch)
+                    if name not in self.left_out[network]:
+                        self._weigh(name, case, batch)
             print_speed(self.speed, network)
             print_memory(self.memory, self.kilobytes, network)
-        if OURS in self._args.engines and OURS not in self.left_out:
+        if OURS in self._args.engines:
             for threads in self._args.threads:
                 self._layers(threads)
             print_layers(self.layers)
@@ -161,7 +163,7 @@ class Benchmark:
         try:
             yield
         except EngineError as error:
-            self.left_out[name] = str(error)
+            self.left_out[case.network][name] = str(error)
             print(f"{case.network}: {name} is left out. {error}", flush=True)
 
     @contextmanager
@@ -174,8 +176,6 @@ class Benchmark:
                 raise error
 
     def _prepare(self, name: str, case: Case) -> bool:
-        if name in self.left_out and self.left_out[name].startswith("not installed"):
-            return False
         print(f"{case.network}: preparing {name}", flush=True)
         with self._leaving_out(name, case), self._worker(name, case, threads=0) as worker:
             size = worker.answer()["kilobytes"]
@@ -217,7 +217,7 @@ class Benchmark:
                         }
                     )
                 _add_ratios(self.speed, case.network, batch, threads)
-                print(f"{case.network}: batch {batch}, {threads} threads: done", flush=True)
+                print(f"{case.network}: batch {batch}, threads {threads}: done", flush=True)
 
     def _weigh(self, name: str, case: Case, batch: int) -> None:
         threads = max(self._args.threads)
@@ -228,7 +228,7 @@ class Benchmark:
             self.memory.append({**about, **worker.ask("memory")})
 
     def _layers(self, threads: int) -> None:
-        case = CASES["imagenet.resnet18_1w1a"]
+        case = CASES[self._args.network[0]]  # says where to log; the layers are ResNet-18's
         with self._leaving_out(OURS, case), self._worker(OURS, case, threads) as worker:
             worker.answer()
             seconds = self._args.seconds * (1 if self._args.quick else 4)
