@@ -124,7 +124,7 @@ def prepare_packed(case: Case, folder: Path) -> None:
     from siman_jax.packed.file import PackedNetwork, write_network
     from siman_jax.packed.network import pack_variables
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "num_classes": case.num_classes,
         "width": case.width,
         "weight_rule": "half_half",
@@ -277,7 +277,8 @@ def prepare_int8(case: Case, folder: Path) -> None:
         def get_next(self) -> Any:
             return next(self._feeds, None)
 
-    prepare_onnx(case, folder)
+    if not (folder / ONNX_FILE).exists():
+        prepare_onnx(case, folder)
     preprocessed = folder / "preprocessed.onnx"
     quant_pre_process(folder / ONNX_FILE, preprocessed)
     quantization.quantize_static(
@@ -348,11 +349,9 @@ _packed = partial(
     interpreter="jax",
     channels_first=False,
 )
-_onnx = {"install": "pip install torch onnx onnxscript onnxruntime"}
-_openvino = {
-    "modules": ("numpy", "openvino"),
-    "install": "pip install torch onnx onnxscript onnxruntime openvino",
-}
+_onnx_install = "pip install torch onnx onnxscript onnxruntime"
+_onnxruntime = partial(Engine, modules=("numpy", "onnxruntime"), install=_onnx_install)
+_openvino = partial(Engine, modules=("numpy", "openvino"), install=f"{_onnx_install} openvino")
 
 # By name, in the order of tables and charts. Other kernels of the packed network are rows like the
 # first two: what `load_packed` gets by name goes to `packed_twin`.
@@ -372,26 +371,14 @@ ENGINES: dict[str, Engine] = {
         (*_TORCH, "torch._inductor.config"),
         "pip install torch, and a C++ compiler",
     ),
-    "ONNX Runtime float": Engine(
-        ONNX_FILE,
-        prepare_onnx,
-        partial(load_onnxruntime, file=ONNX_FILE),
-        ("numpy", "onnxruntime"),
-        **_onnx,
+    "ONNX Runtime float": _onnxruntime(
+        ONNX_FILE, prepare_onnx, partial(load_onnxruntime, file=ONNX_FILE)
     ),
-    "ONNX Runtime int8": Engine(
-        INT8_FILE,
-        prepare_int8,
-        partial(load_onnxruntime, file=INT8_FILE),
-        ("numpy", "onnxruntime"),
-        **_onnx,
+    "ONNX Runtime int8": _onnxruntime(
+        INT8_FILE, prepare_int8, partial(load_onnxruntime, file=INT8_FILE)
     ),
-    "OpenVINO float": Engine(
-        ONNX_FILE, prepare_onnx, partial(load_openvino, file=ONNX_FILE), **_openvino
-    ),
-    "OpenVINO int8": Engine(
-        INT8_FILE, prepare_int8, partial(load_openvino, file=INT8_FILE), **_openvino
-    ),
+    "OpenVINO float": _openvino(ONNX_FILE, prepare_onnx, partial(load_openvino, file=ONNX_FILE)),
+    "OpenVINO int8": _openvino(INT8_FILE, prepare_int8, partial(load_openvino, file=INT8_FILE)),
     "Larq Compute Engine": Engine(
         LARQ_FILE,
         prepare_larq,

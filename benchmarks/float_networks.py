@@ -100,9 +100,10 @@ def build_float_network(name: str, num_classes: int, width: int, image_size: int
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.BatchNorm2d):
+            statistics = dict(module.named_buffers())
             with torch.no_grad():
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.1)
+                for gain in (statistics["running_var"], module.weight):
+                    gain.uniform_(0.5, 1.5)
+                for offset in (statistics["running_mean"], module.bias):
+                    offset.normal_(0, 0.1)
     return network

@@ -40,7 +40,8 @@ def describe() -> dict[str, Any]:
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         text = ""
-    fields = dict(map(str.strip, line.split(":", 1)) for line in text.splitlines() if ":" in line)
+    parts = (line.partition(":") for line in text.splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in parts}
     flags = set(fields.get("Flags", fields.get("Features", "")).split())
     return {
         "cpu": fields.get("Model name", platform.processor()),

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Thread
@@ -114,7 +115,7 @@ def _xla_ceiling(seconds: float, shapes: tuple[tuple[int, int, int], ...]) -> di
             jnp.asarray(rng.integers(2**32, size=shape, dtype=np.uint32))
             for shape in ((rows, words), (words, columns))
         )
-        best = min(_times(lambda a=a, b=b: _xla_products(a, b), seconds))
+        best = min(_times(partial(_xla_products, a, b), seconds))
         rates[f"{rows}x{words}x{columns}"] = 32 * rows * words * columns / best / 1e9
     return rates
 
@@ -127,10 +128,12 @@ def _c_ceiling(seconds: float, threads: int) -> float | None:
     source = Path(__file__).with_name("popcount.c")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "popcount.so"
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", source, "-o", library]
+        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library)]
         # Compilers prefer half of AVX-512's width; others than x86's do not know the option.
         for extra in (["-mprefer-vector-width=512"], []):
-            tried = subprocess.run([*command, *extra], capture_output=True, check=False)
+            tried = subprocess.run(
+                [*command, *extra, str(source)], capture_output=True, check=False
+            )
             if not tried.returncode:
                 break
         else:

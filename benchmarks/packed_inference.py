@@ -150,8 +150,8 @@ class Benchmark:
         python = self._pythons[ENGINES[name].interpreter]
         if python is None:
             raise EngineError(f"not installed: {ENGINES[name].install}")
-        folder = self._folder / case.network / name.replace(" ", "_")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder / case.network
+        folder.mkdir(exist_ok=True)
         worker = Worker(name, case, folder, threads, python)
         try:
             yield worker
