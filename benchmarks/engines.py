@@ -357,14 +357,14 @@ _openvino = partial(Engine, modules=("numpy", "openvino"), install=f"{_onnx_inst
 # first two: what `load_packed` gets by name goes to `packed_twin`.
 ENGINES: dict[str, Engine] = {
     OURS: _packed(load=load_packed),
-    "siman-jax packed, XLA only": _packed(load=partial(load_packed, native=False)),
+    "siman-jax packed (XLA only)": _packed(load=partial(load_packed, native=False)),
     "siman-jax float twin": Engine(
         TWIN_FILE, prepare_twin, load_twin, _JAX, "pip install -e .", "jax", channels_first=False
     ),
-    "PyTorch float, TorchScript": Engine(
+    "PyTorch float (TorchScript)": Engine(
         SCRIPT_FILE, prepare_torchscript, load_torchscript, _TORCH, "pip install torch"
     ),
-    "PyTorch float, compiled": Engine(
+    "PyTorch float (compiled)": Engine(
         STATE_FILE,
         prepare_torch_state,
         load_torch_compiled,
