@@ -25,7 +25,7 @@ def convert(case: Case, path: Path) -> None:
     import larq_compute_engine as lce
 
     if case.network not in STAGES:
-        raise ModuleNotFoundError(f"no Larq network for {case.network}")
+        raise NotImplementedError(f"no Larq network for {case.network}")
     path.write_bytes(lce.convert_keras_model(build(case)))
 
 
