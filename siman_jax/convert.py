@@ -3,14 +3,15 @@ r"""Command line: take over a checkpoint of the authors' PyTorch program.
     python -m siman_jax.convert model_best.pth.tar --model=cifar.resnet20_1w1a \
         --out=model.safetensors
     python -m siman_jax.convert model_best.pth.tar --model=cifar.resnet20_1w1a \
-        --out=model.safetensors --config=configs/cifar10.py:resnet20 --workdir=runs/tuned
+        --out=model.safetensors --workdir=runs/tuned
 
 The model file has the bits that the checkpoint stores in `B`, which its evaluation used. With
---workdir, a run is founded as well, from which `python -m siman_jax.main` with the same
---config and --workdir trains the weights on, with a fresh optimiser. Reading the checkpoint needs
+--workdir, a run is founded as well, from which `python -m siman_jax.main` with the same --workdir
+and config trains the weights on, with a fresh optimiser. Reading the checkpoint needs
 PyTorch, the extra `torch`. Exit status: 0; 2, what was given cannot be used.
 """
 
+import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,13 +56,14 @@ _OVERWRITE = flags.DEFINE_bool(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Empty or new folder, for a run to train on; needs --config.",
+    "Empty or new folder, for a run to train on.",
     allow_override=True,
 )
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Settings of the run in --workdir; normalization and sizes come from it then.",
+    "Settings of the run in --workdir, normalization and sizes too; by default those of the model in"
+    " configs/ of this project.",
     allow_override=True,
 )
 _CLASSES = flags.DEFINE_string("classes", None, "Text file with the name of a class in each line.")
@@ -124,21 +126,35 @@ def default_normalization(model: str, classes: int) -> tuple[tuple[float, ...], 
 def _run_to_found() -> tuple[ConfigDict | None, Path]:
     """The config and folder of the run that the flags ask for, if they do."""
     workdir = Path(_WORKDIR.value or "").expanduser()
-    if (_CONFIG.value is None) != (_WORKDIR.value is None):
-        raise UsageError(
-            "--workdir and --config belong together, such as --workdir=runs/tuned"
-            " --config=configs/cifar10.py:resnet20."
-        )
-    if _CONFIG.value is None:
+    if _WORKDIR.value is None:
+        if _CONFIG.value is not None:
+            raise UsageError("--config is of a run: name its folder, such as --workdir=runs/tuned.")
         return None, workdir
-    config = lock_config(_CONFIG.value)
+    config = lock_config(_CONFIG.value or _config_of(_MODEL.value))
     if _MEAN.value or _STD.value or _IMAGE_SIZE.value:
-        raise UsageError("--mean, --std and --image_size come from --config; leave them out.")
+        raise UsageError(
+            "--mean, --std and --image_size come from the config that --workdir is given; leave"
+            " them out."
+        )
     if config.model.name != _MODEL.value:
         raise UsageError(f"--model is {_MODEL.value}, but --config is of {config.model.name}.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UsageError(f"--workdir={workdir} is not empty; name a new folder.")
     return config, workdir
+
+
+def _config_of(model: str) -> ConfigDict:
+    """The config in which this project trains `model`, of the folder that has `configs/`."""
+    data, _, network = model.partition(".")
+    module = {"cifar": "configs.cifar10", "imagenet": "configs.imagenet"}[data]
+    try:
+        configs = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "--workdir needs --config here, where there is no folder configs/: run from the"
+            " project's folder, or name a config file."
+        ) from error
+    return configs.get_config(network.removesuffix("_1w1a"))
 
 
 def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
@@ -149,8 +165,8 @@ def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
     for name, value in here.items():
         if value != there[name]:
             raise UsageError(
-                f"{name} is {there[name]} in the checkpoint, but {value} in --config; choose or"
-                " change the config."
+                f"{name} is {there[name]} in the checkpoint, but {value} in the config; choose"
+                " another by --config, or change a field of it."
             )
 
 

@@ -188,7 +188,7 @@ def test_warnings_state_the_share():
 def test_a_run_to_train_on(without_torch, tmp_path):
     workdir = tmp_path / "run"
     path = saved(tmp_path, state())
-    config = ["--config=configs/cifar10.py:resnet20", f"--workdir={workdir}"]
+    config = [f"--workdir={workdir}"]
     call(convert.main, path, f"--model={NAME}", f"--out={tmp_path / 'model'}", *config)
     progress = load_run(read_config(workdir), workdir, make_mesh(1)).progress
     assert int(progress.state.step) == 0
@@ -208,9 +208,9 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch):
         "name one checkpoint": [out, model],
         "--model and --out are needed": [path, out],
         "did you mean 'cifar.resnet20_1w1a'": [path, out, "--model=cifar.resnet20"],
-        "belong together": [path, out, model, workdir],
+        "--config is of a run": [path, out, model, config],
         "--config is of cifar.resnet18_1w1a": [path, out, model, config, workdir],
-        "come from --config": [path, out, model, config, workdir, "--image_size=64"],
+        "come from the config": [path, out, model, config, workdir, "--image_size=64"],
         "--classes=.* cannot be read": [path, out, model, f"--classes={tmp_path}"],
         "there is no file": [tmp_path / "no", out, model],
         "exists": [path, f"--out={path}", model],
@@ -218,6 +218,11 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch):
     for message, arguments in wrong.items():
         with pytest.raises(UsageError, match=message):
             call(convert.main, *arguments)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setitem(sys.modules, "configs", None)
+        elsewhere.delitem(sys.modules, "configs.cifar10", raising=False)
+        with pytest.raises(UsageError, match="needs --config here"):
+            call(convert.main, path, out, model, workdir)
     monkeypatch.setattr("siman_jax.torch_checkpoint.importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"needs PyTorch:\n  pip install 'siman-jax\[torch\]'"):
         call(convert.main, path, out, model)
