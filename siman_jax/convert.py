@@ -62,8 +62,8 @@ _WORKDIR = flags.DEFINE_string(
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Settings of the run in --workdir, normalization and sizes too; by default those of the model in"
-    " configs/ of this project.",
+    "Settings of the run in --workdir, normalization and sizes too; by default those of the model"
+    " in this project's configs/.",
     allow_override=True,
 )
 _CLASSES = flags.DEFINE_string("classes", None, "Text file with the name of a class in each line.")
