@@ -271,20 +271,8 @@ def identity(x: Array) -> Array:
     return x
 
 
+# Names the rules that leave weights or activations real-valued.
 REAL = "real"
-
-# From a latent kernel `[..., out]` to the kernel that multiplies.
-WEIGHT_RULES: dict[str, Callable[[Array], Array]] = {
-    **{rule: partial(siman_kernel, rule=rule) for rule in BIT_RULES},
-    REAL: identity,
-}
-
-# From a layer's input `[batch, ..., channels]` to the activations that are multiplied.
-ACTIVATION_RULES: dict[str, Callable[[Array], Array]] = {
-    "siman": siman_activation,
-    "approx_sign": approx_sign,
-    REAL: identity,
-}
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:

@@ -9,7 +9,6 @@ computes it.
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -40,16 +39,6 @@ def matrix_shape(n: int) -> tuple[int, int]:
     """
     p = next(p for p in range(math.isqrt(n), 0, -1) if n % p == 0)
     return p, n // p
-
-
-def random_rotations(key: Array, n: int) -> Rotations:
-    """Draw orthogonal matrices for filters of `n` weights, uniformly; float32."""
-    p, q = matrix_shape(n)
-    left, right = jax.random.split(key)
-    return Rotations(
-        jax.random.orthogonal(left, p, dtype=jnp.float32),
-        jax.random.orthogonal(right, q, dtype=jnp.float32),
-    )
 
 
 def update_rotations(kernel: Array, rotations: Rotations) -> Rotations:

@@ -40,7 +40,7 @@ def abstract_snapshot(
 
     def start(key: Array) -> Snapshot:
         state = create_state(model, optimizer, key, image_shape(config))
-        bits = binary_bits(state.params, config.model.weight_rule)
+        bits = binary_bits(state.params, config.model.weight_rule, state.rotations)
         return Snapshot(Progress(state, Sums.zero()), bits)
 
     shapes = jax.eval_shape(start, jax.random.key(0))
@@ -78,4 +78,5 @@ def first_snapshot(
     options = {"xla_backend_optimization_level": 0}
     state = jax.jit(create, out_shardings=shardings.progress.state, compiler_options=options)(key)
     sums = jax.jit(Sums.zero, out_shardings=shardings.progress.sums)()
-    return Snapshot(Progress(state, sums), read_bits(state.params, config.model.weight_rule))
+    bits = read_bits(state.params, config.model.weight_rule, state.rotations)
+    return Snapshot(Progress(state, sums), bits)

@@ -1,6 +1,6 @@
 """One step of training and one of evaluation, as pure functions of a state and a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +10,9 @@ import optax
 from flax import struct
 from jax import Array, lax
 
+from siman_jax.layers import ROTATIONS, SCHEDULE
 from siman_jax.metrics import Sums, score
-from siman_jax.optimizer import Schedule, project_binary_kernels
+from siman_jax.optimizer import Schedule, project_binary_kernels, rotate_binary_kernels
 
 
 @struct.dataclass
@@ -23,16 +24,22 @@ class TrainState:
       params: float32 parameters.
       batch_stats: running mean and variance of every batch norm.
       opt_state: state of the optax chain.
+      rotations: a pair for every binary layer, where the weight rule has them.
     """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    rotations: Any = struct.field(default_factory=dict)
 
     def variables(self) -> dict[str, Any]:
         """What the network's `apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        return {
+            "params": self.params,
+            "batch_stats": self.batch_stats,
+            **({ROTATIONS: self.rotations} if self.rotations else {}),
+        }
 
 
 def create_state(
@@ -45,6 +52,7 @@ def create_state(
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
+        rotations=variables.get(ROTATIONS, {}),
     )
 
 
@@ -55,11 +63,15 @@ def train_step(
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    clip_percent: Schedule,
+    clip_percent: Schedule | None,
+    schedule: Callable[[Array], Mapping[str, Array]] = lambda step: {},
+    steps_per_epoch: int = 1,
     accumulation: int = 1,
     replicate: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Sums]:
     """Project the binary kernels, take the gradient there, update the projected values.
+
+    Where the weight rule has rotations, the first step of an epoch updates them before all else.
 
     The loss is the mean over the examples that count, so that with accumulation too its gradient
     is that of the whole batch, but for the statistics of batch norm, which are each part's own.
@@ -70,7 +82,9 @@ def train_step(
       labels: int32 `[batch]`; examples with a negative label do not count.
       model: the network that `state` was created for.
       optimizer: the optax chain that `state` was created for.
-      clip_percent: function from the step to the projection's percentage.
+      clip_percent: function from the step to the projection's percentage; None for no projection.
+      schedule: function from the step to the scalars that the network's estimators take.
+      steps_per_epoch: how often the rotations are updated.
       accumulation: number of equal parts that the batch is taken in, one after the other, to
         save memory.
       replicate: keeps a tree whole on every device where the optimiser's state is divided, lest
@@ -79,14 +93,28 @@ def train_step(
     Returns:
       The state after the step, and loss and hits of the batch before it.
     """
-    params = replicate(project_binary_kernels(state.params, clip_percent(state.step)))
+    params = state.params
+    if clip_percent is not None:
+        params = project_binary_kernels(params, clip_percent(state.step))
+    params = replicate(params)
+    rotations = state.rotations
+    if rotations:
+        rotations = lax.cond(
+            state.step % steps_per_epoch == 0,
+            rotate_binary_kernels,
+            lambda _, unchanged: unchanged,
+            params,
+            rotations,
+        )
+        rotations = replicate(rotations)
+    constants = {ROTATIONS: rotations, SCHEDULE: dict(schedule(state.step))}
     counted = jnp.maximum(jnp.sum(labels >= 0), 1)
 
     def share_of_loss(
         params: Any, batch_stats: Any, images: Array, labels: Array
     ) -> tuple[Array, tuple[Any, Sums]]:
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": params, "batch_stats": batch_stats, **constants},
             images,
             train=True,
             mutable=["batch_stats"],
@@ -118,6 +146,7 @@ def train_step(
         params=optax.apply_updates(params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
+        rotations=rotations,
     )
     return state, sums
 
