@@ -24,14 +24,14 @@ class TrainState:
       params: float32 parameters.
       batch_stats: running mean and variance of every batch norm.
       opt_state: state of the optax chain.
-      rotations: a pair for every binary layer, where the weight rule has them.
+      rotations: a pair for every binary layer, where the weight rule has them, else None.
     """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
-    rotations: Any = struct.field(default_factory=dict)
+    rotations: Any = None
 
     def variables(self) -> dict[str, Any]:
         """What the network's `apply` takes."""
@@ -52,7 +52,7 @@ def create_state(
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
-        rotations=variables.get(ROTATIONS, {}),
+        rotations=variables.get(ROTATIONS),
     )
 
 
