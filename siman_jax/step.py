@@ -1,5 +1,6 @@
 """One step of training and one of evaluation, as pure functions of a state and a batch."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,22 +25,31 @@ class TrainState:
       params: float32 parameters.
       batch_stats: running mean and variance of every batch norm.
       opt_state: state of the optax chain.
-      rotations: a pair for every binary layer, where the weight rule has them, else None.
     """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
-    rotations: Any = None
 
     def variables(self) -> dict[str, Any]:
         """What the network's `apply` takes."""
-        return {
-            "params": self.params,
-            "batch_stats": self.batch_stats,
-            **({ROTATIONS: self.rotations} if self.rotations else {}),
-        }
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@struct.dataclass
+class RotatedState(TrainState):
+    """The state where the weight rule has rotations; checkpoints of other rules hold none.
+
+    Attributes:
+      rotations: a pair of matrices for every binary layer.
+    """
+
+    rotations: Any
+
+    def variables(self) -> dict[str, Any]:
+        """What the network's `apply` takes."""
+        return {**super().variables(), ROTATIONS: self.rotations}
 
 
 def create_state(
@@ -47,13 +57,15 @@ def create_state(
 ) -> TrainState:
     """Initial state for images of `image_shape`, `(height, width, channels)`."""
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
-        rotations=variables.get(ROTATIONS),
     )
+    if ROTATIONS not in variables:
+        return state
+    return RotatedState(**vars(state), rotations=variables[ROTATIONS])
 
 
 def train_step(
@@ -97,17 +109,18 @@ def train_step(
     if clip_percent is not None:
         params = project_binary_kernels(params, clip_percent(state.step))
     params = replicate(params)
-    rotations = state.rotations
-    if rotations:
+    constants: dict[str, Any] = {SCHEDULE: dict(schedule(state.step))}
+    if isinstance(state, RotatedState):
         rotations = lax.cond(
             state.step % steps_per_epoch == 0,
             rotate_binary_kernels,
             lambda _, unchanged: unchanged,
             params,
-            rotations,
+            state.rotations,
         )
         rotations = replicate(rotations)
-    constants = {ROTATIONS: rotations, SCHEDULE: dict(schedule(state.step))}
+        state = dataclasses.replace(state, rotations=rotations)
+        constants[ROTATIONS] = rotations
     counted = jnp.maximum(jnp.sum(labels >= 0), 1)
 
     def share_of_loss(
@@ -141,12 +154,12 @@ def train_step(
         (gradients, batch_stats, sums), _ = lax.scan(add_part, start, parts)
 
     updates, opt_state = optimizer.update(replicate(gradients), state.opt_state, params)
-    state = TrainState(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=optax.apply_updates(params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
-        rotations=rotations,
     )
     return state, sums
 

@@ -137,8 +137,7 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
                         f"after step {steps} the devices hold different parameters; training"
                         " stopped. Checkpoints are from before. Look for a faulty device."
                     )
-                before = bits
-                bits = read_bits(state.params, config.model.weight_rule, state.rotations)
+                before, bits = bits, read_bits(state, config.model.weight_rule)
                 row = {
                     "step": steps,
                     "epoch": epoch + 1,

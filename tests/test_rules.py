@@ -18,7 +18,7 @@ from configs import digits
 from siman_jax.data import load_dataset
 from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.flips import binary_bits, shares_flipped
+from siman_jax.flips import shares_flipped
 from siman_jax.layers import BINARY_KERNEL, BatchNorm, BinaryConv, BinaryDense
 from siman_jax.models import MODELS, build_model
 from siman_jax.optimizer import (
@@ -32,6 +32,7 @@ from siman_jax.packed.network import pack_variables, packed_twin
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.rules import ACTIVATION_RULES, AT_THE_END, WEIGHT_RULES
 from siman_jax.runlog import read_rows
+from siman_jax.snapshot import read_bits
 from siman_jax.step import create_state, eval_step, train_step
 from siman_jax.summary import summarize
 from siman_jax.task import build_task, model_from_config
@@ -137,15 +138,14 @@ def learn(weight_rule, **optimizer_settings):
     step = jax.jit(step, donate_argnums=0)
     start = partial(create_state, model, optimizer, image_shape=(8, 8, 1))
     state = jax.jit(start, compiler_options=QUICK)(jax.random.key(0))
-    read = jax.jit(partial(binary_bits, weight_rule=weight_rule), compiler_options=QUICK)
-    before = read(state.params, rotations=state.rotations)
+    before = read_bits(state, weight_rule)
     rng = np.random.default_rng(0)
     for _ in range(EPOCHS):
         for batch in rng.permutation(len(labels))[: steps * BATCH].reshape(steps, BATCH):
             state, _ = step(state, images[batch], labels[batch])
     score = jax.jit(partial(eval_step, model=model), compiler_options=QUICK)
     sums = score(state.variables(), normalized(data.test), data.test.labels)
-    flipped = shares_flipped(before, read(state.params, rotations=state.rotations))
+    flipped = shares_flipped(before, read_bits(state, weight_rule))
     return sums.means()["top1"], [float(share) for share in flipped.values()]
 
 
