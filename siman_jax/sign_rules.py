@@ -62,7 +62,8 @@ def dorefa_kernel(kernel: Array) -> Array:
     Args:
       kernel: `[..., out]`.
 
-    Source: DoReFa-Net at 1 bit, arXiv 1606.06160, equation 8.
+    Source: DoReFa-Net at 1 bit, arXiv 1606.06160. The paper's activations are 0 and 1; here they
+    are -1 and +1, as in every other rule, so that its kernels pack like theirs.
     """
     return jnp.mean(jnp.abs(kernel)) * ste_sign(kernel)
 

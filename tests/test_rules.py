@@ -312,8 +312,8 @@ def test_bits_are_stored_signs_with_the_rule_s_scale():
     np.testing.assert_allclose(layer.apply(given, x), -layer.apply(variables, x))
 
 
-def test_a_step_hands_the_schedule_to_every_layer():
-    """One that pulls the gradient to zero by sharpness, in the layer it starts from."""
+def test_the_schedule_reaches_the_estimators():
+    """Without one, gradients are those of the end; outputs are the same whatever it says."""
     x = jax.random.normal(jax.random.key(0), (6, 20))
     layer = BinaryDense(4, "ir_net", "tanh_sign")
     variables = layer.init(jax.random.key(1), x)
@@ -322,7 +322,8 @@ def test_a_step_hands_the_schedule_to_every_layer():
         given = {**variables, "schedule": {"sharpness": jnp.float32(sharpness)}}
         return jax.grad(lambda x: layer.apply(given, x).sum())(x)
 
-    np.testing.assert_allclose(slope(10.0), jax.grad(lambda x: layer.apply(variables, x).sum())(x))
+    at_the_end = jax.grad(lambda x: layer.apply(variables, x).sum())(x)
+    np.testing.assert_allclose(slope(10.0), at_the_end)
     assert jnp.abs(slope(1e3)).sum() < jnp.abs(slope(1e-3)).sum()
 
 

@@ -68,11 +68,11 @@ def pack_variables(model: nn.Module, variables: Mapping) -> dict:
     """
     params = leaves_by_module(variables["params"])
     statistics = leaves_by_module(variables["batch_stats"])
+    rotations = leaves_by_module(variables.get(ROTATIONS, {}))
     bits = leaves_by_module(variables.get(BITS, {}))
     weight_rule = WEIGHT_RULES[model.conv(features=1).weight_rule]
     epsilon = model.norm().epsilon
 
-    rotations = leaves_by_module(variables.get(ROTATIONS, {}))
     binary = {module: own for module, own in params.items() if BINARY_KERNEL in own}
     kernels = {
         module: weight_rule(own[BINARY_KERNEL], {**AT_THE_END, **own, **rotations.get(module, {})})
