@@ -7,7 +7,7 @@ computes it.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -59,14 +59,17 @@ def update_rotations(kernel: Array, rotations: Rotations) -> Rotations:
       Rotations of the same shapes and dtype.
     """
     x = _matrices(standardize(kernel, filter_axes(kernel), epsilon=0))
-    left, right = rotations
-    for _ in range(_ROUNDS):
+
+    def one_round(_: Any, rotations: Rotations) -> Rotations:
+        left, right = rotations
         codes = jnp.where(_rotate(x, left, right) >= 0, 1, -1).astype(x.dtype)
         u, _, vt = jnp.linalg.svd(_product("ipq,rq,isr->ps", codes, right, x))
         left = _product("kp,sk->ps", vt, u)
         u, _, vt = jnp.linalg.svd(_product("ipq,ps,isr->qr", x, left, codes))
         right = _product("qk,kr->qr", u, vt)
-    return Rotations(left, right)
+        return Rotations(left, right)
+
+    return lax.fori_loop(0, _ROUNDS, one_round, rotations)
 
 
 def rbnn_kernel(

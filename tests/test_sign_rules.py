@@ -198,8 +198,9 @@ ALL_KERNELS = {name: function for name, (function, _, _) in KERNELS.items()} | {
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_kernels_have_one_magnitude_per_filter(name, shape, dtype):
     w = jax.random.normal(jax.random.key(0), shape, dtype)
-    kernel, pullback = jax.vjp(ALL_KERNELS[name], w)
-    assert kernel.dtype == pullback(kernel)[0].dtype == dtype
+    rule = jax.jit(ALL_KERNELS[name])
+    kernel, gradient = rule(w), jax.eval_shape(jax.grad(lambda w: rule(w).sum()), w)
+    assert kernel.dtype == gradient.dtype == dtype
     magnitude = jnp.abs(kernel).reshape(-1, shape[-1])
     np.testing.assert_array_equal(magnitude, jnp.broadcast_to(magnitude[:1], magnitude.shape))
     assert magnitude.min() > 0
@@ -207,7 +208,7 @@ def test_kernels_have_one_magnitude_per_filter(name, shape, dtype):
 
 def test_ir_net_scales_by_powers_of_two():
     w = jax.random.normal(jax.random.key(0), (3, 3, 5, 7))
-    scale = np.abs(sign_rules.ir_net_kernel(w, 1.0))[0, 0, 0]
+    scale = np.abs(jax.jit(sign_rules.ir_net_kernel)(w, 1.0))[0, 0, 0]
     assert (np.frexp(scale)[0] == 0.5).all()
 
 
@@ -234,14 +235,15 @@ def random_rotations(seed, n):
     )
 
 
-def test_rotated_kernel_in_narrow_dtype_and_as_a_matrix():
+def test_rotated_kernels_of_convolutions_and_matrices():
+    rule, update = jax.jit(rotation.rbnn_kernel), jax.jit(rotation.update_rotations)
     for shape in ((3, 3, 4, 6), (20, 6)):
         rotations = random_rotations(0, math.prod(shape[:-1]))
         w = jax.random.normal(jax.random.key(1), shape)
-        kernel = rotation.rbnn_kernel(w, jnp.ones(6), *rotations, 0.5)
+        kernel = rule(w, jnp.ones(6), *rotations, 0.5)
         assert (kernel.shape, kernel.dtype) == (shape, w.dtype)
         assert set(np.unique(kernel)) == {-1, 1}
-        for matrix in rotation.update_rotations(w, rotations):
+        for matrix in update(w, rotations):
             np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-5)
 
 
@@ -250,13 +252,14 @@ def test_an_update_turns_weights_towards_their_signs(x64):
     w = jax.random.normal(jax.random.key(0), (3, 3, 8, 16))
     rotations = jax.tree.map(lambda r: r.astype(w.dtype), random_rotations(1, 72))
 
+    @jax.jit
     def aligned(rotations):
         return jnp.abs(rotation._rotate(rotation._matrices(w), *rotations)).sum()
 
     w = w - w.mean((0, 1, 2), keepdims=True)
-    before = aligned(rotations)
+    before, update = aligned(rotations), jax.jit(rotation.update_rotations)
     for _ in range(3):
-        rotations = rotation.update_rotations(w, rotations)
+        rotations = update(w, rotations)
         assert aligned(rotations) > before
         before = aligned(rotations)
 
