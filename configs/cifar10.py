@@ -13,8 +13,7 @@ The hours are 41, 555 and 608 M multiply-accumulates x 6 operations x 50,000 ima
 5 % of the card's 989 TFLOP/s in bfloat16: small images keep little of it busy.
 
 Data come from TensorFlow Datasets; the first run prepares them, which needs the extra
-`prepare`. The real-valued twin is `--config.model.weight_rule=real
---config.model.activation_rule=real`.
+`prepare`. The real-valued twin is `--config.model.weight_rule=real`.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +40,7 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.model.name = f"cifar.{network}_1w1a"
     config.model.width = choose(WIDTHS, network, "variant")
     config.model.weight_rule = "half_half"
-    config.model.activation_rule = "siman"
+    config.model.activation_rule = "default"  # the weight rule's own
     config.model.dtype = "float32"
 
     config.data = ConfigDict()
@@ -70,4 +69,14 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.optimizer.weight_decay = 5e-4
     config.optimizer.undecayed = ("binary_kernel", "alpha")
     config.optimizer.clip_percent = 15.0
+    config.optimizer.bop = False  # flip the kernels of the rule bnn by Bop
+    config.optimizer.bop_adaptivity = 1e-4
+    config.optimizer.bop_threshold = 1e-8
+
+    # How gradients sharpen; each rule takes what it needs, half_half nothing.
+    config.estimator = ConfigDict()
+    config.estimator.first_sharpness = 1e-2  # rbnn's; ir_net's: 1e-3 for ResNet-20, else 1e-1
+    config.estimator.last_sharpness = 10.0
+    config.estimator.first_tau = 0.85  # recu's
+    config.estimator.last_tau = 0.99
     return config

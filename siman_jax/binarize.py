@@ -27,16 +27,18 @@ from siman_jax.order_statistics import exceeds_kth_smallest, quantiles
 VARIANCE_EPSILON = 1e-5
 
 
-def standardize(x: Array, axes: Sequence[int]) -> Array:
+def standardize(x: Array, axes: Sequence[int], epsilon: float = VARIANCE_EPSILON) -> Array:
     """Shift and scale `x` to mean 0 and variance 1 over `axes`.
 
-        u = (x - mean(x)) / sqrt(var(x) + 1e-5),   var divided by n - 1
+        u = (x - mean(x)) / sqrt(var(x) + epsilon),   var divided by n - 1
 
-    The backward is the true derivative, through mean and variance.
+    The backward is the true derivative, through mean and variance. Numbers that are all equal
+    become 0, without an epsilon too.
 
     Args:
       x: floating array of any shape.
       axes: the axes that share one mean and one variance, n numbers together.
+      epsilon: added to the variance; 0 for the plain quotient.
 
     Returns:
       Array of the shape and dtype of `x`.
@@ -55,7 +57,10 @@ def standardize(x: Array, axes: Sequence[int]) -> Array:
         )
     centred = x - jnp.mean(x, axes, keepdims=True)
     variance = jnp.sum(jnp.square(centred), axes, keepdims=True) / (n - 1)
-    return centred / jnp.sqrt(variance + VARIANCE_EPSILON)
+    if epsilon == 0:
+        # Before the root, whose derivative at 0 is infinite.
+        variance = jnp.where(variance > 0, variance, 1)
+    return centred / jnp.sqrt(variance + epsilon)
 
 
 def project(kernel: Array, percent: Array | float) -> Array:
@@ -74,7 +79,7 @@ def project(kernel: Array, percent: Array | float) -> Array:
     Returns:
       The projected kernel, of the shape and dtype of `kernel`.
     """
-    centred = kernel - jnp.mean(kernel, _filter_axes(kernel), keepdims=True)
+    centred = kernel - jnp.mean(kernel, filter_axes(kernel), keepdims=True)
     magnitude = jnp.abs(centred).astype(wide(kernel.dtype))
     fraction = jnp.asarray(percent, magnitude.dtype) / 100
     low, high = quantiles(magnitude, jnp.stack([fraction, 1 - fraction]))
@@ -177,7 +182,7 @@ def angle_optimal_bits(u: Array) -> AngleOptimal:
     best = 1 + jnp.argmax(sums / jnp.sqrt(k)[:, None], axis=0, keepdims=True)
     chosen = exceeds_kth_smallest(magnitude, magnitude.shape[0] - 1 - best.astype(jnp.int32))
     bits = chosen.astype(u.dtype).reshape(u.shape)
-    return AngleOptimal(bits, jnp.mean(bits, _filter_axes(u)), cosine(u, bits))
+    return AngleOptimal(bits, jnp.mean(bits, filter_axes(u)), cosine(u, bits))
 
 
 def cosine(u: Array, bits: Array) -> Array:
@@ -192,7 +197,7 @@ def cosine(u: Array, bits: Array) -> Array:
     Returns:
       `[out]`, dtype of `u`.
     """
-    axes = _filter_axes(u)
+    axes = filter_axes(u)
     product = jnp.sum(jnp.abs(u) * bits, axes)
     norms = jnp.sqrt(jnp.sum(jnp.square(u), axes) * jnp.sum(jnp.square(bits), axes))
     return jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1), 0)
@@ -241,7 +246,7 @@ def siman_kernel(kernel: Array, rule: str = "half_half") -> Array:
     Source: arXiv 2102.07981.
     """
     choose(BIT_RULES, rule, "bit rule")
-    return _magnitude_code(standardize(kernel, _filter_axes(kernel)), rule)
+    return _magnitude_code(standardize(kernel, filter_axes(kernel)), rule)
 
 
 def siman_activation(x: Array) -> Array:
@@ -266,20 +271,8 @@ def identity(x: Array) -> Array:
     return x
 
 
+# Names the rules that leave weights or activations real-valued.
 REAL = "real"
-
-# From a latent kernel `[..., out]` to the kernel that multiplies.
-WEIGHT_RULES: dict[str, Callable[[Array], Array]] = {
-    **{rule: partial(siman_kernel, rule=rule) for rule in BIT_RULES},
-    REAL: identity,
-}
-
-# From a layer's input `[batch, ..., channels]` to the activations that are multiplied.
-ACTIVATION_RULES: dict[str, Callable[[Array], Array]] = {
-    "siman": siman_activation,
-    "approx_sign": approx_sign,
-    REAL: identity,
-}
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
@@ -292,5 +285,6 @@ def _magnitudes(u: Array) -> Array:
     return jnp.abs(u).reshape(-1, u.shape[-1])
 
 
-def _filter_axes(kernel: Array) -> tuple[int, ...]:
+def filter_axes(kernel: Array) -> tuple[int, ...]:
+    """The axes of one filter: all but the last."""
     return tuple(range(kernel.ndim - 1))

@@ -35,6 +35,7 @@ from siman_jax.packed.file import PackedNetwork, write_network
 from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes, parse_notes
 from siman_jax.stored_run import found_run
+from siman_jax.task import activation_rule
 from siman_jax.torch_bits import stored_bits
 from siman_jax.torch_checkpoint import read_state
 from siman_jax.torch_names import flax_path, variables_from_torch
@@ -158,9 +159,13 @@ def _config_of(model: str) -> ConfigDict:
 
 
 def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
-    here = {"num_classes": num_classes(config.data), "width": config.model.width}
-    here |= {name: config.model[name] for name in _RULES}
-    here["channels"] = config.data.channels
+    here = {
+        "num_classes": num_classes(config.data),
+        "width": config.model.width,
+        "weight_rule": config.model.weight_rule,
+        "activation_rule": activation_rule(config),
+        "channels": config.data.channels,
+    }
     there = network.arguments | {"channels": network.image_shape[2]}
     for name, value in here.items():
         if value != there[name]:

@@ -32,7 +32,7 @@ from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes
 from siman_jax.runlog import read_rows
 from siman_jax.stored_run import load_run
-from siman_jax.task import image_shape
+from siman_jax.task import activation_rule, image_shape
 from siman_jax.workdir import config_digest, read_config
 
 # Other commands have flags of some of these names, and tests import several commands.
@@ -93,7 +93,9 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNe
     state = load_run(config, workdir, make_mesh(1), best=best).progress.state
     arguments = {
         "num_classes": state.params["fc"]["bias"].shape[0],
-        **{name: config.model[name] for name in ("width", "weight_rule", "activation_rule")},
+        "width": config.model.width,
+        "weight_rule": config.model.weight_rule,
+        "activation_rule": activation_rule(config),
     }
     notes = notes_from_config(
         config.data,

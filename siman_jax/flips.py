@@ -4,26 +4,27 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 from jax import Array
 
-from siman_jax.binarize import WEIGHT_RULES
-from siman_jax.layers import BINARY_KERNEL
+from siman_jax.layers import BINARY_KERNEL, leaves_by_module
+from siman_jax.rules import AT_THE_END, WEIGHT_RULES
 
 Bits = dict[str, Array]
 
 
-def binary_bits(params: Mapping, weight_rule: str) -> Bits:
+def binary_bits(params: Mapping, weight_rule: str, rotations: Mapping | None = None) -> Bits:
     """Bits of every binary kernel, True for +1, by the path of its layer.
 
     Args:
       params: parameters of a network.
-      weight_rule: key of `binarize.WEIGHT_RULES` that the network uses.
+      weight_rule: key of `rules.WEIGHT_RULES` that the network uses.
+      rotations: the network's collection of that name, where its rule has one.
     """
+    rule = WEIGHT_RULES[weight_rule]
     return {
-        "/".join(path[:-1]): WEIGHT_RULES[weight_rule](leaf) > 0
-        for path, leaf in flatten_dict(params).items()
-        if path[-1] == BINARY_KERNEL
+        "/".join(module): rule(own[BINARY_KERNEL], {**AT_THE_END, **own}) > 0
+        for module, own in leaves_by_module(params, rotations or {}).items()
+        if BINARY_KERNEL in own
     }
 
 

@@ -1,27 +1,48 @@
-"""Flax layers of binary networks: thin modules over `binarize`.
+"""Flax layers of binary networks: thin modules over `rules`.
 
-Parameters are float32; `dtype` is what a layer computes in. A binary layer owns the leaves
-`binary_kernel` and `alpha`, names that occur nowhere else, so that the optimiser can tell them
-apart by name. With the weight rule "real" the same layer is an ordinary one and owns `kernel`.
+Parameters are float32; `dtype` is what a layer computes in. A binary layer owns the leaf
+`binary_kernel`, and `alpha` and `theta` where its weight rule learns them: names that occur nowhere
+else, so that the optimiser can tell them apart. With the weight rule "real" the same layer is an
+ordinary one and owns `kernel`.
+
+Two collections beside the parameters serve some rules: `rotations`, a pair of matrices per layer,
+and `schedule`, scalars that all layers share, which a training step hands to `apply` at the top
+level, such as `{"schedule": {"sharpness": 0.1}}`. Without it, as in evaluation, gradients would be
+those of the end of training; outputs do not depend on it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from siman_jax.binarize import ACTIVATION_RULES, REAL, WEIGHT_RULES, wide
+from siman_jax.binarize import REAL, wide
 from siman_jax.errors import choose
+from siman_jax.rotation import matrix_shape
+from siman_jax.rules import (
+    ACTIVATION_RULES,
+    AT_THE_END,
+    LEFT,
+    RIGHT,
+    THETA,
+    WEIGHT_RULES,
+    WeightRule,
+    filter_scales,
+)
 
 BINARY_KERNEL = "binary_kernel"
 BITS = "bits"
+ROTATIONS = "rotations"
+SCHEDULE = "schedule"
 
 Initializer = Callable[..., Array]
+Path = tuple[str, ...]
 
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # Uniform in +-1/sqrt(fan_in), which is how PyTorch draws a layer's weight by default.
@@ -96,19 +117,19 @@ class BinaryConv(nn.Module):
 
         y = conv(activation_rule(x), weight_rule(w)) * alpha
 
-    without bias; padding is with zeros, after the activations are binarized, so a padded tap
-    contributes 0.
+    without bias, and without alpha where the weight rule learns none; padding is with zeros, after
+    the activations are binarized, so a padded tap contributes 0.
 
     In evaluation the bits are recomputed from the kernel, unless the variables hold them: a
-    leaf `binary_kernel` in {0, 1} in the collection `bits` takes the kernel's place.
+    leaf `binary_kernel` in {0, 1} in the collection `bits` takes the place of the kernel's signs.
 
     Attributes:
       features: output channels.
       kernel_size: height and width of the kernel.
       strides: step of the convolution, the same both ways.
-      weight_rule: key of `binarize.WEIGHT_RULES`; "real" makes an ordinary convolution, with
+      weight_rule: key of `rules.WEIGHT_RULES`; "real" makes an ordinary convolution, with
         the leaf `kernel` and no alpha.
-      activation_rule: key of `binarize.ACTIVATION_RULES`.
+      activation_rule: key of `rules.ACTIVATION_RULES`.
       dtype: dtype of the operands and of the output; products of +-1 are summed in float32
         (float64 if that is `dtype`), so their sums are exact in every dtype.
 
@@ -164,21 +185,66 @@ def _binary_product(
     """What binary layers share: their leaves, the two rules, the product and its scale."""
     weight_rule = choose(WEIGHT_RULES, layer.weight_rule, "weight rule")
     activation_rule = choose(ACTIVATION_RULES, layer.activation_rule, "activation rule")
+    schedule = _schedule(layer)
     # A sample's mean decides its bits, so it is taken in more than bfloat16.
-    activations = activation_rule(x.astype(wide(layer.dtype))).astype(layer.dtype)
+    activations = activation_rule(x.astype(wide(layer.dtype)), schedule).astype(layer.dtype)
     if layer.weight_rule == REAL:
         kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
         return product(activations, kernel.astype(layer.dtype))
 
     latent = layer.param(BINARY_KERNEL, layer.kernel_init, shape, jnp.float32)
-    alpha = layer.param("alpha", _mean_magnitude_of_uniform(shape), shape[-1:])
+    alpha = _alpha(layer, weight_rule, shape)
+    given = {**schedule, **_inputs(layer, weight_rule, shape)}
+    sign = None
     if layer.has_variable(BITS, BINARY_KERNEL):
         bits: Array = layer.get_variable(BITS, BINARY_KERNEL)
-        code = 2 * bits.astype(layer.dtype) - 1
+        sign = 2 * bits.astype(layer.dtype) - 1
+    if weight_rule.scaled:
+        kernel = weight_rule(latent, given)
+        if sign is not None:
+            kernel = jnp.abs(kernel) * sign.astype(kernel.dtype)
+        y = _scale_afterwards(product)(activations, kernel)
     else:
-        code = weight_rule(latent).astype(layer.dtype)
-    y = _accumulate_wide(product)(activations, code)
-    return (y * per_channel(alpha, y)).astype(layer.dtype)
+        code = weight_rule(latent, given) if sign is None else sign
+        y = _accumulate_wide(product)(activations, code.astype(layer.dtype))
+    if alpha is not None:
+        y = y * per_channel(alpha, y)
+    return y.astype(layer.dtype)
+
+
+def _schedule(layer: nn.Module) -> dict[str, Array | float]:
+    """The scheduled scalars that `apply` was given at the top level, or those of the end."""
+    root = layer.scope.root if layer.scope else None
+    if root is None:
+        return dict(AT_THE_END)
+    return {name: root.get_variable(SCHEDULE, name, value) for name, value in AT_THE_END.items()}
+
+
+def _alpha(layer: nn.Module, rule: WeightRule, shape: tuple[int, ...]) -> Array | None:
+    if rule.alpha is None:
+        return None
+    init = {
+        "mean magnitude": _mean_magnitude_of_uniform(shape),
+        "uniform": nn.initializers.uniform(1.0),
+    }[rule.alpha]
+    return layer.param("alpha", init, shape[-1:])
+
+
+def _inputs(layer: nn.Module, rule: WeightRule, shape: tuple[int, ...]) -> dict[str, Array]:
+    """The leaves that a rule takes beside the latent kernel."""
+    leaves = {}
+    if THETA in rule.inputs:
+        quarter_turn = nn.initializers.constant(math.pi / 2)
+        leaves[THETA] = layer.param(THETA, quarter_turn, shape[-1:], jnp.float32)
+    if rule.rotated:
+        sizes = matrix_shape(math.prod(shape[:-1]))
+        for name, size in zip((LEFT, RIGHT), sizes, strict=True):
+            leaves[name] = layer.variable(ROTATIONS, name, _orthogonal, layer, size).value
+    return leaves
+
+
+def _orthogonal(layer: nn.Module, size: int) -> Array:
+    return jax.random.orthogonal(layer.make_rng("params"), size, dtype=jnp.float32)
 
 
 def same_padding(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -188,6 +254,15 @@ def same_padding(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     (((1, 1), (1, 1)), ((0, 1), (0, 1)))
     """
     return (((size - 1) // 2, size // 2),) * 2
+
+
+def leaves_by_module(*trees: Mapping) -> dict[Path, dict[str, Array]]:
+    """Each module's own leaves by their names, those of all collections in `trees` together."""
+    modules: dict[Path, dict[str, Array]] = {}
+    for tree in trees:
+        for path, leaf in flatten_dict(tree).items():
+            modules.setdefault(path[:-1], {})[path[-1]] = leaf
+    return modules
 
 
 def per_channel(values: Array, x: Array) -> Array:
@@ -224,6 +299,34 @@ def _accumulate_wide(product: Callable[..., Array]) -> Callable[[Array, Array], 
     def forward_bwd(operands: tuple[Array, Array], g: Array) -> tuple[Array, ...]:
         _, pullback = jax.vjp(product, *operands)
         return pullback(g.astype(operands[0].dtype))
+
+    forward.defvjp(forward_fwd, forward_bwd)
+    return forward
+
+
+def _scale_afterwards(product: Callable[..., Array]) -> Callable[[Array, Array], Array]:
+    """Take a kernel's one magnitude per filter out of the product, on the way forward.
+
+        forward:   product(x, sign(kernel)) * scale
+        backward:  that of product(x, kernel)
+
+    So the sums are whole numbers here too, exact in every dtype and equal to the packed ones.
+    """
+
+    @jax.custom_vjp
+    def forward(x: Array, kernel: Array) -> Array:
+        code = jnp.where(kernel >= 0, 1, -1).astype(x.dtype)
+        y = product(x, code, preferred_element_type=wide(x.dtype))
+        return y * per_channel(filter_scales(kernel), y)
+
+    def forward_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return forward(x, kernel), (x, kernel)
+
+    def forward_bwd(operands: tuple[Array, Array], g: Array) -> tuple[Array, ...]:
+        x, kernel = operands
+        _, pullback = jax.vjp(product, x, kernel.astype(x.dtype))
+        dx, dkernel = pullback(g.astype(x.dtype))
+        return dx, dkernel.astype(kernel.dtype)
 
     forward.defvjp(forward_fwd, forward_bwd)
     return forward

@@ -1,4 +1,4 @@
-"""SGD with schedules, weight decay that spares binary kernels, and their projection.
+"""SGD with schedules, weight decay that spares binary kernels, their projection and rotation.
 
 Binary kernels are told apart by the names of their leaves, never by their rank.
 """
@@ -8,11 +8,17 @@ from collections.abc import Callable, Collection
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import unflatten_dict
 from jax import Array
 from ml_collections import ConfigDict
 
 from siman_jax.binarize import project
-from siman_jax.layers import BINARY_KERNEL
+from siman_jax.bop import bop
+from siman_jax.estimators import sharpness_at
+from siman_jax.layers import BINARY_KERNEL, leaves_by_module
+from siman_jax.rotation import Rotations, update_rotations
+from siman_jax.rules import LEFT, RIGHT, SHARPNESS, TAU
+from siman_jax.sign_rules import tau_at
 
 Params = dict
 Schedule = Callable[[Array], Array]
@@ -72,6 +78,31 @@ def clip_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Sche
     return schedule
 
 
+def estimator_schedule(
+    config: ConfigDict, epochs: int, steps_per_epoch: int, staircase: bool
+) -> Callable[[Array], dict[str, Array]]:
+    """Sharpness and tau, the scalars that shape gradients of some rules, by epoch / epochs.
+
+    Args:
+      config: with `first_sharpness`, `last_sharpness`, `first_tau` and `last_tau`.
+      epochs: length of the training.
+      steps_per_epoch: optimiser steps in an epoch.
+      staircase: keep them constant within an epoch, as published.
+
+    Returns:
+      Function from the step, counted from 0, to float32 scalars by the names in `rules`.
+    """
+
+    def schedule(step: Array) -> dict[str, Array]:
+        progress = _epoch(step, steps_per_epoch, staircase) / epochs
+        return {
+            SHARPNESS: sharpness_at(progress, config.first_sharpness, config.last_sharpness),
+            TAU: tau_at(progress, config.first_tau, config.last_tau),
+        }
+
+    return schedule
+
+
 def _epoch(step: Array, steps_per_epoch: int, staircase: bool) -> Array:
     step = jnp.asarray(step)
     if staircase:
@@ -88,14 +119,23 @@ def build_optimizer(
 
     Args:
       config: with `momentum`, `nesterov`, `weight_decay` and `undecayed`, the names of the
-        leaves that weight decay leaves out.
+        leaves that weight decay leaves out; with `bop` on, Bop flips the binary kernels instead,
+        by `bop_adaptivity` and `bop_threshold`.
       learning_rate: a number, or a function of the step.
     """
-    return optax.chain(
+    sgd = optax.chain(
         optax.add_decayed_weights(
             config.weight_decay, mask=lambda params: decay_mask(params, config.undecayed)
         ),
         optax.sgd(learning_rate, config.momentum, config.nesterov),
+    )
+    if not config.bop:
+        return sgd
+    return optax.partition(
+        {True: bop(config.bop_adaptivity, config.bop_threshold), False: sgd},
+        lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: _leaf_name(path) == BINARY_KERNEL, params
+        ),
     )
 
 
@@ -111,6 +151,31 @@ def project_binary_kernels(params: Params, percent: Array | float) -> Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: project(leaf, percent) if _leaf_name(path) == BINARY_KERNEL else leaf,
         params,
+    )
+
+
+def rotate_binary_kernels(params: Params, rotations: Params) -> Params:
+    """Apply `rotation.update_rotations` to the rotations of every binary kernel.
+
+    Args:
+      params: of the network.
+      rotations: its collection of that name.
+
+    Returns:
+      The collection after the update.
+    """
+    modules = leaves_by_module(params, rotations)
+    updated = {
+        module: update_rotations(own[BINARY_KERNEL], Rotations(own[LEFT], own[RIGHT]))
+        for module, own in modules.items()
+        if LEFT in own
+    }
+    return unflatten_dict(
+        {
+            (*module, name): matrix
+            for module, pair in updated.items()
+            for name, matrix in zip((LEFT, RIGHT), pair, strict=True)
+        }
     )
 
 

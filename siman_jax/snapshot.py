@@ -13,11 +13,19 @@ from ml_collections import ConfigDict
 from siman_jax.devices import largest_axis_sharded, replicated
 from siman_jax.epoch import Progress
 from siman_jax.flips import Bits, binary_bits
+from siman_jax.layers import ROTATIONS
 from siman_jax.metrics import Sums
-from siman_jax.step import create_state
+from siman_jax.step import TrainState, create_state
 from siman_jax.task import image_shape
 
-read_bits = jax.jit(binary_bits, static_argnames="weight_rule")
+
+def state_bits(state: TrainState, weight_rule: str) -> Bits:
+    """Bits of every binary kernel of a state, as `flips.binary_bits` gives them."""
+    variables = state.variables()
+    return binary_bits(variables["params"], weight_rule, variables.get(ROTATIONS))
+
+
+read_bits = jax.jit(state_bits, static_argnames="weight_rule")
 
 
 @struct.dataclass
@@ -40,7 +48,7 @@ def abstract_snapshot(
 
     def start(key: Array) -> Snapshot:
         state = create_state(model, optimizer, key, image_shape(config))
-        bits = binary_bits(state.params, config.model.weight_rule)
+        bits = state_bits(state, config.model.weight_rule)
         return Snapshot(Progress(state, Sums.zero()), bits)
 
     shapes = jax.eval_shape(start, jax.random.key(0))
@@ -78,4 +86,4 @@ def first_snapshot(
     options = {"xla_backend_optimization_level": 0}
     state = jax.jit(create, out_shardings=shardings.progress.state, compiler_options=options)(key)
     sums = jax.jit(Sums.zero, out_shardings=shardings.progress.sums)()
-    return Snapshot(Progress(state, sums), read_bits(state.params, config.model.weight_rule))
+    return Snapshot(Progress(state, sums), read_bits(state, config.model.weight_rule))

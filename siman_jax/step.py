@@ -1,6 +1,7 @@
 """One step of training and one of evaluation, as pure functions of a state and a batch."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +11,9 @@ import optax
 from flax import struct
 from jax import Array, lax
 
+from siman_jax.layers import ROTATIONS, SCHEDULE
 from siman_jax.metrics import Sums, score
-from siman_jax.optimizer import Schedule, project_binary_kernels
+from siman_jax.optimizer import Schedule, project_binary_kernels, rotate_binary_kernels
 
 
 @struct.dataclass
@@ -35,17 +37,35 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+@struct.dataclass
+class RotatedState(TrainState):
+    """The state where the weight rule has rotations; checkpoints of other rules hold none.
+
+    Attributes:
+      rotations: a pair of matrices for every binary layer.
+    """
+
+    rotations: Any
+
+    def variables(self) -> dict[str, Any]:
+        """What the network's `apply` takes."""
+        return {**super().variables(), ROTATIONS: self.rotations}
+
+
 def create_state(
     model: nn.Module, optimizer: optax.GradientTransformation, key: Array, image_shape: tuple
 ) -> TrainState:
     """Initial state for images of `image_shape`, `(height, width, channels)`."""
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
     )
+    if ROTATIONS not in variables:
+        return state
+    return RotatedState(**vars(state), rotations=variables[ROTATIONS])
 
 
 def train_step(
@@ -55,11 +75,15 @@ def train_step(
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    clip_percent: Schedule,
+    clip_percent: Schedule | None,
+    schedule: Callable[[Array], Mapping[str, Array]] = lambda step: {},
+    steps_per_epoch: int = 1,
     accumulation: int = 1,
     replicate: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Sums]:
     """Project the binary kernels, take the gradient there, update the projected values.
+
+    Where the weight rule has rotations, the first step of an epoch updates them before all else.
 
     The loss is the mean over the examples that count, so that with accumulation too its gradient
     is that of the whole batch, but for the statistics of batch norm, which are each part's own.
@@ -70,7 +94,9 @@ def train_step(
       labels: int32 `[batch]`; examples with a negative label do not count.
       model: the network that `state` was created for.
       optimizer: the optax chain that `state` was created for.
-      clip_percent: function from the step to the projection's percentage.
+      clip_percent: function from the step to the projection's percentage; None for no projection.
+      schedule: function from the step to the scalars that the network's estimators take.
+      steps_per_epoch: how often the rotations are updated.
       accumulation: number of equal parts that the batch is taken in, one after the other, to
         save memory.
       replicate: keeps a tree whole on every device where the optimiser's state is divided, lest
@@ -79,14 +105,29 @@ def train_step(
     Returns:
       The state after the step, and loss and hits of the batch before it.
     """
-    params = replicate(project_binary_kernels(state.params, clip_percent(state.step)))
+    params = state.params
+    if clip_percent is not None:
+        params = project_binary_kernels(params, clip_percent(state.step))
+    params = replicate(params)
+    constants: dict[str, Any] = {SCHEDULE: dict(schedule(state.step))}
+    if isinstance(state, RotatedState):
+        rotations = lax.cond(
+            state.step % steps_per_epoch == 0,
+            rotate_binary_kernels,
+            lambda _, unchanged: unchanged,
+            params,
+            state.rotations,
+        )
+        rotations = replicate(rotations)
+        state = dataclasses.replace(state, rotations=rotations)
+        constants[ROTATIONS] = rotations
     counted = jnp.maximum(jnp.sum(labels >= 0), 1)
 
     def share_of_loss(
         params: Any, batch_stats: Any, images: Array, labels: Array
     ) -> tuple[Array, tuple[Any, Sums]]:
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": params, "batch_stats": batch_stats, **constants},
             images,
             train=True,
             mutable=["batch_stats"],
@@ -113,7 +154,8 @@ def train_step(
         (gradients, batch_stats, sums), _ = lax.scan(add_part, start, parts)
 
     updates, opt_state = optimizer.update(replicate(gradients), state.opt_state, params)
-    state = TrainState(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=optax.apply_updates(params, updates),
         batch_stats=batch_stats,

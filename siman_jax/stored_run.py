@@ -33,17 +33,30 @@ def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = Fals
       best: read the one with the best test accuracy instead of the last.
 
     Raises:
-      UsageError: `workdir` holds no checkpoint that can be read, or of another network.
+      UsageError: `workdir` holds no checkpoint that can be read, or of another network, or its
+        config is of another version.
     """
-    if not config.data.num_classes:  # as many as the folders of images that need not be here
-        config = config.copy_and_resolve_references()
-        shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
-        config.data.num_classes = shape[0] if shape else 1
+    try:
+        layout = _layout(_with_classes(config, workdir), mesh)
+    except (AttributeError, KeyError) as error:  # ConfigDict raises either for a missing field
+        raise UsageError(
+            f"{workdir} was trained by another version: {'. '.join(str(error).splitlines())}"
+        ) from error
     restore = restore_best if best else restore_latest
-    snapshot = restore(workdir / CHECKPOINTS, _layout(config, mesh))
+    snapshot = restore(workdir / CHECKPOINTS, layout)
     if snapshot is None:
         raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
     return snapshot
+
+
+def _with_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with its number of classes, which images that are not here may have told."""
+    if config.data.num_classes:
+        return config
+    config = config.copy_and_resolve_references()
+    shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
+    config.data.num_classes = shape[0] if shape else 1
+    return config
 
 
 def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str, Any]) -> None:
@@ -66,7 +79,7 @@ def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str
         raise UsageError("the weights are not of the network that the config describes.")
     params, batch_stats = (jax.tree.map(jnp.float32, given[name]) for name in expected)
     start = TrainState(jnp.int32(0), params, batch_stats, _optimizer(config).init(params))
-    bits = read_bits(params, config.model.weight_rule)
+    bits = read_bits(start, config.model.weight_rule)
     snapshot = jax.device_put(
         Snapshot(Progress(start, Sums.zero()), bits), jax.tree.map(lambda x: x.sharding, layout)
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from siman_jax.binarize import REAL
 from siman_jax.layers import BINARY_KERNEL, BinaryConv, BinaryDense
+from siman_jax.rules import LEFT, RIGHT, THETA
 
 _KERNELS = ("kernel", BINARY_KERNEL)
 
@@ -80,8 +81,9 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
 
 
 def _layer(module: nn.Module, own: dict[str, Any], shape: tuple[int, ...]) -> Layer:
-    # A running statistic has no name in common with a parameter of its layer.
-    sizes = {name: prod(leaf.shape) for name, leaf in own.items()}
+    # A running statistic has no name in common with a parameter of its layer. What only decides
+    # bits is no part of the network once they are decided.
+    sizes = {n: prod(leaf.shape) for n, leaf in own.items() if n not in (THETA, LEFT, RIGHT)}
     binary = sizes.get(BINARY_KERNEL, 0)
     # A kernel meets every position of the output once, whatever its kind.
     macs = prod(shape[:-1]) * sum(sizes.get(name, 0) for name in _KERNELS)

@@ -1,14 +1,15 @@
 """What a config describes, built: network, data, schedules and optimiser."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.binarize import ACTIVATION_RULES, WEIGHT_RULES
 from siman_jax.data import load_dataset, num_classes
 from siman_jax.data.dataset import Dataset
 from siman_jax.devices import check_divides
@@ -18,9 +19,11 @@ from siman_jax.optimizer import (
     Schedule,
     build_optimizer,
     clip_schedule,
+    estimator_schedule,
     learning_rate_schedule,
     linear_scale,
 )
+from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -52,7 +55,9 @@ class Task:
       model: the network.
       dataset: training and test split.
       steps_per_epoch: full batches in the training split.
-      learning_rate, clip_percent: functions from the step, counted from 0.
+      learning_rate, clip_percent: functions from the step, counted from 0; the second is None
+        where the weight rule projects no kernels.
+      schedule: function from the step to the scalars that the two rules take, by name.
       optimizer: the optax chain, with that learning rate.
     """
 
@@ -60,7 +65,8 @@ class Task:
     dataset: Dataset
     steps_per_epoch: int
     learning_rate: Schedule
-    clip_percent: Schedule
+    clip_percent: Schedule | None
+    schedule: Callable[[Array], dict[str, Array]]
     optimizer: optax.GradientTransformation
 
 
@@ -84,14 +90,37 @@ def build_task(config: ConfigDict, mesh: Mesh) -> Task:
     steps_per_epoch = len(dataset.train) // config.batch_size
     scale = linear_scale(config.optimizer, config.batch_size)
     learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch, scale)
+    clip_percent = clip_schedule(config.optimizer, config.epochs, steps_per_epoch)
     return Task(
         model,
         dataset,
         steps_per_epoch,
         learning_rate,
-        clip_schedule(config.optimizer, config.epochs, steps_per_epoch),
+        clip_percent if WEIGHT_RULES[config.model.weight_rule].projected else None,
+        _schedule(config, steps_per_epoch),
         build_optimizer(config.optimizer, learning_rate),
     )
+
+
+def _schedule(config: ConfigDict, steps_per_epoch: int) -> Callable[[Array], dict[str, Array]]:
+    """Of all that estimators could take, what those of the config's two rules do take."""
+    names = {
+        *WEIGHT_RULES[config.model.weight_rule].inputs,
+        *ACTIVATION_RULES[activation_rule(config)].inputs,
+    }
+    schedule = estimator_schedule(
+        config.estimator, config.epochs, steps_per_epoch, config.optimizer.staircase
+    )
+    return lambda step: {name: x for name, x in schedule(step).items() if name in names}
+
+
+def activation_rule(config: ConfigDict) -> str:
+    """The rule that `config.model.activation_rule` names: itself, or the weight rule's own.
+
+    Raises:
+      UsageError: it, or the weight rule, is unknown.
+    """
+    return resolve_activation_rule(config.model.activation_rule, config.model.weight_rule)
 
 
 def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
@@ -107,8 +136,7 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
     arguments = dict(config.model)
     name = arguments.pop("name")
     arguments["dtype"] = choose(DTYPES, config.model.dtype, "dtype")
-    choose(WEIGHT_RULES, config.model.weight_rule, "weight rule")
-    choose(ACTIVATION_RULES, config.model.activation_rule, "activation rule")
+    arguments["activation_rule"] = activation_rule(config)
     return build_model(name, num_classes(config.data), norm_groups=norm_groups, **arguments)
 
 
@@ -137,10 +165,35 @@ def _check_numbers(config: ConfigDict) -> None:
             f"--config.optimizer.clip_percent is {percent}; it must be at least 0 and less than"
             " 50, where both percentiles would meet."
         )
+    _check_estimator(config)
     if not config.data.resident and not 0 < config.data.min_area <= config.data.max_area:
         raise UsageError(
             f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
             f" {config.data.max_area}; the first must be above 0 and not above the second."
+        )
+
+
+def _check_estimator(config: ConfigDict) -> None:
+    for name in ("first_sharpness", "last_sharpness"):
+        if not config.estimator[name] > 0:
+            raise UsageError(
+                f"--config.estimator.{name} is {config.estimator[name]}; it must be above 0."
+            )
+    for name in ("first_tau", "last_tau"):
+        if not 0.5 < config.estimator[name] < 1:
+            raise UsageError(
+                f"--config.estimator.{name} is {config.estimator[name]}; it must lie between 0.5"
+                " and 1, where ReCU's limit is above 0."
+            )
+    if config.optimizer.bop and config.model.weight_rule != "bnn":
+        raise UsageError(
+            "--config.optimizer.bop flips signs of weights, which are the bits by the rule bnn"
+            f" alone, but --config.model.weight_rule is {config.model.weight_rule!r}."
+        )
+    if not 0 < config.optimizer.bop_adaptivity <= 1:
+        raise UsageError(
+            f"--config.optimizer.bop_adaptivity is {config.optimizer.bop_adaptivity}; it must be"
+            " above 0 and at most 1."
         )
 
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.binarize import WEIGHT_RULES
 from siman_jax.errors import UsageError
 from siman_jax.layers import BINARY_KERNEL, BITS
+from siman_jax.rules import WEIGHT_RULES
 
 # Training updates the weights once more after it chose the bits, which flips a few.
 MOST_DISAGREEMENT = 0.01
@@ -21,7 +21,7 @@ def stored_bits(variables: Mapping, weight_rule: str) -> tuple[dict, list[str]]:
 
     Args:
       variables: as `variables_from_torch` gives them.
-      weight_rule: key of `binarize.WEIGHT_RULES` that chose the bits.
+      weight_rule: key of `rules.WEIGHT_RULES` that chose the bits, from the weights alone.
 
     Returns:
       The collection `bits`, bool, True for +1; and warnings: one with the share of entries that
@@ -44,7 +44,7 @@ def stored_bits(variables: Mapping, weight_rule: str) -> tuple[dict, list[str]]:
         )
     bits = {path: stored[path] > 0 for path in kernels}
     latent = {
-        path: np.asarray(WEIGHT_RULES[weight_rule](jnp.float32(kernel))) > 0
+        path: np.asarray(WEIGHT_RULES[weight_rule](jnp.float32(kernel), {})) > 0
         for path, kernel in kernels.items()
     }
     odd = _share([(stored[path] != 0) & (stored[path] != 1) for path in kernels])

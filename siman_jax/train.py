@@ -43,7 +43,7 @@ from siman_jax.runlog import RunLog, best_row, read_rows
 from siman_jax.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
 from siman_jax.step import train_step
 from siman_jax.stored_run import CHECKPOINTS, load_run
-from siman_jax.task import build_task, model_from_config
+from siman_jax.task import Task, build_task, model_from_config
 from siman_jax.workdir import check_workdir, check_writable, claim_workdir
 
 _SECONDS_WORTH_A_DRAWING = 30
@@ -95,6 +95,8 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         model=task.model,
         optimizer=task.optimizer,
         clip_percent=task.clip_percent,
+        schedule=task.schedule,
+        steps_per_epoch=task.steps_per_epoch,
         accumulation=config.accumulation_steps,
         replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
     )
@@ -129,17 +131,17 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
                     raise
                 if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
                     raise diverged(steps - 1)
-                if not replicas_agree((state.params, state.batch_stats)):
+                if not replicas_agree(state.variables()):
                     raise UsageError(
                         f"after step {steps} the devices hold different parameters; training"
                         " stopped. Checkpoints are from before. Look for a faulty device."
                     )
-                before, bits = bits, read_bits(state.params, config.model.weight_rule)
+                before, bits = bits, read_bits(state, config.model.weight_rule)
                 row = {
                     "step": steps,
                     "epoch": epoch + 1,
                     "learning_rate": float(task.learning_rate(jnp.asarray(steps - 1))),
-                    "clip_percent": float(task.clip_percent(jnp.asarray(steps - 1))),
+                    **_projection_and_schedule(task, jnp.asarray(steps - 1)),
                     **{f"train_{name}": value for name, value in trained.items()},
                     **{f"test_{name}": value for name, value in tested.items()},
                     "images_per_second": round(images_per_second, 1),
@@ -185,6 +187,14 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         epoch = round(int(state.step) / steps_per_epoch, 2)
         results[name] = {"epoch": epoch, **evaluate(state.variables())}
     return results
+
+
+def _projection_and_schedule(task: Task, step: Array) -> dict[str, float]:
+    """What the weight rule's method schedules, as it was at `step`."""
+    values = dict(task.schedule(step))
+    if task.clip_percent is not None:
+        values["clip_percent"] = task.clip_percent(step)
+    return {name: float(value) for name, value in values.items()}
 
 
 def _results(rows: list[dict[str, Any]]) -> Results:

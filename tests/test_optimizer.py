@@ -13,6 +13,7 @@ from siman_jax.optimizer import (
     build_optimizer,
     clip_schedule,
     decay_mask,
+    estimator_schedule,
     learning_rate_schedule,
     linear_scale,
     project_binary_kernels,
@@ -68,6 +69,18 @@ def test_smooth_schedules_meet_the_staircase_at_every_epoch(config):
         smooth = make(config, EPOCHS, STEPS)
         np.testing.assert_allclose(smooth(steps), stairs, rtol=1e-4, atol=1e-7)
         assert float(smooth(jnp.int32(STEPS // 2))) != float(smooth(jnp.int32(0)))
+
+
+def test_estimators_sharpen_by_epoch():
+    config = cifar10.get_config().estimator
+    for staircase in (True, False):
+        schedule = estimator_schedule(config, 10, STEPS, staircase)
+        first, later, last = (schedule(jnp.int32(step)) for step in (0, STEPS - 1, 10 * STEPS))
+        assert float(first["sharpness"]) == pytest.approx(0.01)
+        assert float(first["tau"]) == pytest.approx(0.85)
+        assert float(last["sharpness"]) == pytest.approx(10)
+        assert float(last["tau"]) == pytest.approx(0.99)
+        assert all((first[name] == later[name]) == staircase for name in first)
 
 
 def params():

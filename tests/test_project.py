@@ -77,29 +77,25 @@ def test_imports_run_one_way():
     assert importers["siman_jax.checkpoint"] == {"siman_jax.train", "siman_jax.stored_run"}
 
 
+BINARIZE = {"binarize", "order_statistics", "errors"}
+RULES = BINARIZE | {"rules", "sign_rules", "rotation", "estimators"}
+
+
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("siman_jax.binarize", {"order_statistics", "errors"}),
-        ("siman_jax.layers", {"binarize", "order_statistics", "errors"}),
-        ("siman_jax.models", {"models", "layers", "binarize", "order_statistics", "errors"}),
+        ("siman_jax.binarize", BINARIZE - {"binarize"}),
+        ("siman_jax.rules", RULES - {"rules"}),
+        ("siman_jax.layers", RULES),
+        ("siman_jax.models", RULES | {"models", "layers"}),
         ("siman_jax.packed.kernels", {"packed"}),
-        (
-            "siman_jax.packed.network",
-            {"packed", "layers", "binarize", "order_statistics", "errors"},
-        ),
-        (
-            "siman_jax.packed.file",
-            {"packed", "models", "layers", "binarize", "order_statistics", "output", "errors"},
-        ),
+        ("siman_jax.packed.network", RULES | {"packed", "layers"}),
+        ("siman_jax.packed.file", RULES | {"packed", "models", "layers", "output"}),
         (
             "siman_jax.packed.model",
-            {
-                *("packed", "models", "layers", "binarize", "order_statistics", "output", "errors"),
-                *("normalization", "summary"),
-            },
+            RULES | {"packed", "models", "layers", "output", "normalization", "summary"},
         ),
-        ("siman_jax.optimizer", {"layers", "binarize", "order_statistics", "errors"}),
+        ("siman_jax.optimizer", RULES | {"layers", "bop"}),
     ],
 )
 def test_the_core_knows_nothing_of_training(name, allowed):

@@ -33,8 +33,8 @@ def resnet20_1w1a(
     Args:
       num_classes: width of the classifier.
       width: channels of the first stage; the others have two and four times as many.
-      weight_rule: key of `binarize.WEIGHT_RULES`.
-      activation_rule: key of `binarize.ACTIVATION_RULES`; "real" for both gives the
+      weight_rule: key of `rules.WEIGHT_RULES`.
+      activation_rule: key of `rules.ACTIVATION_RULES`; "real" for both gives the
         real-valued twin.
       norm_groups: parts of the batch that are normalized apart, see `BatchNorm.groups`.
       dtype: dtype to compute in.

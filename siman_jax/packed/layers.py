@@ -30,7 +30,7 @@ CORNER_SUMS = "corner_sums"
 
 
 class PackedConv(BinaryConv):
-    """`BinaryConv` on bits, without its alpha, which the batch norm behind it has taken over.
+    """`BinaryConv` on bits, without its scales, which the batch norm behind it has taken over.
 
     With binary activations the result is int32 and exact; with the activation rule "real" it has
     the layer's dtype. The bits have been chosen, so the weight rule is of no more use.
@@ -127,10 +127,19 @@ def _above_mean(x: Array) -> Array:
     return x >= jnp.mean(x, range(1, x.ndim), keepdims=True)
 
 
-# The bits of what `binarize.ACTIVATION_RULES` gives, True for +1.
+def _not_negative(x: Array) -> Array:
+    return x >= 0
+
+
+# The bits of what `rules.ACTIVATION_RULES` gives, True for +1.
 ACTIVATION_BITS: dict[str, Callable[[Array], Array]] = {
     "siman": _above_mean,
-    "approx_sign": lambda x: x >= 0,
+    "rbnn": _above_mean,
+    "approx_sign": _not_negative,
+    "ste_sign": _not_negative,
+    "swish_sign": _not_negative,
+    "tanh_sign": _not_negative,
+    "recu": _not_negative,
 }
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
-from siman_jax.binarize import REAL, WEIGHT_RULES
-from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv
+from siman_jax.binarize import REAL
+from siman_jax.layers import BINARY_KERNEL, BITS, ROTATIONS, BinaryConv, Path, leaves_by_module
 from siman_jax.packed.kernels import pack_kernel
 from siman_jax.packed.layers import (
     CORNER_SUMS,
@@ -26,8 +26,7 @@ from siman_jax.packed.layers import (
     PackedConv,
     max_pool,
 )
-
-Path = tuple[str, ...]
+from siman_jax.rules import AT_THE_END, WEIGHT_RULES, filter_scales
 
 # Most numbers in the largest activation of images that are computed together on a CPU, so that
 # they stay in its cache. Batches of 256 small images ran up to twice as fast in such pieces.
@@ -92,35 +91,45 @@ def pack_variables(model: nn.Module, variables: Mapping) -> dict:
     """Pack a trained network's variables.
 
     The bits are those that `variables` hold in the collection `bits`, otherwise those that the
-    network's weight rule gives. A batch norm and the alpha before it become one multiplication
-    and one addition. A filter whose alpha is negative is stored negated, with its alpha positive,
-    so that alpha can move past a max pool.
+    network's weight rule gives. A batch norm and the scales before it, the rule's own times the
+    learned alpha, become one multiplication and one addition. A filter whose alpha is negative is
+    stored negated, with its alpha positive, so that alpha can move past a max pool.
 
     Args:
       model: the network, of `models`.
-      variables: `params`, `batch_stats` and perhaps `bits`.
+      variables: `params`, `batch_stats`, `rotations` where the weight rule has them, and perhaps
+        `bits`.
 
     Returns:
       Variables of `packed_twin(model)`: `params`, and in `derived` what follows from them.
     """
-    params = _leaves_by_module(variables["params"])
-    statistics = _leaves_by_module(variables["batch_stats"])
-    bits = _leaves_by_module(variables.get(BITS, {}))
+    params = leaves_by_module(variables["params"])
+    statistics = leaves_by_module(variables["batch_stats"])
+    rotations = leaves_by_module(variables.get(ROTATIONS, {}))
+    bits = leaves_by_module(variables.get(BITS, {}))
     weight_rule = WEIGHT_RULES[model.conv(features=1).weight_rule]
     epsilon = model.norm().epsilon
 
-    alphas = {_norm_behind(m): own["alpha"] for m, own in params.items() if "alpha" in own}
+    binary = {module: own for module, own in params.items() if BINARY_KERNEL in own}
+    kernels = {
+        module: weight_rule(own[BINARY_KERNEL], {**AT_THE_END, **own, **rotations.get(module, {})})
+        for module, own in binary.items()
+    }
+    scales = {
+        module: filter_scales(kernels[module]) * own.get("alpha", 1)
+        for module, own in binary.items()
+    }
+    alphas = {_norm_behind(module): scale for module, scale in scales.items()}
     if alphas.keys() - statistics.keys():
         raise ValueError(f"No batch norm takes over an alpha: {alphas.keys() - statistics.keys()}.")
     packed: dict[Path, jax.Array] = {}
     for module, own in params.items():
-        if BINARY_KERNEL in own:
+        if module in binary:
             if module in bits:
                 chosen = jnp.asarray(bits[module][BINARY_KERNEL]).astype(bool)
             else:
-                chosen = weight_rule(own[BINARY_KERNEL]) > 0
-            negated = (jnp.asarray(own["alpha"]) < 0)[None, None, None]
-            kernel = pack_kernel(chosen ^ negated)
+                chosen = kernels[module] > 0
+            kernel = pack_kernel(chosen ^ (scales[module] < 0)[None, None, None])
             packed["params", *module, WORDS] = kernel.words
             packed[DERIVED, *module, CORNER_SUMS] = kernel.corner_sums
         else:
@@ -130,14 +139,6 @@ def pack_variables(model: nn.Module, variables: Mapping) -> dict:
             for name, leaf in leaves.items():
                 packed["params", *module, name] = jnp.asarray(leaf)
     return unflatten_dict(packed)
-
-
-def _leaves_by_module(tree: Mapping) -> dict[Path, dict[str, jax.Array]]:
-    """Each module's own leaves by their names."""
-    modules: dict[Path, dict[str, jax.Array]] = {}
-    for path, leaf in flatten_dict(tree).items():
-        modules.setdefault(path[:-1], {})[path[-1]] = leaf
-    return modules
 
 
 def _norm_behind(convolution: Path) -> Path:
