@@ -14,11 +14,11 @@ from golden_data import NETWORKS, load_golden
 import siman_jax
 from configs import cifar10, cifar100, imagenet
 from siman_jax import convert
-from siman_jax.binarize import WEIGHT_RULES
 from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.layers import BITS
 from siman_jax.packed.network import packed_twin
+from siman_jax.rules import WEIGHT_RULES
 from siman_jax.stored_run import load_run
 from siman_jax.torch_bits import stored_bits
 from siman_jax.torch_checkpoint import named_arrays, read_state
@@ -158,7 +158,7 @@ def with_own_bits(change=lambda bits: bits):
     for block, layers in variables[BITS].items():
         for layer in layers:
             kernel = jnp.float32(variables["params"][block][layer]["binary_kernel"])
-            bits = np.asarray(rule(kernel) > 0).astype(np.float32)
+            bits = np.asarray(rule(kernel, {}) > 0).astype(np.float32)
             layers[layer] = {"binary_kernel": change(bits)}
     return variables
 
