@@ -1,5 +1,7 @@
 """Packed inference: exact integers, whole networks, the authors' logits."""
 
+import platform
+import shutil
 from functools import partial
 
 import flax.linen as nn
@@ -17,7 +19,7 @@ from siman_jax.binarize import siman_activation
 from siman_jax.flips import binary_bits
 from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv, BinaryDense
 from siman_jax.models import MODELS, build_model
-from siman_jax.packed import kernels
+from siman_jax.packed import kernels, native, network
 from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
 from siman_jax.packed.layers import (
     ACTIVATION_BITS,
@@ -27,7 +29,7 @@ from siman_jax.packed.layers import (
     PackedDense,
     max_pool,
 )
-from siman_jax.packed.network import pack_variables, packed_twin
+from siman_jax.packed.network import pack_variables, packed_logits, packed_twin
 from siman_jax.torch_names import variables_from_torch
 
 # Every example of a property has shapes of its own, so most of its time is compilation.
@@ -92,10 +94,36 @@ def convolutions(draw):
     return bits, kernel_bits, draw(st.integers(1, 3)), tuple(padding)
 
 
-@pytest.mark.parametrize(
-    "product", [kernels.binary_conv, kernels.conv_by_popcount, kernels.conv_by_matrix_unit]
+def cpp_conv(variant):
+    """The native kernel by one of its variants, with the arguments of the others."""
+
+    def conv(bits, kernel, *, strides, padding):
+        words, sums = kernel
+        return native.conv(bits, words, sums, strides=strides, padding=padding, variant=variant)
+
+    return conv
+
+
+PRODUCTS = {
+    "chosen": kernels.binary_conv,
+    "popcount": kernels.conv_by_popcount,
+    "matrix unit": kernels.conv_by_matrix_unit,
+    **{variant: cpp_conv(variant) for variant in native.variants()},
+}
+
+
+@pytest.mark.skipif(
+    not (shutil.which("c++") and platform.machine() in {"x86_64", "aarch64"}),
+    reason="nothing to build the native kernel with",
 )
-def test_convolution_is_exact(product):
+def test_the_native_kernel_was_built():
+    assert native.variants()
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_convolution_is_exact(name):
+    product = PRODUCTS[name]
+
     @few
     @given(convolutions())
     def check(case):
@@ -109,12 +137,30 @@ def test_convolution_is_exact(product):
     check()
 
 
-@pytest.mark.parametrize(("channels", "features"), [(64, 8), (130, 3), (512, 4)])
-def test_convolution_is_exact_beyond_one_block(channels, features):
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize(("channels", "features"), [(64, 8), (130, 3), (512, 4), (1100, 150)])
+def test_convolution_is_exact_beyond_one_block(name, channels, features):
     bits, kernel = random_bits(0, 2, 4, 5, channels), random_bits(1, 3, 3, channels, features)
     padding = ((1, 1), (1, 1))
-    y = kernels.binary_conv(bits, kernels.pack_kernel(jnp.asarray(kernel)), padding=padding)
+    packed = kernels.pack_kernel(jnp.asarray(kernel))
+    y = PRODUCTS[name](bits, packed, strides=1, padding=padding)
     np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
+
+
+def test_a_machine_without_the_native_kernel_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(native, "EXTENSION_SUFFIXES", [])
+    native.variants.cache_clear()
+    native.indices.cache_clear()
+    bits, kernel = random_bits(0, 1, 4, 5, 40), random_bits(1, 3, 3, 40, 6)
+    packed = kernels.pack_kernel(jnp.asarray(kernel))
+    try:
+        for padding in (((1, 1), (1, 1)), ((2, 1), (1, 0))):  # shapes that were not compiled yet
+            y = kernels.binary_conv(bits, packed, padding=padding)
+            np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
+    finally:
+        native.variants.cache_clear()
+        native.indices.cache_clear()
+    assert caplog.text.count("without its native kernel") == 1
 
 
 @few
@@ -237,7 +283,7 @@ def test_every_integer_of_every_network(name, x64):
     model, variables, images = trained(name, jnp.float64)
     variables = with_random_bits(variables)
     logits, outputs = run(model, variables, images)
-    packed_logits, packed_outputs = run(
+    logits_of_bits, packed_outputs = run(
         packed_twin(model), pack_variables(model, variables), images
     )
     assert outputs.keys() == packed_outputs.keys()
@@ -251,7 +297,30 @@ def test_every_integer_of_every_network(name, x64):
         np.testing.assert_allclose(ratio, sums, atol=1e-9)
         assert packed_outputs[path].dtype == jnp.int32
         np.testing.assert_array_equal(packed_outputs[path], sums * np.sign(alpha))
-    assert_close(packed_logits, logits, 1e-12)
+    assert_close(logits_of_bits, logits, 1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_native_logits_are_those_of_xla(name):
+    """Bit for bit, and by pieces as at once."""
+    model, variables, images = trained(name, jnp.float32)
+    packed = pack_variables(model, with_random_bits(variables))
+    by_xla, chosen = (
+        jax.jit(partial(packed_twin(model, native=choice).apply, train=False))(packed, images)
+        for choice in (False, True)
+    )
+    np.testing.assert_array_equal(chosen, by_xla)
+
+
+def test_pieces_of_a_batch_give_the_logits_of_the_whole(monkeypatch):
+    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
+    packed = pack_variables(model, with_random_bits(variables))
+    images = jnp.concatenate([images, images[::-1], images[:1]])
+    whole = jax.jit(partial(packed_twin(model).apply, train=False))(packed, images)
+    for piece in (1, 2, 3, 8):
+        monkeypatch.setattr(network, "_CACHED", piece * images[0, ..., 0].size * model.width)
+        logits = jax.jit(partial(packed_logits, model))(packed, images)
+        assert_close(logits, whole, 1e-6)
 
 
 def assert_logits_agree(model, variables, images):
@@ -350,7 +419,7 @@ def test_one_program_for_every_platform_and_batch_size():
     model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
     variables = with_random_bits(variables)
     packed = pack_variables(model, variables)
-    apply = jax.jit(partial(packed_twin(model).apply, train=False))
+    apply = jax.jit(partial(packed_twin(model, native=False).apply, train=False))
     batch = jax.export.symbolic_shape("batch")
     program = jax.export.export(apply, platforms=("cpu", "cuda", "tpu"))(
         packed, jax.ShapeDtypeStruct((*batch, *images.shape[1:]), jnp.float32)

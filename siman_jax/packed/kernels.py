@@ -3,9 +3,9 @@
 Activations are `[batch, height, width, in]`, kernels `[height, width, in, out]` with `in` packed.
 Padding is with zeros, which is neither bit: a padded tap contributes 0.
 
-A processor without a matrix unit for bits does best with `xor` and `population_count`; one with a
-matrix unit for bfloat16, whose products of +-1 sum exactly in float32 up to 2^24 terms, does best
-with that. `binary_conv` is where they part.
+A processor without a matrix unit for bits does best with `xor` and `population_count`, in C++ where
+that was built; one with a matrix unit for bfloat16, whose products of +-1 sum exactly in float32
+up to 2^24 terms, does best with that. `binary_conv` is where they part.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from siman_jax.packed import native as cpp
 from siman_jax.packed.bits import pack, signs, unpack
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -73,9 +74,14 @@ def unpack_kernel(words: Array, channels: int) -> Array:
     return jnp.moveaxis(unpack(jnp.moveaxis(words, 2, -1), channels), -1, 2)
 
 
-@partial(jax.jit, static_argnames=("strides", "padding"))
+@partial(jax.jit, static_argnames=("strides", "padding", "native"))
 def binary_conv(
-    bits: Array, kernel: PackedKernel, *, strides: int = 1, padding: Padding = _NO_PADDING
+    bits: Array,
+    kernel: PackedKernel,
+    *,
+    strides: int = 1,
+    padding: Padding = _NO_PADDING,
+    native: bool = True,
 ) -> Array:
     """Convolve activations of +-1 with a kernel of +-1.
 
@@ -84,21 +90,23 @@ def binary_conv(
       kernel: for the same `in`.
       strides: step, the same both ways.
       padding: zeros before and after, for height and width.
+      native: use C++ on the CPU where it was built, otherwise XLA everywhere.
 
     Returns:
       int32 `[batch, height', width', out]`, exact.
     """
+    on_cpu = conv_by_cpp if native and cpp.variants() else conv_by_popcount
     return lax.platform_dependent(
         bits,
         kernel,
-        cpu=partial(conv_by_popcount, strides=strides, padding=padding),
+        cpu=partial(on_cpu, strides=strides, padding=padding),
         default=partial(conv_by_matrix_unit, strides=strides, padding=padding),
     )
 
 
-def binary_dense(bits: Array, kernel: PackedKernel) -> Array:
+def binary_dense(bits: Array, kernel: PackedKernel, *, native: bool = True) -> Array:
     """Multiply activations of +-1 `[batch, in]` by a 1x1 kernel; int32 `[batch, out]`, exact."""
-    return binary_conv(bits[:, None, None], kernel)[:, 0, 0]
+    return binary_conv(bits[:, None, None], kernel, native=native)[:, 0, 0]
 
 
 def weight_only_conv(
@@ -132,6 +140,11 @@ def conv_by_matrix_unit(
     """Do what `binary_conv` does by a bfloat16 convolution that sums in float32."""
     x = signs(bits, jnp.dtype("bfloat16"))
     return _float_conv(x, kernel.words, strides, padding, jnp.float32).astype(jnp.int32)
+
+
+def conv_by_cpp(bits: Array, kernel: PackedKernel, *, strides: int, padding: Padding) -> Array:
+    """Do what `binary_conv` does by the native kernel."""
+    return cpp.conv(bits, kernel.words, kernel.corner_sums, strides=strides, padding=padding)
 
 
 def conv_by_popcount(bits: Array, kernel: PackedKernel, *, strides: int, padding: Padding) -> Array:

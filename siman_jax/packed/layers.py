@@ -34,7 +34,12 @@ class PackedConv(BinaryConv):
 
     With binary activations the result is int32 and exact; with the activation rule "real" it has
     the layer's dtype. The bits have been chosen, so the weight rule is of no more use.
+
+    Attributes:
+      native: use the C++ kernel on the CPU where it was built.
     """
+
+    native: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -45,11 +50,15 @@ class PackedConv(BinaryConv):
         if self.activation_rule == REAL:
             x = x.astype(self.dtype)
             return weight_only_conv(x, kernel.words, strides=self.strides, padding=padding)
-        return binary_conv(_bits(self, x), kernel, strides=self.strides, padding=padding)
+        return binary_conv(
+            _bits(self, x), kernel, strides=self.strides, padding=padding, native=self.native
+        )
 
 
 class PackedDense(BinaryDense):
-    """`BinaryDense` on bits, times alpha."""
+    """`BinaryDense` on bits, times alpha; `native` as in `PackedConv`."""
+
+    native: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -59,7 +68,7 @@ class PackedDense(BinaryDense):
         if self.activation_rule == REAL:
             y = weight_only_dense(x.astype(self.dtype), kernel.words)
         else:
-            y = binary_dense(_bits(self, x), kernel).astype(wide(self.dtype))
+            y = binary_dense(_bits(self, x), kernel, native=self.native).astype(wide(self.dtype))
         return (y * per_channel(alpha, y)).astype(self.dtype)
 
 
