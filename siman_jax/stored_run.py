@@ -9,7 +9,14 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.checkpoint import CheckpointWriter, leaf_shape, restore_best, restore_latest
+from siman_jax.checkpoint import (
+    CheckpointWriter,
+    leaf_shape,
+    restore_best,
+    restore_latest,
+    restore_step,
+    saved_steps,
+)
 from siman_jax.epoch import Progress
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums
@@ -35,15 +42,40 @@ def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = Fals
     Raises:
       UsageError: `workdir` holds no checkpoint that can be read, or of another network.
     """
-    if not config.data.num_classes:  # as many as the folders of images that need not be here
-        config = config.copy_and_resolve_references()
-        shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
-        config.data.num_classes = shape[0] if shape else 1
     restore = restore_best if best else restore_latest
-    snapshot = restore(workdir / CHECKPOINTS, _layout(config, mesh))
+    layout = _layout(with_stored_classes(config, workdir), mesh)
+    snapshot = restore(workdir / CHECKPOINTS, layout)
     if snapshot is None:
         raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
     return snapshot
+
+
+def load_step(config: ConfigDict, workdir: Path, mesh: Mesh, step: int) -> Snapshot:
+    """Read a run's checkpoint of one step, of those that `kept_steps` lists.
+
+    Raises:
+      UsageError: it cannot be read, or is of another network.
+    """
+    layout = _layout(with_stored_classes(config, workdir), mesh)
+    return restore_step(workdir / CHECKPOINTS, step, layout)
+
+
+def kept_steps(workdir: Path) -> list[int]:
+    """Steps of the checkpoints that a run kept, earliest first."""
+    return sorted(saved_steps(workdir / CHECKPOINTS))
+
+
+def with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with the number of classes that its checkpoints have, where it names none.
+
+    Elsewhere they are counted in the folders of images, which need not be here.
+    """
+    if config.data.num_classes:
+        return config
+    config = config.copy_and_resolve_references()
+    shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
+    config.data.num_classes = shape[0] if shape else 1
+    return config
 
 
 def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str, Any]) -> None:

@@ -1,0 +1,140 @@
+"""How far the straight-through gradient is from what the loss does.
+
+Bits make the loss a staircase in the latent weights, whose derivative is 0 or does not exist. A
+slope it has only at a distance: that of the loss smoothed by random perturbations. Along a random
+direction it is a difference quotient, and the straight-through gradient predicts the same number.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.data import load_dataset
+from siman_jax.data.dataset import Split
+from siman_jax.data.stream import EvaluationStream
+from siman_jax.layers import BINARY_KERNEL
+from siman_jax.metrics import score
+from siman_jax.normalization import normalize
+from siman_jax.step import TrainState
+from siman_jax.task import model_from_config
+
+# Of a perturbation, in standard deviations of its filter's weights.
+STEP = 0.1
+# A batch of no more examples than that, so that the time has a bound.
+MOST_EXAMPLES = 128
+
+Leaves = dict[tuple[str, ...], Array]
+
+
+class Mismatch(NamedTuple):
+    """Agreement of the two gradients in one layer.
+
+    Attributes:
+      name: path of the layer.
+      cosine: between predicted and measured slopes along the sampled directions.
+      standard_error: of `cosine` by the number of directions.
+    """
+
+    name: str
+    cosine: float
+    standard_error: float
+
+
+def gradient_mismatch(
+    config: ConfigDict, state: TrainState, mesh: Mesh, directions: int
+) -> list[Mismatch]:
+    """Compare, layer by layer, predicted and measured slopes of the loss.
+
+        direction   d ~ Normal(0, 1), times its filter's standard deviation s
+        predicted   p = g . d,   g the straight-through gradient
+        measured    m = (L(w + h d) - L(w - h d)) / 2h,   h = `STEP`
+        cosine      sum(p m) / sqrt(sum(p^2) sum(m^2)) over the directions
+
+    Where the loss, smoothed at that distance, is linear in w, this tends to the cosine between g
+    and the smoothed loss's gradient, both in units of s; curvature beyond it only lowers it. The
+    loss is that of training, with the batch's own statistics in batch norm, on the first examples
+    of the test split.
+
+    Args:
+      config: of the run.
+      state: with the weights to perturb.
+      mesh: one device.
+      directions: how many to sample; each costs two forward passes per layer.
+
+    Raises:
+      UsageError: the run's data cannot be used.
+    """
+    images, labels = _first_examples(config, mesh)
+    model = model_from_config(config)
+    images = normalize(images, config.data.mean, config.data.std)
+    params = flatten_dict(state.params)
+    kernels = {path: leaf for path, leaf in params.items() if path[-1] == BINARY_KERNEL}
+
+    def loss(kernels: Leaves) -> Array:
+        variables = {
+            "params": unflatten_dict(params | kernels),
+            "batch_stats": state.batch_stats,
+        }
+        logits: Any
+        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        sums = score(logits, labels)
+        return sums.loss / jnp.maximum(sums.count, 1).astype(sums.loss.dtype)
+
+    @jax.jit
+    def slope(direction: Leaves, chosen: Array) -> Array:
+        """Slope along the direction in the one layer that `chosen` picks."""
+        steps = [STEP * share for share in chosen]
+        ahead, behind = (
+            loss({p: kernels[p] + sign * h * direction[p] for p, h in zip(kernels, steps, strict=True)})
+            for sign in (1, -1)
+        )
+        return (ahead - behind) / (2 * STEP)
+
+    @jax.jit
+    def draw(key: Array) -> tuple[Leaves, Array]:
+        """A direction in every layer, and the slopes that the gradient predicts."""
+        keys = jax.random.split(key, len(kernels))
+        direction = {
+            path: jax.random.normal(k, kernel.shape) * _filter_deviation(kernel)
+            for k, (path, kernel) in zip(keys, kernels.items(), strict=True)
+        }
+        return direction, jnp.stack([jnp.vdot(gradient[p], direction[p]) for p in kernels])
+
+    gradient = jax.jit(jax.grad(loss))(kernels)
+    one_layer = jnp.eye(len(kernels))
+    predicted, measured = [], []
+    for index in range(directions):
+        direction, slopes = draw(jax.random.fold_in(jax.random.key(0), index))
+        predicted.append(np.asarray(slopes))
+        measured.append([float(slope(direction, chosen)) for chosen in one_layer])
+    cosines = _cosines(np.array(predicted, np.float64), np.array(measured, np.float64))
+    return [
+        Mismatch("/".join(path[:-1]), float(c), float(np.sqrt((1 - c**2) / directions)))
+        for path, c in zip(kernels, cosines, strict=True)
+    ]
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each column of `a` with that of `b`; 0 where one of them is zero."""
+    norms = np.sqrt(np.sum(a**2, 0) * np.sum(b**2, 0))
+    return np.where(norms > 0, np.sum(a * b, 0) / np.where(norms > 0, norms, 1), 0)
+
+
+def _filter_deviation(kernel: Array) -> Array:
+    return jnp.std(kernel, range(kernel.ndim - 1), keepdims=True)
+
+
+def _first_examples(config: ConfigDict, mesh: Mesh) -> tuple[Array, Array]:
+    """Images uint8 `[n, height, width, channels]` and labels of the test split."""
+    split = load_dataset(config.data).test
+    count = min(MOST_EXAMPLES, len(split))
+    if isinstance(split, Split):
+        return jnp.asarray(split.images[:count]), jnp.asarray(split.labels[:count])
+    batch = next(iter(EvaluationStream(split, mesh, config, count)))
+    return batch.images, batch.labels
