@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from siman_jax.binarize import WEIGHT_RULES
-from siman_jax.report.distributions import density
+from siman_jax.report.distributions import SHAPES, density
 from siman_jax.report.gradients import Mismatch
 from siman_jax.report.measures import EDGES, Layer, binary_kernels
 from siman_jax.report.runs import Run
@@ -42,7 +42,7 @@ FAMILIES = (
 
 _WIDTH, _HEIGHT = 5.0, 3.2
 _COLUMNS = 3
-_SHAPES = np.geomspace(0.5, 16, 60)
+_SHAPES = np.geomspace(0.5, SHAPES[1], 80)
 _FILTERS = _CHANNELS = 16
 _MANY_EPOCHS = 30
 
@@ -317,8 +317,9 @@ def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
 
 def _label_shapes(axes: "Axes") -> None:
     axes.set_xscale("log")
-    ticks = {0.5: "0.5", LAPLACIAN: "1\nLaplacian", GAUSSIAN: "2\nGaussian", 4.0: "4", 8.0: "8"}
-    axes.set_xticks([*ticks, 16.0], [*ticks.values(), "16\n(uniform: ∞)"])
+    ticks = {0.5: "0.5", LAPLACIAN: "1\nLaplacian", GAUSSIAN: "2\nGaussian", 5.0: "5", 15.0: "15"}
+    ticks |= {SHAPES[1]: f"{SHAPES[1]:g}\nas uniform"}
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     axes.set_xlabel("shape of the generalised Gaussian")
 

@@ -91,7 +91,12 @@ def gradient_mismatch(
         """Slope along the direction in the one layer that `chosen` picks."""
         steps = [STEP * share for share in chosen]
         ahead, behind = (
-            loss({p: kernels[p] + sign * h * direction[p] for p, h in zip(kernels, steps, strict=True)})
+            loss(
+                {
+                    path: kernel + sign * step * direction[path]
+                    for step, (path, kernel) in zip(steps, kernels.items(), strict=True)
+                }
+            )
             for sign in (1, -1)
         )
         return (ahead - behind) / (2 * STEP)

@@ -9,6 +9,7 @@ from siman_jax.report.runs import Run
 from siman_jax.workdir import fields_that_matter
 
 _SEED = "config.seed"
+_MOST_JOINED = 3
 
 
 class Group(NamedTuple):
@@ -46,10 +47,19 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         fields = fields_that_matter(run.config)
         fields.pop(_SEED, None)
         groups.setdefault(repr(sorted(fields.items())), []).append(run)
-    return [
-        Group(", ".join(dict.fromkeys(run.label for run in members)), members)
-        for members in groups.values()
-    ]
+    return [Group(_joined([run.label for run in members]), members) for members in groups.values()]
+
+
+def _joined(labels: Sequence[str]) -> str:
+    """One label for several.
+
+    >>> _joined(["a", "a"]), _joined(["a", "b"]), _joined(["a", "b", "c", "d"])
+    ('a', 'a, b', 'a and 3 more')
+    """
+    different = list(dict.fromkeys(labels))
+    if len(different) <= _MOST_JOINED:
+        return ", ".join(different)
+    return f"{different[0]} and {len(different) - 1} more"
 
 
 def curve_over_seeds(runs: Sequence[Run], value: Callable[[dict[str, Any]], float]) -> Curve:

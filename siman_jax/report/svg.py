@@ -38,8 +38,11 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same on every figure, and nothing refers to them
-    svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--sans)", svg)
+    svg = re.sub(
+        r'<g id="[^"]*"', "<g", svg
+    )  # alike in all figures, and of no use
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    svg = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg)
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None
     head = f'<svg {view_box[0]} role="img" aria-label="{description}">'

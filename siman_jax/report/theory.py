@@ -66,7 +66,7 @@ def entropy(share: ArrayLike) -> np.ndarray:
 
 
 def _threshold(share: float, shape: float) -> float:
-    """t with P(|w| > t) = share."""
+    """T with P(|w| > t) = share."""
     if shape == UNIFORM:
         return 1 - share
     return float(gammainccinv(1 / shape, share)) ** (1 / shape)
