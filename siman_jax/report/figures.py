@@ -188,7 +188,7 @@ def draw_over_epochs(
       run: with checkpoints.
       value: the measure of a layer.
       unit: label of the axis.
-      references: horizontal lines by what to write beside them.
+      references: levels of one or two ideal distributions, by name.
     """
     with _axes() as (figure, axes):
         timed = all(checkpoint.epoch is not None for checkpoint in run.checkpoints)
@@ -197,18 +197,9 @@ def draw_over_epochs(
         marker = "o" if len(times) < _MANY_EPOCHS else ""
         axes.plot(times, values, color=GREY, linewidth=0.7, alpha=0.5)
         axes.plot(times, values.mean(1), marker=marker, markersize=3.5, color=GREEN)
-        for label, level in references.items():
-            axes.axhline(level, color=ORANGE, linestyle=":", linewidth=1)
-            axes.annotate(
-                label,
-                (1, level),
-                (-2, 2),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                fontsize=7,
-                color=ORANGE,
-            )
+        for (label, level), colour in zip(references.items(), (ORANGE, BLUE), strict=False):
+            axes.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
+        axes.legend(title="ideal", title_fontsize=7.5)
         axes.set_xlabel("epoch" if timed else "step")
         axes.set_ylabel(unit)
     return figure

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Split
+from siman_jax.data.feed import Batch
 from siman_jax.data.stream import EvaluationStream
 from siman_jax.layers import BINARY_KERNEL
 from siman_jax.metrics import score
@@ -72,67 +73,58 @@ def gradient_mismatch(
     """
     images, labels = _first_examples(config, mesh)
     model = model_from_config(config)
-    images = normalize(images, config.data.mean, config.data.std)
     params = flatten_dict(state.params)
     kernels = {path: leaf for path, leaf in params.items() if path[-1] == BINARY_KERNEL}
 
-    def loss(kernels: Leaves) -> Array:
-        variables = {
-            "params": unflatten_dict(params | kernels),
-            "batch_stats": state.batch_stats,
-        }
+    # All arrays are arguments: what is closed over, XLA computes with while it compiles.
+    def loss(kernels: Leaves, params: Leaves, batch_stats: Any, batch: Batch) -> Array:
         logits: Any
-        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        sums = score(logits, labels)
+        logits, _ = model.apply(
+            {"params": unflatten_dict(params | kernels), "batch_stats": batch_stats},
+            normalize(batch.images, config.data.mean, config.data.std),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        sums = score(logits, batch.labels)
         return sums.loss / jnp.maximum(sums.count, 1).astype(sums.loss.dtype)
 
-    @jax.jit
-    def slope(direction: Leaves, chosen: Array) -> Array:
-        """Slope along the direction in the one layer that `chosen` picks."""
-        steps = [STEP * share for share in chosen]
-        ahead, behind = (
-            loss(
-                {
-                    path: kernel + sign * step * direction[path]
-                    for step, (path, kernel) in zip(steps, kernels.items(), strict=True)
-                }
-            )
-            for sign in (1, -1)
-        )
-        return (ahead - behind) / (2 * STEP)
-
-    @jax.jit
-    def draw(key: Array) -> tuple[Leaves, Array]:
-        """A direction in every layer, and the slopes that the gradient predicts."""
-        keys = jax.random.split(key, len(kernels))
-        direction = {
-            path: jax.random.normal(k, kernel.shape) * _filter_deviation(kernel)
-            for k, (path, kernel) in zip(keys, kernels.items(), strict=True)
-        }
-        return direction, jnp.stack([jnp.vdot(gradient[p], direction[p]) for p in kernels])
-
-    gradient = jax.jit(jax.grad(loss))(kernels)
-    one_layer = jnp.eye(len(kernels))
+    rest = (params, state.batch_stats, Batch(images, labels))
+    loss_at = jax.jit(loss)
+    gradient = jax.jit(jax.grad(loss))(kernels, *rest)
     predicted, measured = [], []
     for index in range(directions):
-        direction, slopes = draw(jax.random.fold_in(jax.random.key(0), index))
-        predicted.append(np.asarray(slopes))
-        measured.append([float(slope(direction, chosen)) for chosen in one_layer])
-    cosines = _cosines(np.array(predicted, np.float64), np.array(measured, np.float64))
+        direction = _draw(jax.random.fold_in(jax.random.key(0), index), kernels)
+        predicted.append([float(jnp.vdot(gradient[path], direction[path])) for path in kernels])
+        slopes = []
+        for path, kernel in kernels.items():
+            ahead, behind = (
+                float(loss_at(kernels | {path: kernel + step * direction[path]}, *rest))
+                for step in (STEP, -STEP)
+            )
+            slopes.append((ahead - behind) / (2 * STEP))
+        measured.append(slopes)
+    cosines = _cosines(np.array(predicted), np.array(measured))
     return [
         Mismatch("/".join(path[:-1]), float(c), float(np.sqrt((1 - c**2) / directions)))
         for path, c in zip(kernels, cosines, strict=True)
     ]
 
 
+@jax.jit
+def _draw(key: Array, kernels: Leaves) -> Leaves:
+    """A random direction for every kernel, in standard deviations of its filters' weights."""
+    keys = jax.random.split(key, len(kernels))
+    return {
+        path: jax.random.normal(k, kernel.shape)
+        * jnp.std(kernel, range(kernel.ndim - 1), keepdims=True)
+        for k, (path, kernel) in zip(keys, kernels.items(), strict=True)
+    }
+
+
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of each column of `a` with that of `b`; 0 where one of them is zero."""
     norms = np.sqrt(np.sum(a**2, 0) * np.sum(b**2, 0))
     return np.where(norms > 0, np.sum(a * b, 0) / np.where(norms > 0, norms, 1), 0)
-
-
-def _filter_deviation(kernel: Array) -> Array:
-    return jnp.std(kernel, range(kernel.ndim - 1), keepdims=True)
 
 
 def _first_examples(config: ConfigDict, mesh: Mesh) -> tuple[Array, Array]:

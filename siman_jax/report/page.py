@@ -134,10 +134,11 @@ def _render_table(table: Table) -> str:
         for index, row in enumerate(table.rows)
     )
     return (
-        f'<div class="scroll" tabindex="0"><table>{_caption("caption", table.title, table.caption)}'
-        f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+        f'{_caption("p", table.title, table.caption)}\n<div class="scroll" tabindex="0">'
+        f'<table aria-label="{escape(table.title)}">\n<thead><tr>{head}</tr></thead>'
+        f"\n<tbody>\n{rows}\n</tbody></table></div>"
     )
 
 
 def _caption(tag: str, title: str, text: str) -> str:
-    return f"<{tag}><b>{escape(title)}.</b> {escape(text)}</{tag}>"
+    return f'<{tag} class="caption"><b>{escape(title)}.</b> {escape(text)}</{tag}>'

@@ -23,7 +23,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; font-weight: 650; }
 h2 { font-size: 1.25rem; margin: 3.25rem 0 .5rem; padding-top: 1rem;
      border-top: 1px solid var(--rule); font-weight: 650; }
 p { max-width: 44rem; margin: .5rem 0 1rem; }
-.soft, figcaption { color: var(--soft); }
+.soft, .caption { color: var(--soft); }
 .problems { margin: 1.5rem 0; padding: .75rem 1rem; border-left: 3px solid var(--warn);
             background: var(--tint); overflow-wrap: anywhere; }
 .problems h2 { border: 0; margin: 0; padding: 0; font-size: 1rem; color: var(--warn); }
@@ -35,13 +35,11 @@ summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 4px; }
 .figures { columns: 2 22rem; column-gap: 2.5rem; margin-top: 1.5rem; }
 figure { margin: 0 0 2rem; break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; color: var(--ink); }
-figcaption { font-size: .875rem; line-height: 1.45; margin-top: .5rem; }
-figcaption b, caption b { color: var(--ink); font-weight: 600; }
-.scroll { overflow-x: auto; margin: 1.25rem 0 2rem; }
+.caption { font-size: .875rem; line-height: 1.45; margin: .5rem 0 0; }
+.caption b { color: var(--ink); font-weight: 600; }
+.scroll { overflow-x: auto; margin: .5rem 0 2rem; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; caption-side: top; color: var(--soft); padding-bottom: .5rem;
-          max-width: 44rem; line-height: 1.45; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 1px solid var(--ink);

@@ -38,12 +38,15 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(
-        r'<g id="[^"]*"', "<g", svg
-    )  # alike in all figures, and of no use
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # alike in all figures, and of no use
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    svg = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg)
+    svg = re.sub(r"<[^>]*>", _round, svg)
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None
     head = f'<svg {view_box[0]} role="img" aria-label="{description}">'
     return re.sub(r"<svg[^>]*>", head, svg, count=1).strip()
+
+
+def _round(tag: re.Match[str]) -> str:
+    """The tag with hundredths of a pixel; what is written between tags stays."""
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])

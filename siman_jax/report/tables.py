@@ -40,11 +40,11 @@ def results_table(groups: Sequence[Group]) -> Table:
         if len(runs) > 1:
             means.append(len(rows))
             cells = [_mean([number(run) for run in runs], form) for _, form, number in _RESULTS]
-            rows.append([f"mean of {len(runs)}: {group.label}", "", "", "", *cells])
+            rows.append([f"mean of {len(runs)} ± deviation", "", "", "", *cells])
     return Table(
         "Results",
-        "Best by test accuracy, the later epoch among equals. After ± stands the standard deviation"
-        " over seeds, divided by n - 1. Flips are the mean of the layers' shares. The time is the"
+        "Best by test accuracy, the later epoch among equals. Deviations are standard deviations over"
+        " seeds, divided by n - 1. Flips are the mean of the layers' shares. The time is the"
         " logged epochs' training; evaluation is left out.",
         ["run", "seed", "epochs", "best\nepoch", *(heading for heading, _, _ in _RESULTS)],
         rows,
