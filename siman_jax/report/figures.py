@@ -167,7 +167,9 @@ def draw_cosines(layers: Sequence[Layer]) -> "Figure":
         positions = range(len(layers))
         for name, label, colour in RULES:
             values = [getattr(layer, name) for layer in layers]
-            axes.plot(values, positions, "o", color=colour, markersize=4, label=label)
+            # A ring, since signs are the optimum where that is all ones.
+            ring = {"markersize": 7, "markerfacecolor": "none"} if name == "cosine" else {}
+            axes.plot(values, positions, "o", color=colour, label=label, **{"markersize": 4} | ring)
             for shape, style in ((LAPLACIAN, ":"), (GAUSSIAN, "--")):
                 ideal = getattr(optimum(shape), name)
                 axes.axvline(ideal, color=colour, linestyle=style, linewidth=0.8, zorder=0)
@@ -180,7 +182,11 @@ def draw_cosines(layers: Sequence[Layer]) -> "Figure":
 
 
 def draw_over_epochs(
-    run: Run, value: Callable[[Layer], float], unit: str, references: dict[str, float]
+    run: Run,
+    value: Callable[[Layer], float],
+    unit: str,
+    references: dict[str, float],
+    scale: str = "linear",
 ) -> "Figure":
     """A measure at every kept checkpoint: mean of the layers, and each layer thin.
 
@@ -189,6 +195,7 @@ def draw_over_epochs(
       value: the measure of a layer.
       unit: label of the axis.
       references: levels of one or two ideal distributions, by name.
+      scale: of the values' axis, as matplotlib calls it.
     """
     with _axes() as (figure, axes):
         timed = all(checkpoint.epoch is not None for checkpoint in run.checkpoints)
@@ -199,6 +206,7 @@ def draw_over_epochs(
         axes.plot(times, values.mean(1), marker=marker, markersize=3.5, color=GREEN)
         for (label, level), colour in zip(references.items(), (ORANGE, BLUE), strict=False):
             axes.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
+        axes.set_yscale(scale)
         axes.legend(title="ideal", title_fontsize=7.5)
         axes.set_xlabel("epoch" if timed else "step")
         axes.set_ylabel(unit)

@@ -14,7 +14,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 68rem;
+  margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 70rem;
   background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
   -webkit-text-size-adjust: 100%;
@@ -40,7 +40,7 @@ figure svg { display: block; width: 100%; height: auto; overflow: visible; color
 .scroll { overflow-x: auto; margin: .5rem 0 2rem; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .75rem .3rem 0; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 1px solid var(--ink);
      white-space: pre-line; line-height: 1.25; }

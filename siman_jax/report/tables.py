@@ -20,7 +20,7 @@ _RESULTS: tuple[tuple[str, str, Number], ...] = (
     ("last test\ntop-1 (%)", ".2f", lambda run: run.rows[-1]["test_top1"]),
     ("best test\ntop-1 (%)", ".2f", lambda run: best_row(run.rows)["test_top1"]),
     ("last train\ntop-1 (%)", ".2f", lambda run: run.rows[-1]["train_top1"]),
-    ("last test\nloss", ".4f", lambda run: run.rows[-1]["test_loss"]),
+    ("last test\nloss", ".3f", lambda run: run.rows[-1]["test_loss"]),
     ("flips in the\nlast epoch (%)", ".2f", lambda run: mean_flips(run.rows[-1])),
     ("training\ntime", "time", training_seconds),
 )
@@ -43,7 +43,7 @@ def results_table(groups: Sequence[Group]) -> Table:
             rows.append([f"mean of {len(runs)} ± deviation", "", "", "", *cells])
     return Table(
         "Results",
-        "Best by test accuracy, the later epoch among equals. Deviations are standard deviations over"
+        "Best by test accuracy, the later epoch among equals. Deviations are standard ones over"
         " seeds, divided by n - 1. Flips are the mean of the layers' shares. The time is the"
         " logged epochs' training; evaluation is left out.",
         ["run", "seed", "epochs", "best\nepoch", *(heading for heading, _, _ in _RESULTS)],
