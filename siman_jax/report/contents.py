@@ -102,10 +102,10 @@ def _theory(groups: Sequence[Group]) -> Section:
         "SiMaN gives 1 to the weights of large magnitude, with bits b in the direction nearest to"
         " |w|. How many ones are best depends on the distribution of the weights alone. The paper"
         " finds weights that decay roughly Laplacian; without decay they move away from it, and"
-        " giving 1 to the larger half becomes nearly optimal. Dots off their line mean weights that no"
-        " generalised Gaussian describes. Clipping magnitudes before every step makes such weights:"
-        " none are left around zero, two humps remain, and the more alike the magnitudes are,"
-        " the more ones the optimum has, up to all of them.",
+        " giving 1 to the larger half becomes nearly optimal. Dots off their line mean weights that"
+        " no generalised Gaussian describes. Clipping magnitudes before every step makes such"
+        " weights: none are left around zero, two humps remain, and the more alike the magnitudes"
+        " are, the more ones the optimum has, up to all of them.",
         tables=[tables.theory_table()],
         pictures=pictures,
     )
@@ -128,7 +128,8 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool
             "Cosine to the weights",
             "What each rule for the bits reaches, mean over filters. Half-half loses what lies"
             " between it and the optimum; an ideal Laplacian has 0.858 against 0.847, an ideal"
-            " Gaussian 0.900 against 0.899. A dot in a ring: there all ones, so the signs, are best.",
+            " Gaussian 0.900 against 0.899. A dot in a ring: all ones are best there, as signs"
+            " have them.",
         ),
         Picture(
             f"{name}-bits",

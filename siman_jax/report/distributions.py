@@ -78,6 +78,6 @@ def _in_units_of_the_largest(w: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _fit(magnitudes: np.ndarray, unit: float, shape: float) -> Fit:
     power = max(float(np.mean(magnitudes**shape)), np.finfo(np.float64).tiny)
-    scale = unit * (shape * power) ** (1 / shape)
-    log_likelihood = math.log(shape / (2 * scale)) - float(gammaln(1 / shape)) - 1 / shape
-    return Fit(shape, scale, log_likelihood)
+    log_scale = math.log(unit) + math.log(shape * power) / shape
+    log_likelihood = math.log(shape / 2) - log_scale - float(gammaln(1 / shape)) - 1 / shape
+    return Fit(shape, math.exp(log_scale), log_likelihood)

@@ -6,7 +6,7 @@ which a page can replace by its own colour.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,9 +96,7 @@ def draw_flips_by_layer(run: Run) -> "Figure":
             extent=(first - 0.5, last + 0.5, len(names) - 0.5, -0.5),
         )
         bar = figure.colorbar(image, ax=axes)
-        low, high = np.floor(image.norm.vmin or -2), np.ceil(image.norm.vmax or 2)
-        ticks = [t for t in np.arange(low, high + 1) if image.norm.vmin <= t <= image.norm.vmax]
-        bar.set_ticks(ticks, labels=[f"{10.0**t:g}" for t in ticks])
+        bar.set_ticks([-2, -1, 0, 1, 2], labels=["≤ 0.01", "0.1", "1", "10", "100"])
         bar.set_label("bits flipped (%)")
         bar.outline.set_visible(False)
         axes.set_yticks(range(len(names)), names, fontsize=6.5)
@@ -168,8 +166,8 @@ def draw_cosines(layers: Sequence[Layer]) -> "Figure":
         for name, label, colour in RULES:
             values = [getattr(layer, name) for layer in layers]
             # A ring, since signs are the optimum where that is all ones.
-            ring = {"markersize": 7, "markerfacecolor": "none"} if name == "cosine" else {}
-            axes.plot(values, positions, "o", color=colour, label=label, **{"markersize": 4} | ring)
+            size, face = (7, "none") if name == "cosine" else (4, colour)
+            axes.plot(values, positions, "o", c=colour, mfc=face, markersize=size, label=label)
             for shape, style in ((LAPLACIAN, ":"), (GAUSSIAN, "--")):
                 ideal = getattr(optimum(shape), name)
                 axes.axvline(ideal, color=colour, linestyle=style, linewidth=0.8, zorder=0)
@@ -198,8 +196,9 @@ def draw_over_epochs(
       scale: of the values' axis, as matplotlib calls it.
     """
     with _axes() as (figure, axes):
-        timed = all(checkpoint.epoch is not None for checkpoint in run.checkpoints)
-        times = [c.epoch if timed else c.step for c in run.checkpoints]
+        epochs = [c.epoch for c in run.checkpoints if c.epoch is not None]
+        timed = len(epochs) == len(run.checkpoints)
+        times = epochs if timed else [float(c.step) for c in run.checkpoints]
         values = np.array([[value(layer) for layer in c.layers] for c in run.checkpoints])
         marker = "o" if len(times) < _MANY_EPOCHS else ""
         axes.plot(times, values, color=GREY, linewidth=0.7, alpha=0.5)
@@ -227,8 +226,8 @@ def draw_bits(run: Run) -> "Figure":
         height, width = tiles.shape[0] + 1, tiles.shape[1] + 1
         axes.set_xticks([width * f + (width - 2) / 2 for f in range(tiles.shape[3])])
         axes.set_yticks([height * c + (height - 2) / 2 for c in range(tiles.shape[2])])
-        axes.set_xticklabels(range(tiles.shape[3]), fontsize=7)
-        axes.set_yticklabels(range(tiles.shape[2]), fontsize=7)
+        axes.set_xticklabels(map(str, range(tiles.shape[3])), fontsize=7)
+        axes.set_yticklabels(map(str, range(tiles.shape[2])), fontsize=7)
         axes.tick_params(length=0)
         axes.set_xlabel(f"filter of {name}")
         axes.set_ylabel("input channel")
@@ -262,7 +261,7 @@ def _figure(width: float, height: float) -> Iterator["Figure"]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
         **{"axes.edgecolor": INK, "axes.labelcolor": INK},
         **{"font.size": 8.5, "axes.linewidth": 0.6, "lines.linewidth": 1.5},
@@ -272,7 +271,10 @@ def _figure(width: float, height: float) -> Iterator["Figure"]:
         **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
     }
     with mpl.rc_context(style):
-        yield Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not for every file again
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from siman_jax.report.contents import Mismatches
@@ -35,9 +36,7 @@ def collect_numbers(
 
 
 def _group(group: Group) -> dict[str, Any]:
-    curves = {
-        name: curve_over_seeds(group.runs, lambda row, name=name: row[name]) for name in LOGGED
-    }
+    curves = {name: curve_over_seeds(group.runs, itemgetter(name)) for name in LOGGED}
     curves["mean_flips_percent"] = curve_over_seeds(group.runs, mean_flips)
     return {
         "label": group.label,
