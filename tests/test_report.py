@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cli import call
+from cli import call, run
 from scipy import stats
 
 from configs import digits
@@ -120,7 +120,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     config = digits.get_config()
     config.update({"epochs": 2, "batch_size": 256})
-    config.model.width = 4
+    config.model.update({"name": "cifar.vgg_small_1w1a", "width": 4})
     train(config, folder / "seed0", make_mesh(1))
     shutil.copytree(folder / "seed0", folder / "seed1")
     edit_config(folder / "seed1", lambda fields: fields.update(seed=1))
@@ -208,27 +208,33 @@ def test_a_page_that_needs_nothing_else_and_its_numbers(runs, tmp_path, capsys):
     layer = one["checkpoints"][-1]["layers"][0]
     config = read_config(runs / "seed0")
     state = load_run(config, runs / "seed0", make_mesh(1)).progress.state
-    kernel = state.params["layer1_0"]["conv1"]["binary_kernel"]
-    assert layer["name"] == "layer1_0/conv1"
+    kernel = state.params["conv1"]["binary_kernel"]
+    assert layer["name"] == "conv1"
     assert layer["share"] == pytest.approx(measure_layer("", kernel).share)
     assert layer["generalised"]["log_likelihood"] >= layer["laplacian"]["log_likelihood"]
     assert f"{layer['half_half_cosine']:.4f}" in page.text
 
     with pytest.raises(UsageError, match=r"holds a report; .* replace it by --overwrite"):
         call(command.main, runs / "seed0", f"--out={out}")
-    call(command.main, runs / "seed1", f"--out={out}", "--overwrite")
+    logged_only = tmp_path / "logged"
+    shutil.copytree(runs / "seed1", logged_only, ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(SystemExit):  # its layers are left out
+        call(command.main, logged_only, f"--out={out}", "--overwrite")
     assert not (out / "figures" / "run1-first-1-histograms.png").exists()
-    assert json.loads((out / "report.json").read_text())["runs"][0]["label"] == "seed1"
+    assert json.loads((out / "report.json").read_text())["runs"][0]["label"] == "logged"
 
 
 def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
-    broken = {name: tmp_path / name for name in ("bare", "cut", "newer", "damaged", "strange")}
+    broken = {
+        name: tmp_path / name for name in ("bare", "cut", "newer", "older", "damaged", "strange")
+    }
     for folder in broken.values():
         shutil.copytree(runs / "seed0", folder)
     shutil.rmtree(broken["bare"] / "checkpoints")
     log = (broken["cut"] / "log.jsonl").read_text()
-    (broken["cut"] / "log.jsonl").write_text(log[:-200] + "\n17\n")
+    (broken["cut"] / "log.jsonl").write_text(log[:-200] + '\n17\n{"step": NaN}\n')
     edit_config(broken["newer"], lambda config: config["model"].update(groups=3))
+    edit_config(broken["older"], lambda config: config.pop("seed"))
     edit_config(broken["strange"], lambda config: config["model"].update(width=8))
     (broken["strange"] / "log.jsonl").write_bytes(b"\xff\xfe")
     for metadata in (broken["damaged"] / "checkpoints").glob("*/state/_METADATA"):
@@ -244,8 +250,9 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     said = json.loads((out / "report.json").read_text())["left_out"]
     for name, problem in {
         "bare": "it holds no checkpoint",
-        "cut": "2 of the 3 lines of its log are cut short",
+        "cut": "3 of the 4 lines of its log are cut short",
         "newer": "its config.json is not of this version",
+        "older": "it lacks seed",
         "damaged": "cannot be read",
         "strange": "is of another network",
         "missing": "there is no run in",
@@ -345,3 +352,10 @@ def test_what_is_wrong_is_said_before_any_work(runs, tmp_path):
         with pytest.raises(UsageError, match=message):
             call(command.main, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_ends_with_status_2(tmp_path):
+    result = run("report", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: none of the runs can be read:")
+    assert "there is no run in" in result.stderr

@@ -33,9 +33,13 @@ from siman_jax.report.seeds import group_runs
 from siman_jax.report.svg import to_png
 
 SOME_LEFT_OUT = 1
+DEFAULT_OUT = "report"
 PAGE, NUMBERS, FIGURES = "index.html", "report.json", "figures"
 
-_OUT = flags.DEFINE_string("out", "report", "Folder to write.", allow_override=True)
+# Other commands have flags of some of these names, and tests import several commands.
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder to write; report/ if none is named.", allow_override=True
+)
 _LABELS = flags.DEFINE_list(
     "labels", None, "What to call the runs, in their order; by default as their folders are called."
 )
@@ -57,7 +61,7 @@ def main(argv: list[str]) -> None:
     if not workdirs:
         raise UsageError("name the folders of runs, such as runs/digits; flags are --NAME=VALUE.")
     labels = name_runs(workdirs, _LABELS.value)
-    out = Path(_OUT.value).expanduser()
+    out = Path(_OUT.value or DEFAULT_OUT).expanduser()
     check_folder(out, _OVERWRITE.value)
     # The same numbers wherever they are made; and a TPU that trains meanwhile is left to that.
     jax.config.update("jax_platforms", "cpu")
@@ -156,7 +160,7 @@ def _read(
         console.print(f"reading {workdir}")
         try:
             read = read_run(workdir, label, make_mesh(1))
-        except UsageError as error:
+        except (UsageError, OSError) as error:  # the latter for want of permission, for instance
             problems.append((label, str(error)))
             continue
         runs.append(read)

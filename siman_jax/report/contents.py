@@ -1,7 +1,7 @@
 """What the report says: its sections, with the figures and what theory expects of them."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from siman_jax.report import figures, tables
 from siman_jax.report.gradients import MOST_EXAMPLES, STEP, Mismatch
@@ -22,7 +22,7 @@ def make_sections(groups: Sequence[Group], mismatches: Mismatches) -> list[Secti
     """
     runs = [run for group in groups for run in group.runs]
     sections = [_training(groups)] if any(run.rows for run in runs) else []
-    sections.append(_theory([group for group in groups if _has_layers(group.runs[0])]))
+    sections.append(_theory(_only(groups, _has_layers)))
     shown = [run for run in runs if _has_layers(run)]
     for index, run in enumerate(shown):
         name = f"run{index + 1}-{_slug(run.label)}"
@@ -34,12 +34,14 @@ def _has_layers(run: Run) -> bool:
     return bool(run.checkpoints and run.checkpoints[-1].layers)
 
 
+def _only(groups: Sequence[Group], condition: Callable[[Run], bool]) -> list[Group]:
+    """The groups without the runs that do not meet the condition; none are empty."""
+    kept = [(group.label, [run for run in group.runs if condition(run)]) for group in groups]
+    return [Group(label, runs) for label, runs in kept if runs]
+
+
 def _training(groups: Sequence[Group]) -> Section:
-    logged = [
-        Group(group.label, runs)
-        for group in groups
-        if (runs := [run for run in group.runs if run.rows])
-    ]
+    logged = _only(groups, lambda run: bool(run.rows))
     band = "The band is one standard deviation over seeds to either side of their mean."
     pictures = [
         Picture(
@@ -140,7 +142,7 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool
         ),
         *_over_epochs(run, name),
     ]
-    if len(run.rows) > 1 and all(run.rows[-1]["flips"].values()):
+    if len(run.rows) > 1 and run.rows[-1]["flips"]:
         pictures.append(
             Picture(
                 f"{name}-flips",

@@ -14,11 +14,13 @@ from siman_jax.report.measures import Layer, binary_kernels, measure_layer
 from siman_jax.runlog import FILE_NAME, read_rows
 from siman_jax.step import TrainState
 from siman_jax.stored_run import kept_steps, load_step
-from siman_jax.workdir import read_config
+from siman_jax.workdir import fields_that_matter, read_config
 
 # What the curves and tables are made of.
 LOGGED = ("train_loss", "train_top1", "test_loss", "test_top1", "images_per_second")
-_NUMBERS = ("step", "epoch", *LOGGED)
+_ABOVE_ZERO = ("step", "epoch", "images_per_second")
+# Without these fields a config is of another version.
+_NEEDED = ("seed", "epochs", "batch_size", "model.name", "model.weight_rule")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
       UsageError: there is neither a log nor a checkpoint that can be read, or no config.
     """
     config = read_config(workdir)
+    lacking = [f for f in _NEEDED if f"config.{f}" not in fields_that_matter(config)]
+    if lacking:
+        raise UsageError(
+            f"its config.json is not of this version: it lacks {', '.join(lacking)}; make the"
+            " report with the version that trained it."
+        )
     rows, problems = _logged_rows(workdir)
     run = Run(label, workdir, config, rows, problems=problems)
     steps = kept_steps(workdir)
@@ -109,7 +117,9 @@ def _logged_rows(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _is_whole(row: Any) -> bool:
     return (
         isinstance(row, dict)
-        and all(_is_number(row.get(name)) for name in _NUMBERS)
+        and all(_is_number(row.get(name)) for name in LOGGED)
+        and all(_is_number(row.get(name)) and row[name] > 0 for name in _ABOVE_ZERO)
+        and all(math.isfinite(value) for value in row.values() if isinstance(value, float))
         and isinstance(row.get("flips"), dict)
         and all(map(_is_number, row["flips"].values()))
     )
