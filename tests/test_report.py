@@ -1,5 +1,6 @@
 """The report: theory and fits derived another way, and the page from whole and broken runs."""
 
+import itertools
 import json
 import math
 import shutil
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli import call, run
+from PIL import Image
 from scipy import stats
 
-from configs import digits
+from configs import digits, imagenet
 from siman_jax import binarize
 from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits
 from siman_jax.devices import make_mesh
@@ -318,6 +320,21 @@ def test_gradients_agree_where_the_loss_is_smooth_and_less_on_a_staircase(runs, 
     monkeypatch.setitem(binarize.WEIGHT_RULES, "half_half", lambda w: w)
     (smooth,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=10)
     assert smooth.cosine > 0.999
+
+
+def test_gradients_on_data_that_are_streamed(tmp_path, monkeypatch):
+    for split, name in itertools.product(("train", "val"), ("dark", "light")):
+        (tmp_path / split / name).mkdir(parents=True)
+        level = 200 if name == "light" else 50
+        Image.new("RGB", (20, 16), (level, level, 0)).save(tmp_path / split / name / "0.png")
+    config = imagenet.get_config()
+    config.data.update({"source": "image_folder", "root": str(tmp_path), "test_split": "val"})
+    config.data.update({"num_classes": 2, "image_size": 8, "shorter_side": 10})
+    monkeypatch.setattr(gradients, "model_from_config", lambda config: OneLayer())
+    params = OneLayer().init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=True)["params"]
+    state = TrainState(step=jnp.int32(0), params=params, batch_stats={}, opt_state=())
+    (found,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=2)
+    assert -1 <= found.cosine <= 1
 
 
 def test_an_svg_stands_in_a_page():

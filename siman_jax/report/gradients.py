@@ -5,6 +5,7 @@ slope it has only at a distance: that of the loss smoothed by random perturbatio
 direction it is a difference quotient, and the straight-through gradient predicts the same number.
 """
 
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -133,5 +134,9 @@ def _first_examples(config: ConfigDict, mesh: Mesh) -> tuple[Array, Array]:
     count = min(MOST_EXAMPLES, len(split))
     if isinstance(split, Split):
         return jnp.asarray(split.images[:count]), jnp.asarray(split.labels[:count])
-    batch = next(iter(EvaluationStream(split, mesh, config, count)))
+    config = config.copy_and_resolve_references()
+    config.data.workers = 0  # processes that read ahead are not worth starting for one batch
+    batches: Any = iter(EvaluationStream(split, mesh, config, count))
+    with closing(batches):
+        batch = next(batches)
     return batch.images, batch.labels
