@@ -96,7 +96,10 @@ def draw_flips_by_layer(run: Run) -> "Figure":
             extent=(first - 0.5, last + 0.5, len(names) - 0.5, -0.5),
         )
         bar = figure.colorbar(image, ax=axes)
-        bar.set_ticks([-2, -1, 0, 1, 2], labels=["≤ 0.01", "0.1", "1", "10", "100"])
+        low, high = image.get_clim()
+        ticks = {-2: "≤ 0.01", -1: "0.1", 0: "1", 1: "10", 2: "100"}
+        ticks = {level: label for level, label in ticks.items() if low <= level <= high}
+        bar.set_ticks(list(ticks), labels=list(ticks.values()))
         bar.set_label("bits flipped (%)")
         bar.outline.set_visible(False)
         axes.set_yticks(range(len(names)), names, fontsize=6.5)

@@ -38,6 +38,7 @@ figure svg { display: block; width: 100%; height: auto; overflow: visible; color
 .caption { font-size: .875rem; line-height: 1.45; margin: .5rem 0 0; }
 .caption b { color: var(--ink); font-weight: 600; }
 .scroll { overflow-x: auto; margin: .5rem 0 2rem; }
+.figures + .caption { margin-top: 1rem; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; white-space: nowrap; }
