@@ -39,7 +39,7 @@ class CheckpointWriter:
 
     def __init__(self, directory: Path, keep: int, step: int) -> None:
         if is_first_process():
-            for saved in _steps(directory):
+            for saved in saved_steps(directory):
                 if saved > step or _top1(directory, saved) is None:
                     _set_aside(directory / str(saved))
         multihost_utils.sync_global_devices("old checkpoints are out of the way")
@@ -115,6 +115,28 @@ def restore_best(directory: Path, like: State) -> State | None:
     return _restore_first(directory, like, accuracy_then_step)
 
 
+def restore_step(directory: Path, step: int, like: State) -> State:
+    """Restore the checkpoint of one step.
+
+    The rest is as for `restore_latest`.
+
+    Raises:
+      UsageError: it cannot be read, or is of another network.
+    """
+    path = directory.absolute() / str(step)
+    restored, error = _try_restore(path, jax.tree.map(_abstract, like))
+    if error is not None:
+        raise UsageError(f"the checkpoint {path} cannot be read: {_first_line(error)}.")
+    return restored
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps of the finished checkpoints; orbax renames a folder to its step at the end."""
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+
+
 def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
     """Shape of one leaf in the latest checkpoint whose description can be read, None if none can.
 
@@ -122,7 +144,7 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
       directory: as given to `CheckpointWriter`.
       name: path of the leaf, such as "progress/state/step".
     """
-    for step in sorted(_steps(directory), reverse=True):
+    for step in sorted(saved_steps(directory), reverse=True):
         try:
             tree = ocp.metadata(directory.absolute() / str(step)).metadata
         except Exception as error:  # orbax and tensorstore raise whatever damage leads to
@@ -137,7 +159,7 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
 def _restore_first(directory: Path, like: State, preference: Callable[[int], Any]) -> State | None:
     abstract = jax.tree.map(_abstract, like)
     failures: dict[int, Exception] = {}
-    for step in sorted(_steps(directory), key=preference, reverse=True):
+    for step in sorted(saved_steps(directory), key=preference, reverse=True):
         path = directory.absolute() / str(step)
         restored, error = _try_restore(path, abstract)
         if all_agree(error is None):
@@ -182,13 +204,6 @@ def _shapes(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _steps(directory: Path) -> list[int]:
-    """Steps of the finished checkpoints; orbax renames a folder to its step at the end."""
-    if not directory.is_dir():
-        return []
-    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
 
 
 def _top1(directory: Path, step: int) -> float | None:

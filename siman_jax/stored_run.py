@@ -9,7 +9,14 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.checkpoint import CheckpointWriter, leaf_shape, restore_best, restore_latest
+from siman_jax.checkpoint import (
+    CheckpointWriter,
+    leaf_shape,
+    restore_best,
+    restore_latest,
+    restore_step,
+    saved_steps,
+)
 from siman_jax.epoch import Progress
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums
@@ -36,21 +43,34 @@ def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = Fals
       UsageError: `workdir` holds no checkpoint that can be read, or of another network, or its
         config is of another version.
     """
-    try:
-        layout = _layout(_with_classes(config, workdir), mesh)
-    except (AttributeError, KeyError) as error:  # ConfigDict raises either for a missing field
-        raise UsageError(
-            f"{workdir} was trained by another version: {'. '.join(str(error).splitlines())}"
-        ) from error
     restore = restore_best if best else restore_latest
+    layout = _layout(with_stored_classes(config, workdir), mesh)
     snapshot = restore(workdir / CHECKPOINTS, layout)
     if snapshot is None:
         raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
     return snapshot
 
 
-def _with_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config with its number of classes, which images that are not here may have told."""
+def load_step(config: ConfigDict, workdir: Path, mesh: Mesh, step: int) -> Snapshot:
+    """Read a run's checkpoint of one step, of those that `kept_steps` lists.
+
+    Raises:
+      UsageError: it cannot be read, or is of another network.
+    """
+    layout = _layout(with_stored_classes(config, workdir), mesh)
+    return restore_step(workdir / CHECKPOINTS, step, layout)
+
+
+def kept_steps(workdir: Path) -> list[int]:
+    """Steps of the checkpoints that a run kept, earliest first."""
+    return sorted(saved_steps(workdir / CHECKPOINTS))
+
+
+def with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with the number of classes that its checkpoints have, where it names none.
+
+    Elsewhere they are counted in the folders of images, which need not be here.
+    """
     if config.data.num_classes:
         return config
     config = config.copy_and_resolve_references()
@@ -92,7 +112,12 @@ def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str
 
 
 def _layout(config: ConfigDict, mesh: Mesh) -> Snapshot:
-    return abstract_snapshot(config, model_from_config(config), _optimizer(config), mesh)
+    try:
+        return abstract_snapshot(config, model_from_config(config), _optimizer(config), mesh)
+    except (AttributeError, KeyError) as error:  # ConfigDict raises either for a missing field
+        raise UsageError(
+            f"the config is of another version: {'. '.join(str(error).splitlines())}"
+        ) from error
 
 
 def _optimizer(config: ConfigDict) -> optax.GradientTransformation:

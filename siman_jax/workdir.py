@@ -63,6 +63,11 @@ def read_config(workdir: Path) -> ConfigDict:
     return ConfigDict(_parse(path)).lock()
 
 
+def fields_that_matter(config: ConfigDict) -> dict[str, Any]:
+    """The fields that a run's numbers depend on, by path such as "config.model.width"."""
+    return {key: value for key, value in _flat(_plain(config)).items() if key not in _OPERATIONAL}
+
+
 def config_digest(config: ConfigDict) -> str:
     """SHA-256 of a config as JSON with sorted keys and no spaces, in hexadecimal digits."""
     text = json.dumps(_plain(config), sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,190 @@
+"""Command line: one page on one run or several.
+
+    python -m siman_jax.report runs/digits_0 runs/digits_1 --out=report
+    python -m siman_jax.report runs/a runs/b --labels=decayed,free --gradients=32
+
+Writes index.html, which needs nothing else, its figures as PNG in figures/, and all of its numbers
+in report.json. Runs that differ in nothing but their seed are shown as mean and spread. What cannot
+be read of a run is left out and named, on the page too.
+
+Exit status: 0; 1, something was left out; 2, what was given cannot be used.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+from rich.console import Console
+
+from siman_jax.command import run
+from siman_jax.devices import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.output import write_whole
+from siman_jax.report.contents import Mismatches, make_sections
+from siman_jax.report.gradients import gradient_mismatch
+from siman_jax.report.numbers import collect_numbers
+from siman_jax.report.page import Section, render_page
+from siman_jax.report.runs import Run, read_run
+from siman_jax.report.seeds import group_runs
+from siman_jax.report.svg import to_png
+
+SOME_LEFT_OUT = 1
+DEFAULT_OUT = "report"
+PAGE, NUMBERS, FIGURES = "index.html", "report.json", "figures"
+
+# Other commands have flags of some of these names, and tests import several commands.
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder to write; report/ if none is named.", allow_override=True
+)
+_LABELS = flags.DEFINE_list(
+    "labels", None, "What to call the runs, in their order; by default as their folders are called."
+)
+_GRADIENTS = flags.DEFINE_integer(
+    "gradients",
+    0,
+    "Random directions per layer to compare the straight-through gradient with the loss along, on"
+    " a batch of the run's data; 0 for no comparison. Each costs two forward passes per layer.",
+    lower_bound=0,
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace a report that is there already.", allow_override=True
+)
+
+
+def main(argv: list[str]) -> None:
+    """Do what the flags say."""
+    workdirs = [Path(name).expanduser() for name in argv[1:]]
+    if not workdirs:
+        raise UsageError("name the folders of runs, such as runs/digits; flags are --NAME=VALUE.")
+    labels = name_runs(workdirs, _LABELS.value)
+    out = Path(_OUT.value or DEFAULT_OUT).expanduser()
+    check_folder(out, _OVERWRITE.value)
+    # The same numbers wherever they are made; and a TPU that trains meanwhile is left to that.
+    jax.config.update("jax_platforms", "cpu")
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    runs, problems = _read(workdirs, labels, console)
+    if not runs:
+        raise UsageError(
+            "none of the runs can be read:\n  "
+            + "\n  ".join(f"{label}: {problem}" for label, problem in problems)
+        )
+    mismatches = _compare_gradients(runs, problems, console) if _GRADIENTS.value else {}
+    groups = group_runs(runs)
+    sections = make_sections(groups, mismatches)
+    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+    page = render_page(
+        f"Report on {count}", ", ".join(run.label for run in runs), problems, sections
+    )
+    numbers = collect_numbers(groups, problems, mismatches)
+    write_report(out, page, json.dumps(numbers, indent=1, allow_nan=False), sections)
+    console.print(f"{out / PAGE}: {count}, {len(page) / 1e3:,.0f} kB")
+    if problems:
+        for label, problem in problems:
+            print(f"left out: {label}: {problem}", file=sys.stderr)
+        sys.exit(SOME_LEFT_OUT)
+
+
+def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[str]:
+    """What the report calls each run; no two alike.
+
+    Raises:
+      UsageError: a run is named twice, or there are not as many labels as runs.
+    """
+    if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
+        raise UsageError("a run is named twice; name each once.")
+    names = [workdir.resolve().name for workdir in workdirs]
+    if labels:
+        if len(labels) != len(workdirs):
+            raise UsageError(
+                f"--labels has {len(labels)} names for {len(workdirs)} runs; give one for each."
+            )
+        if len(set(labels)) < len(labels):
+            raise UsageError("--labels has the same name twice; name each run differently.")
+        return list(labels)
+    return names if len(set(names)) == len(names) else [str(workdir) for workdir in workdirs]
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Refuse, before any work, a folder that could not be written; nothing is written.
+
+    Raises:
+      UsageError: it holds something, other than a report that may be replaced; it is a file; or
+        may not be written in, or made.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out={out} is a file; name a folder.")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / NUMBERS).is_file():
+            raise UsageError(f"--out={out} holds something else; name another folder.")
+        if not overwrite:
+            raise UsageError(
+                f"--out={out} holds a report; name another folder, or replace it by --overwrite."
+            )
+    existing = out.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"--out={out}: there is no permission to write in {existing}.")
+
+
+def write_report(out: Path, page: str, numbers: str, sections: Sequence[Section]) -> None:
+    """Write the page, its numbers and its figures, in place of those of an earlier report.
+
+    Raises:
+      UsageError: they cannot be written, for want of space for instance.
+    """
+    figures = out / FIGURES
+    try:
+        figures.mkdir(parents=True, exist_ok=True)
+        for old in figures.glob("*.png"):
+            old.unlink()
+    except OSError as error:
+        raise UsageError(f"--out={out} cannot be written: {error}.") from error
+    write_whole(out / NUMBERS, numbers.encode())
+    for section in sections:
+        for picture in section.pictures:
+            write_whole(figures / f"{picture.name}.png", to_png(picture.figure))
+    write_whole(out / PAGE, page.encode())
+
+
+def _read(
+    workdirs: Sequence[Path], labels: Sequence[str], console: Console
+) -> tuple[list[Run], list[tuple[str, str]]]:
+    """The runs that can be read, and what was wrong with which."""
+    runs, problems = [], []
+    for workdir, label in zip(workdirs, labels, strict=True):
+        console.print(f"reading {workdir}")
+        try:
+            read = read_run(workdir, label, make_mesh(1))
+        except (UsageError, OSError) as error:  # the latter for want of permission, for instance
+            problems.append((label, str(error)))
+            continue
+        runs.append(read)
+        problems += [(label, problem) for problem in read.problems]
+    return runs, problems
+
+
+def _compare_gradients(
+    runs: Sequence[Run], problems: list[tuple[str, str]], console: Console
+) -> Mismatches:
+    """Gradient mismatch of the runs whose data can be used; adds to `problems` for the others."""
+    mismatches = {}
+    for read in runs:
+        if read.state is None or not read.checkpoints[-1].layers:
+            continue
+        console.print(f"comparing gradients of {read.label}")
+        try:
+            mismatches[read.label] = gradient_mismatch(
+                read.config, read.state, make_mesh(1), _GRADIENTS.value
+            )
+        except UsageError as error:
+            problems.append((read.label, f"gradients: {error}"))
+    return mismatches
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,336 @@
+"""The report's figures. Each function returns one matplotlib figure, drawn to be read at 5 inches.
+
+Colours are of middling lightness, legible on white and on near-black; text and axes are in `INK`,
+which a page can replace by its own colour.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siman_jax.report.distributions import SHAPES, density
+from siman_jax.report.gradients import Mismatch
+from siman_jax.report.measures import EDGES, Layer, binary_kernels
+from siman_jax.report.runs import Run
+from siman_jax.report.seeds import Curve, Group, curve_over_seeds, mean_flips
+from siman_jax.report.theory import GAUSSIAN, LAPLACIAN, optimum
+from siman_jax.snapshot import read_bits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1b1c1e"
+BLUE, ORANGE, GREEN, ROSE, VIOLET, GREY = (
+    *("#3d85c6", "#d97f26", "#3d9e68", "#c9547f", "#8d70c9", "#7d8792"),
+)
+CYCLE = (BLUE, ORANGE, GREEN, ROSE, VIOLET, GREY)
+
+# The three ways to choose bits, as every figure and table shows them.
+RULES = (
+    ("cosine", "angle-optimal", GREEN),
+    ("half_half_cosine", "half-half", BLUE),
+    ("sign_cosine", "sign", ORANGE),
+)
+FAMILIES = (
+    ("laplacian", "Laplacian", ORANGE),
+    ("gaussian", "Gaussian", BLUE),
+    ("generalised", "generalised Gaussian", GREEN),
+)
+
+_WIDTH, _HEIGHT = 5.0, 3.2
+_COLUMNS = 3
+_SHAPES = np.geomspace(0.5, SHAPES[1], 80)
+_FILTERS = _CHANNELS = 16
+_MANY_EPOCHS = 30
+
+
+def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
+    """Train and test values of a metric over epochs, mean and spread over seeds.
+
+    Args:
+      groups: of runs.
+      key: "top1" or "loss".
+      unit: label of the axis.
+    """
+    with _axes() as (figure, axes):
+        for group, colour in zip(groups, _colours(len(groups)), strict=True):
+            train = curve_over_seeds(group.runs, lambda row: row[f"train_{key}"])
+            test = curve_over_seeds(group.runs, lambda row: row[f"test_{key}"])
+            _draw_curve(axes, train, colour, "--", None)
+            _draw_curve(axes, test, colour, "-", group.label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.plot([], [], "--", color=GREY, label="training data")
+        axes.legend()
+    return figure
+
+
+def draw_flips(groups: Sequence[Group]) -> "Figure":
+    """Share of bits that flipped in each epoch, the mean of the layers', over seeds."""
+    with _axes() as (figure, axes):
+        for group, colour in zip(groups, _colours(len(groups)), strict=True):
+            curve = curve_over_seeds(group.runs, mean_flips)
+            _draw_curve(axes, curve, colour, "-", group.label)
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("bits flipped (%)")
+        axes.legend()
+    return figure
+
+
+def draw_flips_by_layer(run: Run) -> "Figure":
+    """Share of bits that flipped, as a map of layers and epochs."""
+    names = list(run.rows[-1]["flips"])
+    shares = np.array([[100 * row["flips"].get(n, np.nan) for row in run.rows] for n in names])
+    with _axes() as (figure, axes):
+        first, last = run.rows[0]["epoch"], run.rows[-1]["epoch"]
+        image = axes.imshow(
+            np.log10(np.maximum(shares, 0.01)),
+            aspect="auto",
+            interpolation="nearest",
+            cmap="viridis",
+            extent=(first - 0.5, last + 0.5, len(names) - 0.5, -0.5),
+        )
+        bar = figure.colorbar(image, ax=axes)
+        low, high = image.get_clim()
+        ticks = {-2: "≤ 0.01", -1: "0.1", 0: "1", 1: "10", 2: "100"}
+        ticks = {level: label for level, label in ticks.items() if low <= level <= high}
+        bar.set_ticks(list(ticks), labels=list(ticks.values()))
+        bar.set_label("bits flipped (%)")
+        bar.outline.set_visible(False)
+        axes.set_yticks(range(len(names)), names, fontsize=6.5)
+        axes.set_xlabel("epoch")
+        axes.grid(False)
+    return figure
+
+
+def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]]) -> "Figure":
+    """Numbers of ideal generalised Gaussians as lines, those of each layer as dots.
+
+    Args:
+      groups: the last checkpoint of each one's first run gives the dots.
+      values: attributes that `Optimum` and `Layer` share, each with label and colour.
+    """
+    ideals = [optimum(shape) for shape in _SHAPES]
+    with _axes() as (figure, axes):
+        for name, label, colour in values:
+            line = [getattr(ideal, name) for ideal in ideals]
+            axes.plot(_SHAPES, line, color=colour, label=label)
+        for group, marker in zip(groups, _markers(len(groups)), strict=True):
+            for name, _, colour in values:
+                layers = _last_layers(group.runs[0])
+                axes.plot(
+                    [np.clip(layer.generalised.shape, *_SHAPES[[0, -1]]) for layer in layers],
+                    [getattr(layer, name) for layer in layers],
+                    marker,
+                    color=colour,
+                    markersize=4,
+                    alpha=0.65,
+                    markeredgewidth=0,
+                )
+            if len(groups) > 1:
+                axes.plot([], [], marker, color=GREY, markersize=4, label=group.label)
+        _label_shapes(axes)
+        axes.legend()
+    return figure
+
+
+def draw_histograms(layers: Sequence[Layer]) -> "Figure":
+    """Standardised weights of every layer with the three fitted densities."""
+    rows = -(-len(layers) // _COLUMNS)
+    x = np.linspace(EDGES[0], EDGES[-1], 121)
+    with _figure(_WIDTH, 1.15 * rows + 0.55) as figure:
+        panels = np.ravel(figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False))
+        for axes, layer in zip(panels, layers, strict=False):
+            heights = np.array(layer.counts) / (layer.weights * np.diff(EDGES))
+            axes.stairs(heights, EDGES, fill=True, color=GREY, alpha=0.45)
+            for name, label, colour in FAMILIES:
+                fit = getattr(layer, name)
+                axes.plot(x, density(fit, x), color=colour, linewidth=1, label=label)
+            axes.set_title(layer.name, fontsize=7, pad=2)
+            axes.tick_params(labelsize=6.5)
+        highest = max(max(layer.counts) / layer.weights for layer in layers)
+        panels[0].set_ylim(0, 1.25 * highest / (EDGES[1] - EDGES[0]))
+        for axes in panels[len(layers) :]:
+            axes.set_visible(False)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(FAMILIES))
+    return figure
+
+
+def draw_cosines(layers: Sequence[Layer]) -> "Figure":
+    """The cosine that each rule for the bits reaches in each layer."""
+    with _axes(height=_height_of_rows(len(layers))) as (figure, axes):
+        positions = range(len(layers))
+        for name, label, colour in RULES:
+            values = [getattr(layer, name) for layer in layers]
+            # A ring, since signs are the optimum where that is all ones.
+            size, face = (7, "none") if name == "cosine" else (4, colour)
+            axes.plot(values, positions, "o", c=colour, mfc=face, markersize=size, label=label)
+            for shape, style in ((LAPLACIAN, ":"), (GAUSSIAN, "--")):
+                ideal = getattr(optimum(shape), name)
+                axes.axvline(ideal, color=colour, linestyle=style, linewidth=0.8, zorder=0)
+        axes.plot([], [], ":", color=GREY, linewidth=0.8, label="ideal Laplacian")
+        axes.plot([], [], "--", color=GREY, linewidth=0.8, label="ideal Gaussian")
+        _name_rows(axes, [layer.name for layer in layers])
+        axes.set_xlabel("cosine to the weights")
+        figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_over_epochs(
+    run: Run,
+    value: Callable[[Layer], float],
+    unit: str,
+    references: dict[str, float],
+    scale: str = "linear",
+) -> "Figure":
+    """A measure at every kept checkpoint: mean of the layers, and each layer thin.
+
+    Args:
+      run: with checkpoints.
+      value: the measure of a layer.
+      unit: label of the axis.
+      references: levels of one or two ideal distributions, by name.
+      scale: of the values' axis, as matplotlib calls it.
+    """
+    with _axes() as (figure, axes):
+        epochs = [c.epoch for c in run.checkpoints if c.epoch is not None]
+        timed = len(epochs) == len(run.checkpoints)
+        times = epochs if timed else [float(c.step) for c in run.checkpoints]
+        values = np.array([[value(layer) for layer in c.layers] for c in run.checkpoints])
+        marker = "o" if len(times) < _MANY_EPOCHS else ""
+        axes.plot(times, values, color=GREY, linewidth=0.7, alpha=0.5)
+        axes.plot(times, values.mean(1), marker=marker, markersize=3.5, color=GREEN)
+        for (label, level), colour in zip(references.items(), (ORANGE, BLUE), strict=False):
+            axes.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
+        axes.set_yscale(scale)
+        axes.legend(title="ideal", title_fontsize=7.5)
+        axes.set_xlabel("epoch" if timed else "step")
+        axes.set_ylabel(unit)
+    return figure
+
+
+def draw_bits(run: Run) -> "Figure":
+    """Bits of the first filters of the first binary layer: a column a filter, a row a channel."""
+    assert run.state is not None
+    name, _ = next(binary_kernels(run.state.params))
+    bits = np.asarray(read_bits(run.state, run.config.model.weight_rule)[name])
+    # A dense layer's kernel is one pixel high and wide.
+    tiles = bits.reshape(*((1, 1) if bits.ndim == 2 else ()), *bits.shape)
+    tiles = tiles[:, :, :_CHANNELS, :_FILTERS]
+    with _figure(_WIDTH, _WIDTH * tiles.shape[2] / tiles.shape[3] + 0.4) as figure:
+        axes = figure.subplots()
+        axes.imshow(_mosaic(tiles), interpolation="nearest")
+        height, width = tiles.shape[0] + 1, tiles.shape[1] + 1
+        axes.set_xticks([width * f + (width - 2) / 2 for f in range(tiles.shape[3])])
+        axes.set_yticks([height * c + (height - 2) / 2 for c in range(tiles.shape[2])])
+        axes.set_xticklabels(map(str, range(tiles.shape[3])), fontsize=7)
+        axes.set_yticklabels(map(str, range(tiles.shape[2])), fontsize=7)
+        axes.tick_params(length=0)
+        axes.set_xlabel(f"filter of {name}")
+        axes.set_ylabel("input channel")
+        axes.spines[:].set_visible(False)
+        axes.grid(False)
+    return figure
+
+
+def draw_mismatch(mismatches: Sequence[Mismatch]) -> "Figure":
+    """Cosine of the straight-through and the smoothed gradient, with its standard error."""
+    with _axes(height=_height_of_rows(len(mismatches))) as (figure, axes):
+        axes.errorbar(
+            [mismatch.cosine for mismatch in mismatches],
+            range(len(mismatches)),
+            xerr=[mismatch.standard_error for mismatch in mismatches],
+            fmt="o",
+            color=VIOLET,
+            markersize=4,
+            elinewidth=1,
+        )
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set_xlim(-1.02, 1.02)
+        _name_rows(axes, [mismatch.name for mismatch in mismatches])
+        axes.set_xlabel("cosine of predicted and measured slopes")
+    return figure
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator["Figure"]:
+    """A figure in the report's style, which holds within the context."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
+        **{"axes.edgecolor": INK, "axes.labelcolor": INK},
+        **{"font.size": 8.5, "axes.linewidth": 0.6, "lines.linewidth": 1.5},
+        **{f"axes.spines.{side}": False for side in ("top", "right")},
+        **{"axes.grid": True, "grid.color": GREY, "grid.alpha": 0.25, "grid.linewidth": 0.6},
+        **{"legend.frameon": False, "legend.fontsize": 7.5, "axes.axisbelow": True},
+        **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not for every file again
+
+
+@contextmanager
+def _axes(height: float = _HEIGHT) -> Iterator[tuple["Figure", "Axes"]]:
+    with _figure(_WIDTH, height) as figure:
+        yield figure, figure.subplots()
+
+
+def _draw_curve(axes: "Axes", curve: Curve, colour: str, style: str, label: str | None) -> None:
+    mean, spread = np.array(curve.mean), np.array(curve.spread)
+    marker = "o" if style == "-" and len(mean) < _MANY_EPOCHS else ""
+    axes.plot(curve.epochs, mean, style, color=colour, marker=marker, markersize=3, label=label)
+    axes.fill_between(
+        curve.epochs, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0
+    )
+
+
+def _mosaic(tiles: np.ndarray) -> np.ndarray:
+    """Bits `[height, width, in, out]` as one RGBA picture with gaps, ones in colour."""
+    from matplotlib.colors import to_rgba
+
+    height, width, channels, filters = tiles.shape
+    picture = np.zeros((channels, height + 1, filters, width + 1, 4))
+    one, zero = to_rgba(BLUE), to_rgba(GREY, 0.25)
+    picture[:, :height, :, :width] = np.where(tiles.transpose(2, 0, 3, 1)[..., None], one, zero)
+    return picture.reshape(channels * (height + 1), filters * (width + 1), 4)[:-1, :-1]
+
+
+def _last_layers(run: Run) -> list[Layer]:
+    return run.checkpoints[-1].layers if run.checkpoints else []
+
+
+def _height_of_rows(count: int) -> float:
+    return 0.95 + 0.17 * max(count, 5)
+
+
+def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _label_shapes(axes: "Axes") -> None:
+    axes.set_xscale("log")
+    ticks = {0.5: "0.5", LAPLACIAN: "1\nLaplacian", GAUSSIAN: "2\nGaussian", 5.0: "5", 15.0: "15"}
+    ticks |= {SHAPES[1]: f"{SHAPES[1]:g}\nas uniform"}
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+    axes.set_xlabel("shape of the generalised Gaussian")
+
+
+def _colours(count: int) -> list[str]:
+    return [CYCLE[i % len(CYCLE)] for i in range(count)]
+
+
+def _markers(count: int) -> list[str]:
+    return ["os^Dv"[i % 5] for i in range(count)]

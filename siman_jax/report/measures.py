@@ -1,0 +1,88 @@
+"""What the weights of each binary layer look like, and which bits suit them."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax import Array
+
+from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits, standardize
+from siman_jax.layers import BINARY_KERNEL
+from siman_jax.report.distributions import Fit, fit_scale, fit_shape_and_scale
+from siman_jax.report.theory import GAUSSIAN, LAPLACIAN, entropy
+
+# Of the histograms, in standard deviations of a filter.
+EDGES = np.linspace(-4, 4, 49)
+
+
+class Layer(NamedTuple):
+    """Measures of one binary kernel; means are over its filters, each standardised first.
+
+    Attributes:
+      name: path of the layer.
+      weights, filters: how many there are.
+      counts: weights within each pair of `EDGES`; what lies outside is in none.
+      laplacian, gaussian, generalised: fits to all standardised weights of the layer.
+      share: mean share of ones that the angle-optimal rule chooses.
+      entropy: mean entropy of those bits, in bits.
+      cosine: mean cos(|u|, b) with those bits.
+      half_half_cosine: mean cos(|u|, b) with ones for the larger half.
+      sign_cosine: mean cos(u, sign u).
+    """
+
+    name: str
+    weights: int
+    filters: int
+    counts: list[int]
+    laplacian: Fit
+    gaussian: Fit
+    generalised: Fit
+    share: float
+    entropy: float
+    cosine: float
+    half_half_cosine: float
+    sign_cosine: float
+
+
+def binary_kernels(params: Mapping) -> Iterator[tuple[str, Array]]:
+    """Every binary kernel `[..., out]` with the path of its layer, in the network's order."""
+    for path, leaf in flatten_dict(params).items():
+        if path[-1] == BINARY_KERNEL:
+            yield "/".join(path[:-1]), leaf
+
+
+def measure_layer(name: str, kernel: Array) -> Layer:
+    """Measure one kernel.
+
+    Args:
+      name: path of the layer.
+      kernel: `[..., out]`, the latent weights.
+    """
+    u, share, *cosines = map(np.asarray, _by_filter(kernel))
+    best, half_half, sign = (float(np.mean(values)) for values in cosines)
+    return Layer(
+        name=name,
+        weights=u.size,
+        filters=u.shape[-1],
+        counts=np.histogram(u, EDGES)[0].tolist(),
+        laplacian=fit_scale(u, LAPLACIAN),
+        gaussian=fit_scale(u, GAUSSIAN),
+        generalised=fit_shape_and_scale(u),
+        share=float(np.mean(share)),
+        entropy=float(np.mean(entropy(share))),
+        cosine=best,
+        half_half_cosine=half_half,
+        sign_cosine=sign,
+    )
+
+
+@jax.jit
+def _by_filter(kernel: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Standardised weights; the best share, and the three cosines, of each filter."""
+    u = standardize(kernel, range(kernel.ndim - 1))
+    best = angle_optimal_bits(u)
+    # The signs of u are to u what ones are to |u|.
+    return u, best.share, best.cosine, cosine(u, half_half_bits(u)), cosine(u, jnp.ones_like(u))

@@ -1,0 +1,73 @@
+"""Every number of the report, as JSON writes it."""
+
+import json
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
+
+from siman_jax.report.contents import Mismatches
+from siman_jax.report.measures import EDGES, Layer
+from siman_jax.report.runs import LOGGED, Run
+from siman_jax.report.seeds import Group, curve_over_seeds, mean_flips, training_seconds
+from siman_jax.report.tables import DISTRIBUTIONS
+from siman_jax.report.theory import optimum
+from siman_jax.runlog import best_row
+
+
+def collect_numbers(
+    groups: Sequence[Group], problems: Sequence[tuple[str, str]], mismatches: Mismatches
+) -> dict[str, Any]:
+    """What the figures and tables show.
+
+    Args:
+      groups: the runs.
+      problems: what was left out of which run.
+      mismatches: of gradients, by the label of the run.
+    """
+    return {
+        "theory": {name: optimum(shape)._asdict() for name, shape in DISTRIBUTIONS.items()},
+        "histogram_edges": EDGES.tolist(),
+        "groups": [_group(group) for group in groups],
+        "runs": [
+            _run(run, mismatches.get(run.label, [])) for group in groups for run in group.runs
+        ],
+        "left_out": [{"run": run, "problem": problem} for run, problem in problems],
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    curves = {name: curve_over_seeds(group.runs, itemgetter(name)) for name in LOGGED}
+    curves["mean_flips_percent"] = curve_over_seeds(group.runs, mean_flips)
+    return {
+        "label": group.label,
+        "runs": [run.label for run in group.runs],
+        "curves": {name: curve._asdict() for name, curve in curves.items()},
+    }
+
+
+def _run(run: Run, mismatches: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "label": run.label,
+        "folder": str(run.workdir),
+        "config": json.loads(run.config.to_json()),
+        "last": run.rows[-1] if run.rows else None,
+        "best": best_row(run.rows) if run.rows else None,
+        "training_seconds": training_seconds(run),
+        "log": run.rows,
+        "checkpoints": [
+            {
+                "step": checkpoint.step,
+                "epoch": checkpoint.epoch,
+                "layers": [_layer(layer) for layer in checkpoint.layers],
+            }
+            for checkpoint in run.checkpoints
+        ],
+        "gradients": [mismatch._asdict() for mismatch in mismatches],
+    }
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    fits = {
+        name: getattr(layer, name)._asdict() for name in ("laplacian", "gaussian", "generalised")
+    }
+    return layer._asdict() | fits

@@ -1,0 +1,146 @@
+"""Runs as they lie on disk: what can be read of each, and what was wrong with the rest."""
+
+import math
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.errors import UsageError
+from siman_jax.report.measures import Layer, binary_kernels, measure_layer
+from siman_jax.runlog import FILE_NAME, read_rows
+from siman_jax.step import TrainState
+from siman_jax.stored_run import kept_steps, load_step
+from siman_jax.workdir import fields_that_matter, read_config
+
+# What the curves and tables are made of.
+LOGGED = ("train_loss", "train_top1", "test_loss", "test_top1", "images_per_second")
+_ABOVE_ZERO = ("step", "epoch", "images_per_second")
+# Without these fields a config is of another version.
+_NEEDED = ("seed", "epochs", "batch_size", "model.name", "model.weight_rule")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment that a run kept.
+
+    Attributes:
+      step: of the optimiser.
+      epoch: the same in epochs, None where the run's log does not tell.
+      layers: measures of its binary kernels.
+    """
+
+    step: int
+    epoch: float | None
+    layers: list[Layer]
+
+
+@dataclass
+class Run:
+    """What is known of a run.
+
+    Attributes:
+      label: what the report calls it.
+      workdir: its folder.
+      config: its settings.
+      rows: of its log that hold all of `LOGGED` and `flips`, one an epoch.
+      checkpoints: those that could be read, earliest first.
+      state: of the last of them.
+      problems: what could not be read, and why.
+    """
+
+    label: str
+    workdir: Path
+    config: ConfigDict
+    rows: list[dict[str, Any]]
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    state: TrainState | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
+    """Read a run's log and measure the checkpoints that it kept.
+
+    Raises:
+      UsageError: there is neither a log nor a checkpoint that can be read, or no config.
+    """
+    config = read_config(workdir)
+    lacking = [f for f in _NEEDED if f"config.{f}" not in fields_that_matter(config)]
+    if lacking:
+        raise UsageError(
+            f"its config.json is not of this version: it lacks {', '.join(lacking)}; make the"
+            " report with the version that trained it."
+        )
+    rows, problems = _logged_rows(workdir)
+    run = Run(label, workdir, config, rows, problems=problems)
+    steps = kept_steps(workdir)
+    if not steps:
+        run.problems.append("it holds no checkpoint, so there is nothing to say of its layers")
+    for step in steps:
+        try:
+            run.state = _load_state(config, workdir, mesh, step)
+        except UsageError as error:
+            run.problems.append(str(error))
+            continue
+        layers = [measure_layer(*kernel) for kernel in binary_kernels(run.state.params)]
+        run.checkpoints.append(Checkpoint(step, _epoch(step, rows), layers))
+    if run.checkpoints and not run.checkpoints[-1].layers:
+        run.problems.append("its network has no binary layer")
+    if not rows and not run.checkpoints:
+        raise UsageError("; ".join(run.problems))
+    return run
+
+
+def _logged_rows(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows that are whole, one an epoch, and what was wrong with others."""
+    path = workdir / FILE_NAME
+    try:
+        written = sum(bool(line.strip()) for line in path.read_text().splitlines())
+        rows = [row for row in read_rows(workdir) if _is_whole(row)]
+    except (OSError, UnicodeDecodeError) as error:
+        return [], [f"its log cannot be read: {error}"]
+    problems = []
+    if len(rows) < written:
+        problems.append(
+            f"{written - len(rows)} of the {written} lines of its log are cut short, or of another"
+            " version; they are left out"
+        )
+    elif not rows:
+        problems.append("nothing is logged")
+    latest = {row["epoch"]: row for row in rows}
+    return [latest[epoch] for epoch in sorted(latest)], problems
+
+
+def _is_whole(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(_is_number(row.get(name)) for name in LOGGED)
+        and all(_is_number(row.get(name)) and row[name] > 0 for name in _ABOVE_ZERO)
+        and all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+        and isinstance(row.get("flips"), dict)
+        and all(map(_is_number, row["flips"].values()))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _load_state(config: ConfigDict, workdir: Path, mesh: Mesh, step: int) -> TrainState:
+    try:
+        return load_step(config, workdir, mesh, step).progress.state
+    except UsageError:
+        raise
+    # A field that is missing, that the network does not take, or of another type.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"its config.json is not of this version, so checkpoint {step} cannot be read: {reason}"
+        ) from error
+
+
+def _epoch(step: int, rows: list[dict[str, Any]]) -> float | None:
+    return step * rows[-1]["epoch"] / rows[-1]["step"] if rows else None

@@ -1,0 +1,104 @@
+"""Runs that differ in nothing but their seed, and what they have in common."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from siman_jax.report.runs import Run
+from siman_jax.workdir import fields_that_matter
+
+_SEED = "config.seed"
+_MOST_JOINED = 3
+
+
+class Group(NamedTuple):
+    """Runs of one config.
+
+    Attributes:
+      label: theirs; several differing ones are joined.
+      runs: one or more, in the order they were named.
+    """
+
+    label: str
+    runs: list[Run]
+
+
+class Curve(NamedTuple):
+    """A number over epochs.
+
+    Attributes:
+      epochs: those that any of the runs reached.
+      mean: over the runs that reached the epoch.
+      spread: their standard deviation, divided by n - 1; 0 where there is one.
+      runs: how many they are.
+    """
+
+    epochs: list[int]
+    mean: list[float]
+    spread: list[float]
+    runs: list[int]
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Put together the runs whose configs are equal but for the seed, in order of appearance."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        fields = fields_that_matter(run.config)
+        fields.pop(_SEED, None)
+        groups.setdefault(repr(sorted(fields.items())), []).append(run)
+    return [Group(_joined([run.label for run in members]), members) for members in groups.values()]
+
+
+def _joined(labels: Sequence[str]) -> str:
+    """One label for several.
+
+    >>> _joined(["a", "a"]), _joined(["a", "b"]), _joined(["a", "b", "c", "d"])
+    ('a', 'a, b', 'a and 3 more')
+    """
+    different = list(dict.fromkeys(labels))
+    if len(different) <= _MOST_JOINED:
+        return ", ".join(different)
+    return f"{different[0]} and {len(different) - 1} more"
+
+
+def curve_over_seeds(runs: Sequence[Run], value: Callable[[dict[str, Any]], float]) -> Curve:
+    """Mean and spread of a number, epoch by epoch.
+
+    Args:
+      runs: of one group; they may have reached different epochs.
+      value: gives the number of a row of a log.
+    """
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        for row in run.rows:
+            values.setdefault(row["epoch"], []).append(value(row))
+    epochs = sorted(values)
+    return Curve(
+        epochs,
+        [float(np.mean(values[epoch])) for epoch in epochs],
+        [spread(values[epoch]) for epoch in epochs],
+        [len(values[epoch]) for epoch in epochs],
+    )
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation, divided by n - 1; 0 for a single value.
+
+    >>> spread([1.0, 3.0])
+    1.4142135623730951
+    """
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def mean_flips(row: dict[str, Any]) -> float:
+    """Share of bits that flipped in an epoch, in percent: the mean of the layers'."""
+    shares = list(row["flips"].values())
+    return 100 * float(np.mean(shares)) if shares else 0.0
+
+
+def training_seconds(run: Run) -> float:
+    """Time that a run's logged epochs took to train; evaluation is left out."""
+    steps = np.diff([0, *(row["step"] for row in run.rows)])
+    speeds = np.array([row["images_per_second"] for row in run.rows])
+    return float(np.sum(steps * run.config.batch_size / speeds)) if run.rows else 0.0

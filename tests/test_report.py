@@ -1,0 +1,378 @@
+"""The report: theory and fits derived another way, and the page from whole and broken runs."""
+
+import itertools
+import json
+import math
+import shutil
+from html.parser import HTMLParser
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cli import call, run
+from PIL import Image
+from scipy import stats
+
+from configs import digits, imagenet
+from siman_jax import binarize
+from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits
+from siman_jax.devices import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.layers import BinaryDense
+from siman_jax.report import __main__ as command
+from siman_jax.report import gradients
+from siman_jax.report.contents import make_sections
+from siman_jax.report.distributions import SHAPES, density, fit_scale, fit_shape_and_scale
+from siman_jax.report.measures import measure_layer
+from siman_jax.report.runs import Run, read_run
+from siman_jax.report.seeds import curve_over_seeds, group_runs, training_seconds
+from siman_jax.report.svg import to_svg
+from siman_jax.report.tables import DISTRIBUTIONS
+from siman_jax.report.theory import entropy, optimum
+from siman_jax.step import TrainState
+from siman_jax.stored_run import load_run
+from siman_jax.train import train
+from siman_jax.workdir import read_config
+
+# |w| of each distribution; and share, entropy, cosine, half-half and sign as printed.
+THEORY = {
+    "Laplacian": (stats.expon, (0.368, 0.949, 0.858, 0.847, 0.707), 3),
+    "Gaussian": (stats.halfnorm, (0.5405, 0.9953, 0.8999, 0.8988, 0.7979), 4),
+    "uniform": (stats.uniform, (0.667, 0.918, 0.943, 0.919, 0.866), 3),
+}
+
+
+@pytest.mark.parametrize("name", THEORY)
+def test_the_table_of_the_method(name, x64):
+    """From incomplete gamma functions, and by the bit rules from 200,000 quantiles."""
+    magnitudes, printed, digits_ = THEORY[name]
+    assert tuple(round(x, digits_) for x in optimum(DISTRIBUTIONS[name])) == printed
+    n = 200_000
+    w = jnp.asarray(magnitudes.ppf((np.arange(n) + 0.5) / n))[:, None]
+    best = angle_optimal_bits(w)
+    found = (
+        best.share,
+        entropy(best.share),
+        best.cosine,
+        cosine(w, half_half_bits(w)),
+        cosine(w, jnp.ones_like(w)),
+    )
+    for ours, numeric in zip(optimum(DISTRIBUTIONS[name]), found, strict=True):
+        assert ours == pytest.approx(float(numeric[0]), abs=3e-5)
+    if name == "Laplacian":
+        assert optimum(DISTRIBUTIONS[name]).share == pytest.approx(1 / math.e, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [0.6, 1.0, 1.5, 2.0, 6.0])
+def test_fits_recover_what_was_drawn_and_agree_with_scipy(shape):
+    w = stats.gennorm.rvs(shape, scale=0.3, size=40_000, random_state=0)
+    fit = fit_shape_and_scale(w.astype(np.float32))
+    assert fit.shape == pytest.approx(shape, rel=0.05)
+    assert fit.scale == pytest.approx(0.3, rel=0.05)
+    logpdf = stats.gennorm.logpdf(w, fit.shape, scale=fit.scale)
+    assert fit.log_likelihood == pytest.approx(logpdf.mean(), abs=1e-5)
+    laplacian, gaussian = fit_scale(w, 1.0), fit_scale(w, 2.0)
+    for ours, family in ((laplacian, stats.laplace), (gaussian, stats.norm)):
+        location, scale = family.fit(w, floc=0)
+        expected = family.logpdf(w, location, scale).mean()
+        assert ours.log_likelihood == pytest.approx(expected, abs=1e-9)
+        assert fit.log_likelihood >= expected - 1e-6
+        x = np.linspace(-1, 1, 5)
+        np.testing.assert_allclose(density(ours, x), family.pdf(x, location, scale))
+    best = stats.gennorm.fit(w[:2000], floc=0)
+    ours = fit_shape_and_scale(w[:2000])
+    assert ours.log_likelihood >= stats.gennorm.logpdf(w[:2000], *best).mean() - 1e-6
+
+
+def test_fits_of_weights_that_are_all_alike_or_all_zero():
+    alike = fit_shape_and_scale(np.array([-1.0, 1.0, 1.0, -1.0]))
+    assert alike.shape == pytest.approx(SHAPES[1], rel=1e-3)
+    for w in (np.zeros(4), np.array([0.0, 1e-30, 1e30])):
+        assert all(map(math.isfinite, fit_shape_and_scale(w)))
+
+
+def test_measures_of_known_kernels():
+    """One filter of two equal halves, one with a single large weight to either side."""
+    n = 100
+    two_level = np.repeat([1.0, -1.0, 3.0, -3.0], n // 4)
+    peaked = np.zeros(n)
+    peaked[:2] = 5.0, -5.0
+    kernel = jnp.asarray(np.stack([two_level, peaked], 1), jnp.float32).reshape(5, 20, 2)
+    layer = measure_layer("a/b", kernel)
+    assert (layer.name, layer.weights, layer.filters) == ("a/b", 2 * n, 2)
+    # (3 + 3 + 1 + 1) / sqrt(4 * 20) < (3 + 3) / sqrt(2 * 20): the larger half is best.
+    half = 6 / math.sqrt(2 * 20)
+    assert layer.share == pytest.approx((0.5 + 0.02) / 2)
+    assert layer.entropy == pytest.approx((1 + float(entropy(0.02))) / 2, abs=1e-6)
+    assert layer.cosine == pytest.approx((half + 1) / 2, abs=1e-5)
+    # Tied with the median are 98 zeros: half-half gives them 0.
+    assert layer.half_half_cosine == pytest.approx((half + 1) / 2, abs=1e-5)
+    signs = (8 / math.sqrt(80) + 10 / math.sqrt(n * 50)) / 2
+    assert layer.sign_cosine == pytest.approx(signs, abs=1e-5)
+    # The two large ones are at 7.04 standard deviations, outside the histogram.
+    assert sum(layer.counts) == 2 * n - 2
+    assert layer.generalised.log_likelihood >= layer.laplacian.log_likelihood
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A narrow network on the digits; and as if of another seed, with one epoch logged of two."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = digits.get_config()
+    config.update({"epochs": 2, "batch_size": 256})
+    config.model.update({"name": "cifar.vgg_small_1w1a", "width": 4})
+    train(config, folder / "seed0", make_mesh(1))
+    shutil.copytree(folder / "seed0", folder / "seed1")
+    edit_config(folder / "seed1", lambda fields: fields.update(seed=1))
+    path = folder / "seed1" / "log.jsonl"
+    row = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps({**row, "test_top1": row["test_top1"] + 3}) + "\n")
+    return folder
+
+
+def edit_config(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+class Page(HTMLParser):
+    """Tags opened and closed in order, ids, and what a browser would fetch."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.loads, self.text, self.svgs = [], [], [], [], 0
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.svgs += tag == "svg"
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.loads.append(value)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_a_page_that_needs_nothing_else_and_its_numbers(runs, tmp_path, capsys):
+    out = tmp_path / "report"
+    call(command.main, runs / "seed0", runs / "seed1", f"--out={out}", "--labels=first <1>,second")
+    assert "2 runs" in capsys.readouterr().out
+    text = (out / "index.html").read_text()
+    page = Page(text)
+    assert "http" not in text
+    assert "@import" not in text
+    assert "url(" not in text.replace("url(#", "")
+    assert all(load.startswith(("#", "data:image/png;base64,")) for load in page.loads)
+    assert {load[1:] for load in page.loads if load.startswith("#")} <= set(page.ids)
+    assert len(set(page.ids)) == len(page.ids)
+    assert "prefers-color-scheme: dark" in text
+    assert "currentColor" in text
+    assert "#000000" not in text.split("</style>", 1)[1]
+    assert "Layers of first <1>" in page.text
+    pictures = sorted(path.name for path in (out / "figures").iterdir())
+    assert page.svgs == len(pictures)
+    assert {"accuracy.png", "theory-share.png", "run1-first-1-histograms.png"} <= set(pictures)
+    assert all((out / "figures" / p).read_bytes().startswith(b"\x89PNG") for p in pictures)
+
+    numbers = json.loads((out / "report.json").read_text())
+    assert numbers["theory"]["Laplacian"]["share"] == pytest.approx(1 / math.e)
+    assert numbers["left_out"] == []
+    (group,) = numbers["groups"]
+    assert group["runs"] == ["first <1>", "second"]
+    curve = group["curves"]["test_top1"]
+    logs = [one["log"] for one in numbers["runs"]]
+    first = [log[0]["test_top1"] for log in logs]
+    assert (curve["epochs"], curve["runs"]) == ([1, 2], [2, 1])
+    assert curve["mean"] == pytest.approx([np.mean(first), logs[0][1]["test_top1"]])
+    assert curve["spread"] == pytest.approx([np.std(first, ddof=1), 0])
+    one = numbers["runs"][0]
+    assert [c["epoch"] for c in one["checkpoints"]] == [1, 2]
+    layer = one["checkpoints"][-1]["layers"][0]
+    config = read_config(runs / "seed0")
+    state = load_run(config, runs / "seed0", make_mesh(1)).progress.state
+    kernel = state.params["conv1"]["binary_kernel"]
+    assert layer["name"] == "conv1"
+    assert layer["share"] == pytest.approx(measure_layer("", kernel).share)
+    assert layer["generalised"]["log_likelihood"] >= layer["laplacian"]["log_likelihood"]
+    assert f"{layer['half_half_cosine']:.4f}" in page.text
+
+    with pytest.raises(UsageError, match=r"holds a report; .* replace it by --overwrite"):
+        call(command.main, runs / "seed0", f"--out={out}")
+    logged_only = tmp_path / "logged"
+    shutil.copytree(runs / "seed1", logged_only, ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(SystemExit):  # its layers are left out
+        call(command.main, logged_only, f"--out={out}", "--overwrite")
+    assert not (out / "figures" / "run1-first-1-histograms.png").exists()
+    assert json.loads((out / "report.json").read_text())["runs"][0]["label"] == "logged"
+
+
+def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
+    broken = {
+        name: tmp_path / name for name in ("bare", "cut", "newer", "older", "damaged", "strange")
+    }
+    for folder in broken.values():
+        shutil.copytree(runs / "seed0", folder)
+    shutil.rmtree(broken["bare"] / "checkpoints")
+    log = (broken["cut"] / "log.jsonl").read_text()
+    (broken["cut"] / "log.jsonl").write_text(log[:-200] + '\n17\n{"step": NaN}\n')
+    edit_config(broken["newer"], lambda config: config["model"].update(groups=3))
+    edit_config(broken["older"], lambda config: config.pop("seed"))
+    edit_config(broken["strange"], lambda config: config["model"].update(width=8))
+    (broken["strange"] / "log.jsonl").write_bytes(b"\xff\xfe")
+    for metadata in (broken["damaged"] / "checkpoints").glob("*/state/_METADATA"):
+        metadata.write_text("{")
+        break
+    missing = tmp_path / "missing"
+    out = tmp_path / "report"
+    with pytest.raises(SystemExit) as status:
+        call(command.main, runs / "seed0", *broken.values(), missing, f"--out={out}")
+    assert status.value.code == command.SOME_LEFT_OUT
+    errors = capsys.readouterr().err
+    page = " ".join(Page((out / "index.html").read_text()).text)
+    said = json.loads((out / "report.json").read_text())["left_out"]
+    for name, problem in {
+        "bare": "it holds no checkpoint",
+        "cut": "3 of the 4 lines of its log are cut short",
+        "newer": "its config.json is not of this version",
+        "older": "it lacks seed",
+        "damaged": "cannot be read",
+        "strange": "is of another network",
+        "missing": "there is no run in",
+    }.items():
+        assert any(x["run"] == name and problem in x["problem"] for x in said), (name, said)
+        assert problem in page
+        assert problem in errors
+    shown = {one["label"]: one for one in json.loads((out / "report.json").read_text())["runs"]}
+    # A run with neither log nor checkpoints is not shown; one of them is enough.
+    assert list(shown) == ["seed0", "bare", "cut", "damaged", "newer"]
+    assert len(shown["cut"]["log"]) == 1
+    assert len(shown["damaged"]["checkpoints"]) == 1
+    assert shown["newer"]["checkpoints"] == shown["bare"]["checkpoints"] == []
+    assert len(shown["seed0"]["checkpoints"]) == len(shown["cut"]["checkpoints"]) == 2
+
+
+def test_a_network_without_binary_layers(runs, tmp_path):
+    """Nothing to say of its layers, and no reason to stop."""
+    config = read_config(runs / "seed0")
+    real = Run("real", tmp_path, config, read_run(runs / "seed0", "", make_mesh(1)).rows)
+    rows = [{**row, "flips": {}} for row in real.rows]
+    sections = make_sections(group_runs([Run("real", tmp_path, config, rows)]), {})
+    assert [section.title for section in sections] == ["Training", "Theory"]
+    assert [picture.name for picture in sections[0].pictures] == ["accuracy", "loss"]
+
+
+def test_runs_are_grouped_by_what_matters(runs, tmp_path):
+    def of(**fields):
+        config = read_config(runs / "seed0").copy_and_resolve_references()
+        config.update(fields)
+        name = "-".join(f"{key}{value}" for key, value in fields.items())
+        row = {"epoch": 1, "step": 10, "test_top1": 5.0, "images_per_second": 100.0}
+        return Run(name, tmp_path, config, [row])
+
+    runs = [of(seed=1), of(epochs=9), of(seed=2, keep_checkpoints=9), of(seed=3, eval_batch_size=1)]
+    groups = group_runs(runs)
+    assert [[run.label for run in group.runs] for group in groups] == [
+        ["seed1", "seed2-keep_checkpoints9", "seed3-eval_batch_size1"],
+        ["epochs9"],
+    ]
+    assert curve_over_seeds(runs, lambda row: row["test_top1"]).runs == [4]
+    assert training_seconds(runs[0]) == pytest.approx(10 * 256 / 100)
+
+
+class OneLayer(nn.Module):
+    """The images' pixels, as they are, times one binary matrix."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        return BinaryDense(10, activation_rule="real")(images.reshape(len(images), -1))
+
+
+def test_gradients_agree_where_the_loss_is_smooth_and_less_on_a_staircase(runs, monkeypatch):
+    config = read_config(runs / "seed0")
+    monkeypatch.setattr(gradients, "model_from_config", lambda config: OneLayer())
+    params = OneLayer().init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)), train=True)["params"]
+    state = TrainState(step=jnp.int32(0), params=params, batch_stats={}, opt_state=())
+    (stairs,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=40)
+    assert stairs.name == "BinaryDense_0"
+    assert 0.2 < stairs.cosine < 0.95
+    assert stairs.standard_error == pytest.approx(math.sqrt((1 - stairs.cosine**2) / 40))
+    # A code that is the latent kernel itself has no steps: both gradients are one.
+    monkeypatch.setitem(binarize.WEIGHT_RULES, "half_half", lambda w: w)
+    (smooth,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=10)
+    assert smooth.cosine > 0.999
+
+
+def test_gradients_on_data_that_are_streamed(tmp_path, monkeypatch):
+    for split, name in itertools.product(("train", "val"), ("dark", "light")):
+        (tmp_path / split / name).mkdir(parents=True)
+        level = 200 if name == "light" else 50
+        Image.new("RGB", (20, 16), (level, level, 0)).save(tmp_path / split / name / "0.png")
+    config = imagenet.get_config()
+    config.data.update({"source": "image_folder", "root": str(tmp_path), "test_split": "val"})
+    config.data.update({"num_classes": 2, "image_size": 8, "shorter_side": 10})
+    monkeypatch.setattr(gradients, "model_from_config", lambda config: OneLayer())
+    params = OneLayer().init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=True)["params"]
+    state = TrainState(step=jnp.int32(0), params=params, batch_stats={}, opt_state=())
+    (found,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=2)
+    assert -1 <= found.cosine <= 1
+
+
+def test_an_svg_stands_in_a_page():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().set_title("0.123456 of a & b")
+    svg = to_svg(figure, "a", "says what it shows")
+    assert svg.startswith("<svg viewBox=")
+    assert 'role="img" aria-label="says what it shows"' in svg
+    assert "0.123456 of a &amp; b" in svg
+    assert "xmlns" not in svg
+    assert svg == to_svg(figure, "a", "says what it shows")
+
+
+def test_what_is_wrong_is_said_before_any_work(runs, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    (tmp_path / "file").write_text("")
+    one, two = runs / "seed0", runs / "seed1"
+    wrong = {
+        "name the folders of runs": [],
+        "a run is named twice": [one, one],
+        "--labels has 1 names for 2 runs": [one, two, "--labels=a"],
+        "same name twice": [one, two, "--labels=a,a"],
+        "holds something else": [one, f"--out={tmp_path / 'full'}"],
+        "is a file; name a folder": [one, f"--out={tmp_path / 'file'}"],
+        "gradients": [one, "--gradients=-1"],
+        "none of the runs can be read": [tmp_path / "nothing", f"--out={tmp_path / 'out'}"],
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(UsageError, match=message):
+            call(command.main, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_ends_with_status_2(tmp_path):
+    result = run("report", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: none of the runs can be read:")
+    assert "there is no run in" in result.stderr
