@@ -115,6 +115,11 @@ def restore_best(directory: Path, like: State) -> State | None:
     return _restore_first(directory, like, accuracy_then_step)
 
 
+def latest_step(directory: Path) -> int | None:
+    """Step of the latest finished checkpoint, whether or not it can be read; None without any."""
+    return max(_steps(directory), default=None)
+
+
 def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
     """Shape of one leaf in the latest checkpoint whose description can be read, None if none can.
 

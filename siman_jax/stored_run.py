@@ -9,11 +9,18 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.checkpoint import CheckpointWriter, leaf_shape, restore_best, restore_latest
+from siman_jax.checkpoint import (
+    CheckpointWriter,
+    latest_step,
+    leaf_shape,
+    restore_best,
+    restore_latest,
+)
 from siman_jax.epoch import Progress
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums
 from siman_jax.optimizer import build_optimizer
+from siman_jax.runlog import read_rows
 from siman_jax.snapshot import Snapshot, abstract_snapshot, read_bits
 from siman_jax.step import TrainState
 from siman_jax.task import model_from_config
@@ -47,6 +54,17 @@ def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = Fals
     if snapshot is None:
         raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
     return snapshot
+
+
+def saved_step(workdir: Path) -> int:
+    """The step of a run's latest checkpoint, 0 where there is none; it is not opened."""
+    return latest_step(workdir / CHECKPOINTS) or 0
+
+
+def is_finished(workdir: Path, epochs: int) -> bool:
+    """Whether the last of a run's epochs is logged and its checkpoint on disk; none is opened."""
+    rows = read_rows(workdir)
+    return bool(rows) and rows[-1]["epoch"] == epochs and rows[-1]["step"] == saved_step(workdir)
 
 
 def _with_classes(config: ConfigDict, workdir: Path) -> ConfigDict:

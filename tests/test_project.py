@@ -74,7 +74,11 @@ def test_imports_run_one_way():
     importers = {name: {n for n, others in graph.items() if name in others} for name in graph}
     assert not importers["siman_jax.main"]
     assert importers["siman_jax.train"] == {"siman_jax.main"}
-    assert importers["siman_jax.checkpoint"] == {"siman_jax.train", "siman_jax.stored_run"}
+    assert importers["siman_jax.checkpoint"] == {
+        "siman_jax.record",
+        "siman_jax.train",
+        "siman_jax.stored_run",
+    }
 
 
 BINARIZE = {"binarize", "order_statistics", "errors"}
