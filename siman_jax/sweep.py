@@ -9,7 +9,7 @@ stopped by SIGTERM with everything saved.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from siman_jax.command import run
 from siman_jax.devices import make_mesh
 from siman_jax.epoch import Diverged
-from siman_jax.errors import UsageError
+from siman_jax.errors import UsageError, choose
 from siman_jax.output import write_whole
 from siman_jax.preemption import EXIT_CODE as PREEMPTED
 from siman_jax.preemption import Preempted
@@ -50,6 +50,7 @@ _SEEDS_AT_ONCE = flags.DEFINE_integer(
     "How many seeds of a variant to train as one program; 0: one on the CPU, all elsewhere.",
     lower_bound=0,
 )
+_ONLY = flags.DEFINE_list("only", [], "Variants to train now, comma-separated; all if not given.")
 _DEVICES = flags.DEFINE_integer(
     "devices", 0, "How many devices to use; 0 for all.", lower_bound=0, allow_override=True
 )
@@ -65,7 +66,10 @@ def main(argv: list[str]) -> None:
         raise UsageError("--workdir is missing: name the sweep's folder, such as runs/sweep.")
     sweep = with_settings(load_sweep(Path(argv[1]).expanduser()), _SET.value)
     workdir = Path(_WORKDIR.value).expanduser()
-    summary = run_sweep(sweep, workdir, make_mesh(_DEVICES.value), _SEEDS_AT_ONCE.value)
+    for name in _ONLY.value:
+        choose(sweep.variants, name, "variant")
+    mesh = make_mesh(_DEVICES.value)
+    summary = run_sweep(sweep, workdir, mesh, _SEEDS_AT_ONCE.value, _ONLY.value)
     Console(soft_wrap=True).print(summary_table(sweep.name, summary["variants"]))
     failures = {
         f"{variant}/seed{seed}": text
@@ -77,7 +81,13 @@ def main(argv: list[str]) -> None:
         raise UsageError("\n  ".join([f"{len(failures)} runs are not done:", *lines]))
 
 
-def run_sweep(sweep: Sweep, folder: Path, mesh: Mesh, seeds_at_once: int = 0) -> dict[str, Any]:
+def run_sweep(
+    sweep: Sweep,
+    folder: Path,
+    mesh: Mesh,
+    seeds_at_once: int = 0,
+    only: Collection[str] = (),
+) -> dict[str, Any]:
     """Train what is not done yet; the rest is skipped.
 
     A run whose loss stops being finite is left out, the others go on.
@@ -88,10 +98,11 @@ def run_sweep(sweep: Sweep, folder: Path, mesh: Mesh, seeds_at_once: int = 0) ->
       mesh: the devices to train on.
       seeds_at_once: how many seeds of a variant to train as one program; 0: one on the CPU, whose
         cores a single run keeps busy, and all elsewhere.
+      only: variants to train now; all if empty.
 
     Returns:
       The summary that is written to `folder`/summary.json: "name" and "variants", each as
-      `summarize_variant` gives it.
+      `summarize_variant` gives it from the runs that are done.
 
     Raises:
       UsageError: a variant or its data cannot be used, or `folder` holds something else; all this
@@ -103,7 +114,7 @@ def run_sweep(sweep: Sweep, folder: Path, mesh: Mesh, seeds_at_once: int = 0) ->
     for configs in runs.values():
         for workdir, config in configs.items():
             check_workdir(config, workdir)
-    pending = {variant: _unfinished(configs) for variant, configs in runs.items()}
+    pending = {variant: _unfinished(runs[variant]) for variant in only or runs}
     for configs in pending.values():
         for config in list(configs.values())[:1]:  # seeds do not differ in what could be wrong
             build_task(config, mesh)
@@ -166,7 +177,7 @@ def _summary(
     results = {
         seed: last_and_best(read_rows(workdir))
         for workdir, seed in seeds.items()
-        if workdir not in failures
+        if is_finished(workdir, configs[workdir].epochs)
     }
     failed = {seed: failures[workdir] for workdir, seed in seeds.items() if workdir in failures}
     return summarize_variant(sweep.variants[variant], results, failed)
