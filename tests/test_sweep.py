@@ -53,7 +53,10 @@ STEPS = 5  # of an epoch
 def small_sweep(**fields):
     """Two methods with two seeds each, for two epochs of a narrow network on the digits."""
     small = {"epochs": 2, "model.width": 4, "batch_size": 256, **fields}
-    variants = {"siman": {}, "bnn": {"model.weight_rule": "bnn", "optimizer.undecayed": ()}}
+    variants = {
+        "dorefa": {"model.weight_rule": "dorefa"},
+        "bnn": {"model.weight_rule": "bnn", "optimizer.undecayed": ()},
+    }
     return Sweep("small", with_fields(digits.get_config(), small), variants, (3, 1))
 
 
@@ -125,16 +128,15 @@ def epochs_of(config, seeds, mesh):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("steps_per_dispatch", [1, 3])
-@pytest.mark.parametrize("weight_rule", ["half_half", "rbnn"])
+@pytest.mark.parametrize(
+    ("weight_rule", "steps_per_dispatch", "devices"),
+    [("half_half", 1, 1), pytest.param("rbnn", 3, 2, marks=pytest.mark.slow)],
+)
 def test_seeds_trained_together_equal_single_runs(weight_rule, steps_per_dispatch, devices):
     """With each seed's own start, order, crops and flips, to rounding in float64.
 
     In float32 rounding differs as much as it does between two compilers, and bits amplify it.
     """
-    if (steps_per_dispatch == 3) != (devices == 2):
-        pytest.skip("two of the four combinations will do")
     config = with_fields(
         digits.get_config(),
         {
@@ -143,7 +145,7 @@ def test_seeds_trained_together_equal_single_runs(weight_rule, steps_per_dispatc
             "data.flip": True,
         },
     )
-    mesh, seeds = make_mesh(devices), (3, 1, 4)
+    mesh, seeds = make_mesh(devices), (3, 1)
     together = epochs_of(config, seeds, mesh)
     for seed, found in zip(seeds, together, strict=True):
         (expected,) = epochs_of(config, (seed,), mesh)
@@ -161,10 +163,10 @@ def test_a_sweep_is_a_folder_of_ordinary_runs(finished):
     assert {path.name for path in folder.iterdir()} == {
         "sweep.json",
         "summary.json",
-        "siman",
+        "dorefa",
         "bnn",
     }
-    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
     for variant, row in summary["variants"].items():
         assert list(row["seeds"]) == ["3", "1"]
         assert row["failures"] == {}
@@ -184,9 +186,9 @@ def test_a_sweep_is_a_folder_of_ordinary_runs(finished):
     first, second = (leaves_of(folder / "bnn" / f"seed{seed}", 10) for seed in (3, 1))
     assert first.keys() == second.keys()
     assert any(not np.array_equal(first[name], second[name]) for name in first)
-    workdir = folder / "siman" / "seed1"
+    workdir = folder / "dorefa" / "seed1"
     again = evaluate_run(read_config(workdir), workdir, make_mesh(1))
-    assert again["last"] == pytest.approx(summary["variants"]["siman"]["seeds"]["1"]["last"])
+    assert again["last"] == pytest.approx(summary["variants"]["dorefa"]["seeds"]["1"]["last"])
     _, notes = pack_run(read_config(workdir), workdir, best=False)
     assert notes.accuracy["epoch"] == 2
 
@@ -211,7 +213,7 @@ def test_a_run_that_is_missing_is_made_alone(copy, finished, monkeypatch):
     monkeypatch.setattr(command, "train_together", note)
     summary = run_sweep(small_sweep(), copy, make_mesh(1))
     assert trained == [copy / "bnn" / "seed1"]
-    assert summary["variants"]["siman"] == finished[1]["variants"]["siman"]
+    assert summary["variants"]["dorefa"] == finished[1]["variants"]["dorefa"]
     assert summary["variants"]["bnn"]["last"]["n"] == 2
 
 
@@ -227,13 +229,13 @@ def test_a_checkpoint_that_is_missing_is_made_again(copy):
 def test_an_interrupted_group_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training.SigtermWatch, "should_stop", lambda self, step: step >= 3)
-        with pytest.raises(Preempted, match="step 3 is saved in .*seed3, .*seed1"):
+        with pytest.raises(Preempted, match=r"step 3 is saved in .*seed3, .*seed1"):
             run_sweep(small_sweep(), tmp_path, make_mesh(1), 2, only=["bnn"])
     for seed in (3, 1):
         assert (tmp_path / "bnn" / f"seed{seed}" / "checkpoints" / "3").is_dir()
-    assert not (tmp_path / "siman").exists()
+    assert not (tmp_path / "dorefa").exists()
     summary = run_sweep(small_sweep(), tmp_path, make_mesh(1), 2, only=["bnn"])
-    assert summary["variants"]["siman"]["last"] == {"mean": None, "std": None, "n": 0}
+    assert summary["variants"]["dorefa"]["last"] == {"mean": None, "std": None, "n": 0}
     for seed in (3, 1):
         expected = leaves_of(finished[0] / "bnn" / f"seed{seed}", 10)
         found = leaves_of(tmp_path / "bnn" / f"seed{seed}", 10)
@@ -246,7 +248,7 @@ def test_runs_at_different_steps_do_not_train_together(finished, tmp_path):
     (tmp_path / "bnn").mkdir()
     shutil.copytree(folder / "bnn" / "seed3", tmp_path / "bnn" / "seed3")
     runs = small_sweep().runs("bnn", tmp_path)
-    with pytest.raises(UsageError, match="10 of .*seed3, 0 of .*seed1"):
+    with pytest.raises(UsageError, match=r"10 of .*seed3, 0 of .*seed1"):
         train_together(runs, make_mesh(1))
     assert [list(group) for group in command._groups(runs, 2)] == [[x] for x in reversed(runs)]
 
