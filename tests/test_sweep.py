@@ -127,10 +127,10 @@ def epochs_of(config, seeds, mesh):
     return separate(Progress(progress.state, sums))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("weight_rule", "steps_per_dispatch", "devices"),
-    [("half_half", 1, 1), pytest.param("rbnn", 3, 2, marks=pytest.mark.slow)],
+    ("weight_rule", "steps_per_dispatch", "devices"), [("half_half", 1, 1), ("rbnn", 3, 2)]
 )
 def test_seeds_trained_together_equal_single_runs(weight_rule, steps_per_dispatch, devices):
     """With each seed's own start, order, crops and flips, to rounding in float64.
@@ -226,6 +226,7 @@ def test_a_checkpoint_that_is_missing_is_made_again(copy):
     assert summary["variants"]["bnn"]["last"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_group_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training.SigtermWatch, "should_stop", lambda self, step: step >= 3)
