@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "digits"
+    config.data.train_examples = 0  # evenly spaced among all of them; 0: all
     config.data.resident = True
     config.data.image_size = 8
     config.data.channels = 1

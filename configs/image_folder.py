@@ -22,6 +22,7 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.data.root = "data"
     config.data.train_split = "train"
     config.data.test_split = "test"
+    config.data.train_examples = 0  # evenly spaced among all of them; 0: all
     config.data.cache_dir = "~/.cache/siman-jax"
     config.data.resident = True
     config.data.image_size = 32

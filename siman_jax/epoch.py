@@ -51,7 +51,8 @@ def make_epoch_runner(
 
     Args:
       config: of the run.
-      step: function of state, normalized images and labels.
+      step: function of state, normalized images and labels; of several seeds at once, where
+        `feed` gives such batches.
       feed: where batches come from.
       progress: shapes and shardings of what a run carries on.
       mesh: the devices.
@@ -59,8 +60,8 @@ def make_epoch_runner(
     Returns:
       Function of the progress, a callback that is told how many steps were dispatched, and one
       that is told the step reached and says whether to stop there; gives the progress where it
-      ended. It raises `UsageError` where the loss is not finite, or more examples than
-      `config.data.damaged_limit` could not be decoded, in all processes alike.
+      ended. It raises `Diverged` where the loss is not finite, of any seed, and `UsageError` where
+      more examples than `config.data.damaged_limit` could not be decoded, in all processes alike.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, progress)
 
@@ -72,13 +73,13 @@ def make_epoch_runner(
             batch = feed.take(inputs, at)
             images = normalize(batch.images, config.data.mean, config.data.std)
             after, sums = step(before.state, images, batch.labels)
-            bad = jnp.where((bad < 0) & ~jnp.isfinite(sums.loss), at, bad)
+            bad = jnp.where((bad < 0) & ~jnp.all(jnp.isfinite(sums.loss)), at, bad)
             return Progress(after, before.sums + sums), bad
 
         start = (progress, jnp.full((), -1, jnp.int32))
         many = feed.steps_per_call > 1
         progress, bad = lax.fori_loop(0, count, one, start) if many else one(0, start)
-        return progress, (bad, progress.sums.count)
+        return progress, (bad, jnp.min(progress.sums.count))
 
     started = time.perf_counter()
     compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
@@ -154,9 +155,13 @@ def no_sums(mesh: Mesh) -> Sums:
     return jax.jit(Sums.zero, out_shardings=replicated(mesh))()
 
 
-def diverged(step: int) -> UsageError:
+class Diverged(UsageError):  # noqa: N818
+    """The loss or a parameter is no number any more."""
+
+
+def diverged(step: int) -> Diverged:
     """The error of a run whose loss or parameters are no numbers any more."""
-    return UsageError(
+    return Diverged(
         f"the loss or a parameter is not finite at step {step}; training stopped. Checkpoints, if"
         " there are any, are from before. Lower --config.optimizer.learning_rate, in a new workdir."
     )

@@ -23,9 +23,10 @@ from siman_jax.devices import is_first_process, join_hosts, make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.preemption import EXIT_CODE as PREEMPTED
 from siman_jax.preemption import Preempted
+from siman_jax.runlog import Results
 from siman_jax.summary import print_summary, summarize
 from siman_jax.task import image_shape, model_from_config
-from siman_jax.train import Results, evaluate_run, train
+from siman_jax.train import evaluate_run, train
 
 # What a process exits with that lost another one of its run (EX_UNAVAILABLE).
 LOST_A_PROCESS = 69

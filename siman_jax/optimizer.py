@@ -68,11 +68,18 @@ def learning_rate_schedule(
 def clip_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Schedule:
     """Percentage of the projection: `config.clip_percent` * (1 - epoch / epochs), by epoch.
 
+    Args:
+      config: with `clip_percent`; with `clip_decays` off, the percentage is that throughout.
+      epochs: length of the training.
+      steps_per_epoch: optimiser steps in an epoch.
+
     Returns:
       Function from the step, counted from 0, to the float32 percentage.
     """
 
     def schedule(step: Array) -> Array:
+        if not config.clip_decays:
+            return jnp.float32(config.clip_percent)
         return config.clip_percent * (1 - _epoch(step, steps_per_epoch, config.staircase) / epochs)
 
     return schedule

@@ -34,10 +34,11 @@ class TrainingProgress:
         """Count `steps` more."""
         self._bar.advance(self._task, steps)
 
-    def report(self, row: Mapping[str, Any]) -> None:
-        """Print an epoch's row of the log."""
+    def report(self, row: Mapping[str, Any], run: str = "") -> None:
+        """Print an epoch's row of the log, and before it which `run` it is of."""
         self._console.print(
-            f"epoch {row['epoch']:3d}  step {row['step']:6d}  lr {row['learning_rate']:.4f}"
+            f"{run + '  ' if run else ''}epoch {row['epoch']:3d}  step {row['step']:6d}"
+            f"  lr {row['learning_rate']:.4f}"
             f"  train loss {row['train_loss']:.4f}  top-1 {row['train_top1']:6.2f} %"
             f"  test loss {row['test_loss']:.4f}  top-1 {row['test_top1']:6.2f} %"
             f"  {row['images_per_second']:.0f} images/s"

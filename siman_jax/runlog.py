@@ -9,8 +9,12 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from siman_jax.errors import UsageError
+from siman_jax.metrics import METRICS
 
 FILE_NAME = "log.jsonl"
+
+# Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
+Results = dict[str, dict[str, float]]
 
 
 class RunLog:
@@ -83,3 +87,11 @@ def read_rows(workdir: Path) -> list[dict[str, Any]]:
 def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row with the best test accuracy, the latest among equals."""
     return max(rows, key=lambda row: (row["test_top1"], row["epoch"]))
+
+
+def last_and_best(rows: Sequence[dict[str, Any]]) -> Results:
+    """Test metrics of the last and of the best epoch of a log that is not empty."""
+    return {
+        name: {"epoch": row["epoch"], **{key: row[f"test_{key}"] for key in METRICS}}
+        for name, row in (("last", rows[-1]), ("best", best_row(rows)))
+    }

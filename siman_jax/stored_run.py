@@ -21,6 +21,7 @@ from siman_jax.epoch import Progress
 from siman_jax.errors import UsageError
 from siman_jax.metrics import Sums
 from siman_jax.optimizer import build_optimizer
+from siman_jax.runlog import read_rows
 from siman_jax.snapshot import Snapshot, abstract_snapshot, read_bits
 from siman_jax.step import TrainState
 from siman_jax.task import model_from_config
@@ -64,6 +65,17 @@ def load_step(config: ConfigDict, workdir: Path, mesh: Mesh, step: int) -> Snaps
 def kept_steps(workdir: Path) -> list[int]:
     """Steps of the checkpoints that a run kept, earliest first."""
     return sorted(saved_steps(workdir / CHECKPOINTS))
+
+
+def saved_step(workdir: Path) -> int:
+    """The step of a run's latest checkpoint, 0 where there is none; it is not opened."""
+    return max(kept_steps(workdir), default=0)
+
+
+def is_finished(workdir: Path, epochs: int) -> bool:
+    """Whether the last of a run's epochs is logged and its checkpoint on disk; none is opened."""
+    rows = read_rows(workdir)
+    return bool(rows) and rows[-1]["epoch"] == epochs and rows[-1]["step"] == saved_step(workdir)
 
 
 def with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Training and evaluation of the run that a config describes.
+"""Training and evaluation of the run that a config describes, or of several seeds of it at once.
 
 A run's folder holds config.json, log.jsonl, events (TensorBoard), curves.png and checkpoints.
 """
@@ -6,7 +6,7 @@ A run's folder holds config.json, log.jsonl, events (TensorBoard), curves.png an
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.checkpoint import CheckpointWriter, restore_latest
-from siman_jax.curves import draw_curves
+from siman_jax.checkpoint import restore_latest
 from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Records, Split
 from siman_jax.data.feed import Batch, Feed
@@ -36,21 +35,19 @@ from siman_jax.epoch import (
 )
 from siman_jax.errors import UsageError
 from siman_jax.flips import shares_flipped
-from siman_jax.metrics import METRICS
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.progress import TrainingProgress
-from siman_jax.runlog import RunLog, best_row, read_rows
+from siman_jax.record import Record
+from siman_jax.runlog import Results
+from siman_jax.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
 from siman_jax.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
 from siman_jax.step import train_step
 from siman_jax.stored_run import CHECKPOINTS, load_run
 from siman_jax.task import Task, build_task, model_from_config
-from siman_jax.workdir import check_workdir, check_writable, claim_workdir
+from siman_jax.workdir import check_workdir, check_writable
 
 _SECONDS_WORTH_A_DRAWING = 30
 _log = logging.getLogger(__name__)
-
-# Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
-Results = dict[str, dict[str, float]]
 
 
 def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
@@ -73,21 +70,47 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         being finite.
       Preempted: SIGTERM came; everything is saved, and the same call goes on from there.
     """
-    check_workdir(config, workdir)
-    check_writable(workdir)
+    return train_together({workdir: config}, mesh)[workdir]
+
+
+def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path, Results]:
+    """Train runs that differ in nothing but their seeds as one program, mapped over the seeds.
+
+    Each comes out as `train` would have made it, but for rounding, which bits amplify; and each
+    goes on from its latest checkpoint, which has to be of the same step for all of them. Their
+    rates in the logs are each run's own images per second.
+
+    Args:
+      configs: of each run, by its folder.
+      mesh: the devices to train on.
+
+    Returns:
+      What `train` returns, by the run's folder.
+
+    Raises:
+      UsageError: as for `train`, of any of the runs, or they cannot be trained together.
+      Diverged: the loss, or a parameter, of one of them stopped being finite; none goes on.
+      Preempted: as for `train`; all are saved.
+    """
+    for workdir, own in configs.items():
+        check_workdir(own, workdir)
+        check_writable(workdir)
+    config, count = next(iter(configs.values())), len(configs)
     task = build_task(config, mesh)
-    init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
     layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
-    snapshot = restore_latest(workdir / CHECKPOINTS, layout)
-    if snapshot is None:
-        snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
-    progress, bits = snapshot.progress, snapshot.bits
-    done = int(progress.state.step)
+    keys = [jax.random.split(jax.random.key(own.seed), 3) for own in configs.values()]
+    snapshots = []
+    for workdir, (init_key, _, _) in zip(configs, keys, strict=True):
+        snapshot = restore_latest(workdir / CHECKPOINTS, layout)
+        if snapshot is None:
+            snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
+        snapshots.append(snapshot)
+    done = _common_step(dict(zip(configs, snapshots, strict=True)))
     if done:
-        _log.info("going on from step %d of %s", done, workdir)
+        _log.info("going on from step %d of %s", done, ", ".join(map(str, configs)))
     # Sums at an epoch's end mean that it was saved before it could be evaluated.
     first, into_epoch = divmod(done, task.steps_per_epoch)
-    if into_epoch == 0 and int(progress.sums.count):
+    if into_epoch == 0 and int(snapshots[0].progress.sums.count):
         first -= 1
 
     step = partial(
@@ -100,68 +123,107 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         accumulation=config.accumulation_steps,
         replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
     )
-    feed = _training_feed(config, task.dataset.train, mesh, order_key, augment_key)
-    run_epoch = make_epoch_runner(config, step, feed, progress, mesh)
+    _, order_keys, augment_keys = zip(*keys, strict=True)
+    feed = _training_feed(config, task.dataset.train, mesh, order_keys, augment_keys)
+    progress = stack_seeds([snapshot.progress for snapshot in snapshots])
+    split = make_splitter(layout.progress, count)
+    step_of_all = over_seeds(step, progress.state, count)
+    run_epoch = make_epoch_runner(config, step_of_all, feed, progress, mesh)
     evaluate = _evaluator(config, task.model, task.dataset.test, mesh)
     replicas_agree = make_replica_check(mesh)
+    counted = [int(snapshot.progress.sums.count) for snapshot in snapshots]
 
     # Nothing is written before here, where all that a config can get wrong has been tried.
-    claim_workdir(config, workdir)
-    checkpoints = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, done)
-    run_log = RunLog(workdir, done, write=is_first_process())
+    records = [
+        Record(own, workdir, done, snapshot.bits)
+        for (workdir, own), snapshot in zip(configs.items(), snapshots, strict=True)
+    ]
     bar = TrainingProgress(config.epochs * task.steps_per_epoch, done, show=is_first_process())
     try:
         with SigtermWatch() as watch:
             for epoch in range(first, config.epochs):
-                started, counted = time.perf_counter(), int(progress.sums.count)
+                started = time.perf_counter()
                 if int(progress.state.step) < (epoch + 1) * task.steps_per_epoch:
                     progress = run_epoch(progress, bar.advance, watch.should_stop)
-                trained = progress.sums.means()
+                steps, members = int(progress.state.step), split(progress)
                 seconds = time.perf_counter() - started
-                images_per_second = (int(progress.sums.count) - counted) / seconds
-                state, steps = progress.state, int(progress.state.step)
                 if steps < (epoch + 1) * task.steps_per_epoch:
-                    checkpoints.save(steps, Snapshot(progress, bits), None)
-                    raise _preempted(steps, workdir)
+                    for record, member in zip(records, members, strict=True):
+                        record.save(member, None)
+                    raise _preempted(steps, configs)
 
-                try:
-                    tested = evaluate(state.variables())
-                except UsageError:  # images that cannot be decoded; the epoch is not to be lost
-                    checkpoints.save(steps, Snapshot(progress, bits), None)
-                    raise
-                if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
-                    raise diverged(steps - 1)
-                if not replicas_agree(state.variables()):
-                    raise UsageError(
-                        f"after step {steps} the devices hold different parameters; training"
-                        " stopped. Checkpoints are from before. Look for a faulty device."
-                    )
-                before, bits = bits, read_bits(state, config.model.weight_rule)
-                row = {
-                    "step": steps,
-                    "epoch": epoch + 1,
-                    "learning_rate": float(task.learning_rate(jnp.asarray(steps - 1))),
-                    **_projection_and_schedule(task, jnp.asarray(steps - 1)),
-                    **{f"train_{name}": value for name, value in trained.items()},
-                    **{f"test_{name}": value for name, value in tested.items()},
-                    "images_per_second": round(images_per_second, 1),
-                    "flips": {name: float(x) for name, x in shares_flipped(before, bits).items()},
-                }
-                run_log.write(row)
-                progress = Progress(state, no_sums(mesh))
-                checkpoints.save(steps, Snapshot(progress, bits), tested["top1"])
-                bar.report(row)
-                if seconds > _SECONDS_WORTH_A_DRAWING:
-                    _draw(workdir)
+                for record, member, before in zip(records, members, counted, strict=True):
+                    rate = (int(member.sums.count) - before) / seconds
+                    row = _end_epoch(config, task, record, member, evaluate, replicas_agree, rate)
+                    record.save(Progress(member.state, no_sums(mesh)), row["test_top1"])
+                    bar.report(row, record.workdir.name if count > 1 else "")
+                    if seconds > _SECONDS_WORTH_A_DRAWING:
+                        record.draw()
+                progress = Progress(progress.state, no_sums_yet(no_sums(mesh), count))
+                counted = [0] * count
                 if watch.should_stop(steps) and epoch + 1 < config.epochs:
-                    raise _preempted(steps, workdir)
+                    raise _preempted(steps, configs)
     finally:
         feed.close()
         bar.close()
-        run_log.close()
-        checkpoints.close()
-        _draw(workdir)
-    return _results(read_rows(workdir)) if is_first_process() else {}
+        for record in records:
+            record.close()
+    return {record.workdir: record.results() for record in records}
+
+
+def _common_step(snapshots: Mapping[Path, Snapshot]) -> int:
+    """The step at which all runs stand.
+
+    Raises:
+      UsageError: they do not stand at the same.
+    """
+    steps = {workdir: int(snapshot.progress.state.step) for workdir, snapshot in snapshots.items()}
+    if len(set(steps.values())) > 1:
+        raise UsageError(
+            "runs that train together have to go on from the same step, but the latest checkpoints"
+            " that can be read are "
+            + ", ".join(f"{step} of {workdir}" for workdir, step in steps.items())
+            + ". Train them one by one."
+        )
+    return next(iter(steps.values()))
+
+
+def _end_epoch(
+    config: ConfigDict,
+    task: Task,
+    record: Record,
+    progress: Progress,
+    evaluate: Evaluator,
+    replicas_agree: Callable[[Any], bool],
+    images_per_second: float,
+) -> dict[str, Any]:
+    """Evaluate a run at an epoch's end and log the row that this returns."""
+    state, steps = progress.state, int(progress.state.step)
+    try:
+        tested = evaluate(state.variables())
+    except UsageError:  # images that cannot be decoded; the epoch is not to be lost
+        record.save(progress, None)
+        raise
+    if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
+        raise diverged(steps - 1)
+    if not replicas_agree(state.variables()):
+        raise UsageError(
+            f"after step {steps} the devices hold different parameters; training"
+            " stopped. Checkpoints are from before. Look for a faulty device."
+        )
+    before, record.bits = record.bits, read_bits(state, config.model.weight_rule)
+    row = {
+        "step": steps,
+        "epoch": steps // task.steps_per_epoch,
+        "learning_rate": float(task.learning_rate(jnp.asarray(steps - 1))),
+        **_projection_and_schedule(task, jnp.asarray(steps - 1)),
+        **{f"train_{name}": value for name, value in progress.sums.means().items()},
+        **{f"test_{name}": value for name, value in tested.items()},
+        "images_per_second": round(images_per_second, 1),
+        "flips": {name: float(x) for name, x in shares_flipped(before, record.bits).items()},
+    }
+    record.write(row)
+    return row
 
 
 def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
@@ -197,18 +259,20 @@ def _projection_and_schedule(task: Task, step: Array) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def _results(rows: list[dict[str, Any]]) -> Results:
-    return {
-        name: {"epoch": row["epoch"], **{key: row[f"test_{key}"] for key in METRICS}}
-        for name, row in (("last", rows[-1]), ("best", best_row(rows)))
-    }
-
-
 def _training_feed(
-    config: ConfigDict, split: Split | Records, mesh: Mesh, order_key: Array, augment_key: Array
+    config: ConfigDict,
+    split: Split | Records,
+    mesh: Mesh,
+    order_keys: Sequence[Array],
+    augment_keys: Sequence[Array],
 ) -> Feed:
     if isinstance(split, Split):
-        return ResidentFeed(split, mesh, config, order_key, augment_key)
+        return ResidentFeed(split, mesh, config, join_keys(order_keys), join_keys(augment_keys))
+    if len(order_keys) > 1:
+        raise UsageError(
+            "seeds train together only from data in memory; set data.resident=True, or train them"
+            " one by one."
+        )
     return StreamFeed(split, mesh, config)
 
 
@@ -225,17 +289,9 @@ def _evaluator(
     return make_evaluator(config, model, batches, len(split), mesh)
 
 
-def _draw(workdir: Path) -> None:
-    """Draw the curves; a disk that is full is no reason to stop."""
-    try:
-        if is_first_process():
-            draw_curves(workdir)
-    except OSError as error:
-        _log.warning("the curves could not be drawn: %s", error)
-
-
-def _preempted(step: int, workdir: Path) -> Preempted:
-    return Preempted(f"stopped by SIGTERM; step {step} is saved in {workdir}")
+def _preempted(step: int, workdirs: Iterable[Path]) -> Preempted:
+    where = ", ".join(map(str, workdirs))
+    return Preempted(f"stopped by SIGTERM; step {step} is saved in {where}")
 
 
 @jax.jit

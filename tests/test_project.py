@@ -26,6 +26,7 @@ CONFIGS = [
     ("cifar10", ("vgg_small",)),
     ("cifar100", ()),
     ("cifar100", ("vgg_small",)),
+    ("cifar10_short", ()),
     ("digits", ()),
     ("image_folder", ()),
     ("image_folder", ("resnet18",)),
@@ -73,8 +74,13 @@ def test_imports_run_one_way():
         assert name not in reachable(graph, name), f"{name} imports itself in a circle"
     importers = {name: {n for n, others in graph.items() if name in others} for name in graph}
     assert not importers["siman_jax.main"]
-    assert importers["siman_jax.train"] == {"siman_jax.main"}
-    assert importers["siman_jax.checkpoint"] == {"siman_jax.train", "siman_jax.stored_run"}
+    assert not importers["siman_jax.sweep"]
+    assert importers["siman_jax.train"] == {"siman_jax.main", "siman_jax.sweep"}
+    assert importers["siman_jax.checkpoint"] == {
+        "siman_jax.record",
+        "siman_jax.train",
+        "siman_jax.stored_run",
+    }
 
 
 BINARIZE = {"binarize", "order_statistics", "errors"}

@@ -1,11 +1,12 @@
 """Data sources by name, and the checks that hold for all of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ml_collections import ConfigDict
 
 from siman_jax.data import digits, image_folder, tfds
-from siman_jax.data.dataset import Dataset, Split
+from siman_jax.data.dataset import Dataset, Records, Split, evenly_spaced
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
 
@@ -27,7 +28,8 @@ def load_dataset(config: ConfigDict) -> Dataset:
 
     Args:
       config: with `source`, a key of `SOURCES`, `resident`, whether to decode everything into
-        memory at once, `image_size`, `channels` and what the source itself reads.
+        memory at once, `image_size`, `channels` and what the source itself reads; those that are
+        kept in memory may have `train_examples`, how many of the training images to keep.
 
     Returns:
       The data set, both splits of type `Split` if `config.resident`, else `Records`.
@@ -59,7 +61,23 @@ def load_dataset(config: ConfigDict) -> Dataset:
         _check_images(dataset.train, config)
     elif config.resident:
         dataset = decode_dataset(dataset, config)
+    if wanted := config.get("train_examples", 0):
+        dataset = replace(dataset, train=_part(dataset.train, wanted))
     return dataset
+
+
+def _part(split: Split | Records, wanted: int) -> Split:
+    if not isinstance(split, Split):
+        raise UsageError(
+            "--config.data.train_examples takes a part of data in memory; set"
+            " --config.data.resident=True, or it to 0."
+        )
+    if not 0 < wanted <= len(split):
+        raise UsageError(
+            f"--config.data.train_examples is {wanted}; it must be 0, for all, or at most"
+            f" {len(split)}, the training examples that there are."
+        )
+    return evenly_spaced(split, wanted)
 
 
 def _check_images(split: Split, config: ConfigDict) -> None:

@@ -1,6 +1,6 @@
 """Data sets that fit on a device: uploaded once, shuffled and cut into batches there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,8 @@ class ResidentFeed:
       split: the training split; a copy of it goes to every device.
       mesh: the devices.
       config: of the run.
-      order_key, augment_key: PRNG keys.
+      order_key, augment_key: PRNG keys, `[]`; or `[seeds]`, for batches of as many seeds at once,
+        each as it would be with that seed's keys alone.
     """
 
     def __init__(
@@ -37,28 +38,35 @@ class ResidentFeed:
         # XLA's CPU backend runs convolutions inside a loop far slower than outside.
         automatic = 1 if jax.default_backend() == "cpu" else 100
         self.steps_per_call = min(config.steps_per_dispatch or automatic, self.steps_per_epoch)
-        self._config, self._augment_key = config, augment_key
+        self._config = config
         self._sharding = by_example(mesh)
         self._data = upload(split, mesh)
-        self._order_of = jax.jit(
-            partial(epoch_order, order_key, n=len(split)), out_shardings=replicated(mesh)
-        )
-        self.abstract = (self._data, self._order_of(0))
+        draw: Callable[..., Array] = partial(epoch_order, n=len(split))
+        self._take: Callable[..., Batch] = self._take_one
+        if order_key.ndim:
+            draw = jax.vmap(draw, in_axes=(0, None))
+            self._take = jax.vmap(self._take_one, in_axes=(None, 0, 0, None))
+        self._order_of = partial(jax.jit(draw, out_shardings=replicated(mesh)), order_key)
+        # An argument of the compiled program and no constant of it, which so is every seed's.
+        self._augment_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))(augment_key)
+        self.abstract = (self._data, self._order_of(0), self._augment_key)
 
     def calls(self, step: int) -> Iterator[tuple[Any, int]]:
         """The same arrays for every call; see `Feed.calls`."""
         epoch, first = divmod(step, self.steps_per_epoch)
-        inputs = (self._data, self._order_of(epoch))
+        inputs = (self._data, self._order_of(epoch), self._augment_key)
         for start in range(first, self.steps_per_epoch, self.steps_per_call):
             yield inputs, min(self.steps_per_call, self.steps_per_epoch - start)
 
-    def take(self, inputs: tuple[Batch, Array], step: Array) -> Batch:
+    def take(self, inputs: tuple[Batch, Array, Array], step: Array) -> Batch:
         """Gather the batch of `step`, crop and flip it; see `Feed.take`."""
-        data, order = inputs
+        return self._take(*inputs, step)
+
+    def _take_one(self, data: Batch, order: Array, augment_key: Array, step: Array) -> Batch:
         size, options = self._config.batch_size, self._config.data
         batch = take_batch(data, order, step % self.steps_per_epoch, size)
         batch = lax.with_sharding_constraint(batch, self._sharding)
-        key = jax.random.fold_in(self._augment_key, step)
+        key = jax.random.fold_in(augment_key, step)
         return Batch(augment(key, batch.images, options.crop_padding, options.flip), batch.labels)
 
     def close(self) -> None:

@@ -74,14 +74,15 @@ def gradient_mismatch(
     """
     images, labels = _first_examples(config, mesh)
     model = model_from_config(config)
-    params = flatten_dict(state.params)
-    kernels = {path: leaf for path, leaf in params.items() if path[-1] == BINARY_KERNEL}
+    leaves = flatten_dict(state.params)
+    kernels = {path: leaf for path, leaf in leaves.items() if path[-1] == BINARY_KERNEL}
 
     # All arrays are arguments: what is closed over, XLA computes with while it compiles.
-    def loss(kernels: Leaves, params: Leaves, batch_stats: Any, batch: Batch) -> Array:
+    def loss(kernels: Leaves, variables: Any, batch: Batch) -> Array:
+        params = unflatten_dict(flatten_dict(variables["params"]) | kernels)
         logits: Any
         logits, _ = model.apply(
-            {"params": unflatten_dict(params | kernels), "batch_stats": batch_stats},
+            {**variables, "params": params},
             normalize(batch.images, config.data.mean, config.data.std),
             train=True,
             mutable=["batch_stats"],
@@ -89,7 +90,7 @@ def gradient_mismatch(
         sums = score(logits, batch.labels)
         return sums.loss / jnp.maximum(sums.count, 1).astype(sums.loss.dtype)
 
-    rest = (params, state.batch_stats, Batch(images, labels))
+    rest = (state.variables(), Batch(images, labels))
     loss_at = jax.jit(loss)
     gradient = jax.jit(jax.grad(loss))(kernels, *rest)
     predicted, measured = [], []

@@ -1,0 +1,17 @@
+"""Four methods on the digits, two seeds each: the sweep to try first, some minutes on a CPU.
+
+    python -m siman_jax.sweep configs/sweeps/digits.py --workdir=runs/sweeps/digits
+
+Settings are those of configs/digits.py. A test image is 0.28 %: such small differences mean
+nothing.
+"""
+
+from configs import digits
+from siman_jax.sweep_plan import Sweep
+
+
+def get_sweep() -> Sweep:
+    """The grid."""
+    rules = ("half_half", "bnn", "xnor_net", "real")
+    variants = {rule: {"model.weight_rule": rule} for rule in rules}
+    return Sweep("digits", digits.get_config(), variants, seeds=(0, 1))

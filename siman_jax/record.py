@@ -1,0 +1,68 @@
+"""What one run keeps on disk while it trains: its config, checkpoints, log and curves."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from siman_jax.checkpoint import CheckpointWriter
+from siman_jax.curves import draw_curves
+from siman_jax.devices import is_first_process
+from siman_jax.epoch import Progress
+from siman_jax.flips import Bits
+from siman_jax.runlog import Results, RunLog, last_and_best, read_rows
+from siman_jax.snapshot import Snapshot
+from siman_jax.stored_run import CHECKPOINTS
+from siman_jax.workdir import claim_workdir
+
+_log = logging.getLogger(__name__)
+
+
+class Record:
+    """Writes to the folder of one run, which it claims for the run's config.
+
+    Args:
+      config: of the run.
+      workdir: the run's folder.
+      step: the step that training goes on from.
+      bits: of every binary kernel at the end of the epoch before.
+
+    Attributes:
+      workdir: the run's folder.
+      bits: as given; who ends an epoch sets them anew.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, step: int, bits: Bits) -> None:
+        claim_workdir(config, workdir)
+        self.workdir, self.bits = workdir, bits
+        self._checkpoints = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, step)
+        self._log = RunLog(workdir, step, write=is_first_process())
+
+    def save(self, progress: Progress, top1: float | None) -> None:
+        """Save a checkpoint; `top1` is None where it was not measured."""
+        snapshot = Snapshot(progress, self.bits)
+        self._checkpoints.save(int(progress.state.step), snapshot, top1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append an epoch's row to the log."""
+        self._log.write(row)
+
+    def draw(self) -> None:
+        """Draw the curves; a disk that is full is no reason to stop."""
+        try:
+            if is_first_process():
+                draw_curves(self.workdir)
+        except OSError as error:
+            _log.warning("the curves could not be drawn: %s", error)
+
+    def results(self) -> Results:
+        """The last and the best epoch as logged; nothing in processes that do not log."""
+        return last_and_best(read_rows(self.workdir)) if is_first_process() else {}
+
+    def close(self) -> None:
+        """Close all files, and draw the curves once more."""
+        self._log.close()
+        self._checkpoints.close()
+        self.draw()

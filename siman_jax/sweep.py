@@ -1,0 +1,228 @@
+"""Command line: train a grid of variants and seeds, and sum up how well each variant did.
+
+    python -m siman_jax.sweep configs/sweeps/digits.py --workdir=runs/sweep
+
+Runs are ordinary ones, in WORKDIR/VARIANT/seedN. The same command skips what is done and goes on
+where it stopped. Exit status: 0; 2, what was given cannot be used, or some run cannot be done; 75,
+stopped by SIGTERM with everything saved.
+"""
+
+import json
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from siman_jax.command import run
+from siman_jax.devices import make_mesh
+from siman_jax.epoch import Diverged
+from siman_jax.errors import UsageError, choose
+from siman_jax.output import write_whole
+from siman_jax.preemption import EXIT_CODE as PREEMPTED
+from siman_jax.preemption import Preempted
+from siman_jax.runlog import last_and_best, read_rows
+from siman_jax.stored_run import is_finished, saved_step
+from siman_jax.sweep_plan import Sweep, load_sweep, with_settings
+from siman_jax.sweep_summary import summarize_variant, summary_table
+from siman_jax.task import build_task
+from siman_jax.train import train_together
+from siman_jax.workdir import check_workdir, check_writable
+
+SWEEP_FILE = "sweep.json"
+SUMMARY_FILE = "summary.json"
+
+# Other commands have flags of some of these names, and tests import several commands.
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the sweep; a run is in VARIANT/seedN below it.", allow_override=True
+)
+_SET = flags.DEFINE_multi_string(
+    "set", [], "FIELD=VALUE of the config that all runs share, such as --set=epochs=2; repeatable."
+)
+_SEEDS_AT_ONCE = flags.DEFINE_integer(
+    "seeds_at_once",
+    0,
+    "How many seeds of a variant to train as one program; 0: one on the CPU, all elsewhere.",
+    lower_bound=0,
+)
+_ONLY = flags.DEFINE_list("only", [], "Variants to train now, comma-separated; all if not given.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", 0, "How many devices to use; 0 for all.", lower_bound=0, allow_override=True
+)
+
+
+def main(argv: list[str]) -> None:
+    """Do what the flags say."""
+    if len(argv) != 2:
+        raise UsageError(
+            "name one sweep's file, such as configs/sweeps/digits.py; flags are --NAME=VALUE."
+        )
+    if not _WORKDIR.value:
+        raise UsageError("--workdir is missing: name the sweep's folder, such as runs/sweep.")
+    sweep = with_settings(load_sweep(Path(argv[1]).expanduser()), _SET.value)
+    workdir = Path(_WORKDIR.value).expanduser()
+    for name in _ONLY.value:
+        choose(sweep.variants, name, "variant")
+    mesh = make_mesh(_DEVICES.value)
+    summary = run_sweep(sweep, workdir, mesh, _SEEDS_AT_ONCE.value, _ONLY.value)
+    Console(soft_wrap=True).print(summary_table(sweep.name, summary["variants"]))
+    failures = {
+        f"{variant}/seed{seed}": text
+        for variant, row in summary["variants"].items()
+        for seed, text in row["failures"].items()
+    }
+    if failures:
+        lines = [f"{name}: {text}" for name, text in failures.items()]
+        raise UsageError("\n  ".join([f"{len(failures)} runs are not done:", *lines]))
+
+
+def run_sweep(
+    sweep: Sweep,
+    folder: Path,
+    mesh: Mesh,
+    seeds_at_once: int = 0,
+    only: Collection[str] = (),
+) -> dict[str, Any]:
+    """Train what is not done yet; the rest is skipped.
+
+    A run whose loss stops being finite is left out, the others go on.
+
+    Args:
+      sweep: the grid.
+      folder: of the sweep; made if there is none.
+      mesh: the devices to train on.
+      seeds_at_once: how many seeds of a variant to train as one program; 0: one on the CPU, whose
+        cores a single run keeps busy, and all elsewhere.
+      only: variants to train now; all if empty.
+
+    Returns:
+      The summary that is written to `folder`/summary.json: "name" and "variants", each as
+      `summarize_variant` gives it from the runs that are done.
+
+    Raises:
+      UsageError: a variant or its data cannot be used, or `folder` holds something else; all this
+        before any training.
+      Preempted: SIGTERM came; everything is saved, and the same call goes on from there.
+    """
+    _check_folder(sweep, folder)
+    runs = {variant: sweep.runs(variant, folder) for variant in sweep.variants}
+    for configs in runs.values():
+        for workdir, config in configs.items():
+            check_workdir(config, workdir)
+    pending = {variant: _unfinished(runs[variant]) for variant in only or runs}
+    for configs in pending.values():
+        for config in list(configs.values())[:1]:  # seeds do not differ in what could be wrong
+            build_task(config, mesh)
+    _write_json(folder / SWEEP_FILE, _description(sweep))
+
+    at_once = seeds_at_once or (1 if jax.default_backend() == "cpu" else len(sweep.seeds))
+    failures: dict[Path, str] = {}
+    for variant, configs in pending.items():
+        print(f"{variant}: {len(runs[variant]) - len(configs)} of {len(runs[variant])} seeds done")
+        for group in _groups(configs, at_once):
+            failures |= _train_group(group, mesh)
+    summary = {
+        "name": sweep.name,
+        "variants": {
+            variant: _summary(sweep, variant, configs, failures)
+            for variant, configs in runs.items()
+        },
+    }
+    _write_json(folder / SUMMARY_FILE, summary)
+    return summary
+
+
+def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path, ConfigDict]]:
+    """Part runs into those that train together: up to `at_once`, from the same step on."""
+    by_step: dict[int, list[Path]] = {}
+    for workdir in configs:
+        by_step.setdefault(saved_step(workdir), []).append(workdir)
+    for _, workdirs in sorted(by_step.items()):
+        for start in range(0, len(workdirs), at_once):
+            yield {workdir: configs[workdir] for workdir in workdirs[start : start + at_once]}
+
+
+def _train_group(group: dict[Path, ConfigDict], mesh: Mesh) -> dict[Path, str]:
+    """Train runs together; give why those diverged that did."""
+    print(f"training {', '.join(map(str, group))}", flush=True)
+    try:
+        train_together(group, mesh)
+    except Diverged as error:
+        if len(group) == 1:
+            return {next(iter(group)): str(error)}
+        failures: dict[Path, str] = {}
+        for workdir, config in _unfinished(group).items():  # alone, none stops the others
+            failures |= _train_group({workdir: config}, mesh)
+        return failures
+    return {}
+
+
+def _unfinished(configs: dict[Path, ConfigDict]) -> dict[Path, ConfigDict]:
+    return {
+        workdir: config
+        for workdir, config in configs.items()
+        if not is_finished(workdir, config.epochs)
+    }
+
+
+def _summary(
+    sweep: Sweep, variant: str, configs: dict[Path, ConfigDict], failures: dict[Path, str]
+) -> dict[str, Any]:
+    seeds = {workdir: config.seed for workdir, config in configs.items()}
+    results = {
+        seed: last_and_best(read_rows(workdir))
+        for workdir, seed in seeds.items()
+        if is_finished(workdir, configs[workdir].epochs)
+    }
+    failed = {seed: failures[workdir] for workdir, seed in seeds.items() if workdir in failures}
+    return summarize_variant(sweep.variants[variant], results, failed)
+
+
+def _description(sweep: Sweep) -> dict[str, Any]:
+    return {
+        "name": sweep.name,
+        "seeds": list(sweep.seeds),
+        "variants": {name: dict(fields) for name, fields in sweep.variants.items()},
+        "base": json.loads(sweep.base.to_json()),
+    }
+
+
+def _check_folder(sweep: Sweep, folder: Path) -> None:
+    """Refuse a folder that holds something else; nothing is written."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--workdir={folder} is a file; name a folder.")
+    check_writable(folder)
+    path = folder / SWEEP_FILE
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} holds something else than a sweep; name a new folder.")
+        return
+    try:
+        name = json.loads(path.read_text())["name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is damaged ({error!r}); restore it, or use another folder."
+        ) from None
+    if name != sweep.name:
+        raise UsageError(
+            f"{folder} holds the sweep {name!r}, and this is {sweep.name!r}; name another"
+            " --workdir."
+        )
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(fields, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    try:
+        run(main)
+    except Preempted as stop:
+        print(f"{stop}; the same command goes on from there.", file=sys.stderr)
+        sys.exit(PREEMPTED)
