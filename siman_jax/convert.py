@@ -39,6 +39,7 @@ from siman_jax.task import activation_rule
 from siman_jax.torch_bits import stored_bits
 from siman_jax.torch_checkpoint import read_state
 from siman_jax.torch_names import flax_path, variables_from_torch
+from siman_jax.workdir import check_writable
 
 # The authors' program has the rules that are the defaults here.
 _RULES = {"weight_rule": "half_half", "activation_rule": "siman"}
@@ -101,11 +102,11 @@ def main(argv: list[str]) -> None:
     _print_mapping(arrays)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    write_network(out, network)
-    print(f"{out}: {out.stat().st_size:,} bytes")
     if config:
         found_run(config, workdir, make_mesh(1), variables)
         print(f"{workdir}: step 0 of a run with these weights; train it on with siman_jax.main")
+    write_network(out, network)
+    print(f"{out}: {out.stat().st_size:,} bytes")
 
 
 def _read(path: Path, name: str, size: int) -> tuple[dict[str, np.ndarray], dict, list[str]]:
@@ -141,6 +142,7 @@ def _run_to_found() -> tuple[ConfigDict | None, Path]:
         raise UsageError(f"--model is {_MODEL.value}, but --config is of {config.model.name}.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UsageError(f"--workdir={workdir} is not empty; name a new folder.")
+    check_writable(workdir)
     return config, workdir
 
 
@@ -151,6 +153,8 @@ def _config_of(model: str) -> ConfigDict:
     try:
         configs = importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if error.name not in ("configs", module):
+            raise
         raise UsageError(
             "--workdir needs --config here, where there is no folder configs/: run from the"
             " project's folder, or name a config file."

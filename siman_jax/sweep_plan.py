@@ -129,6 +129,9 @@ def _check(sweep: Sweep, path: Path) -> None:
         raise UsageError(f"{path} asks for no run: it needs at least one variant and one seed.")
     if len(set(sweep.seeds)) < len(sweep.seeds):
         raise UsageError(f"{path} names a seed twice: {sweep.seeds}.")
+    for seed in sweep.seeds:
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"{path} names the seed {seed}; seeds are from 0 to 2**32 - 1.")
     for name, fields in sweep.variants.items():
         if not name or Path(name).name != name or name.startswith("."):
             raise UsageError(f"{path}: the variant {name!r} cannot be the name of a folder.")

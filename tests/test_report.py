@@ -1,5 +1,6 @@
 """The report: theory and fits derived another way, and the page from whole and broken runs."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -16,8 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from configs import digits, imagenet
-from siman_jax import binarize
-from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits
+from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits, identity
 from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.layers import BinaryDense
@@ -31,6 +31,7 @@ from siman_jax.report.seeds import curve_over_seeds, group_runs, training_second
 from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
 from siman_jax.report.theory import entropy, optimum
+from siman_jax.rules import WEIGHT_RULES
 from siman_jax.step import TrainState
 from siman_jax.stored_run import load_run
 from siman_jax.train import train
@@ -317,7 +318,8 @@ def test_gradients_agree_where_the_loss_is_smooth_and_less_on_a_staircase(runs, 
     assert 0.2 < stairs.cosine < 0.95
     assert stairs.standard_error == pytest.approx(math.sqrt((1 - stairs.cosine**2) / 40))
     # A code that is the latent kernel itself has no steps: both gradients are one.
-    monkeypatch.setitem(binarize.WEIGHT_RULES, "half_half", lambda w: w)
+    smooth_rule = dataclasses.replace(WEIGHT_RULES["half_half"], kernel=identity)
+    monkeypatch.setitem(WEIGHT_RULES, "half_half", smooth_rule)
     (smooth,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=10)
     assert smooth.cosine > 0.999
 

@@ -339,7 +339,7 @@ def get_sweep():
         ({"a": {"seed": 1}}, (0,), "seeds are the sweep's"),
         ({"../a": {}}, (0,), "cannot be the name of a folder"),
         ({"a": {}}, (0, 0), "a seed twice"),
-        ({"a": {}}, (-1,), "seed is -1"),
+        ({"a": {}}, (-1,), "names the seed -1"),
         ({}, (0,), "at least one variant"),
         ({"a": {}}, (), "at least one variant and one seed"),
         ({"a": {"data.source": "digit"}}, (0,), "did you mean 'digits'"),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -88,7 +89,7 @@ class PackedModel:
             )
         if array.dtype == np.uint8:
             return array
-        if not np.issubdtype(array.dtype, np.floating):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UsageError(
                 f"the images have dtype {array.dtype}; expected uint8 from 0 to 255, or floats"
                 " from 0 to 1."

@@ -333,6 +333,7 @@ ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, Sums corner
   });
   // Some parts for every thread, so that all end at about the same time.
   const int64_t results = n.batch * n.rows * n.columns;
+  if (results == 0 || n.out == 0) return ffi::Error::Success();
   const int64_t blocks = (n.out + kFilters - 1) / kFilters;
   const int64_t wanted = std::max<int64_t>(1, 4 * pool.num_threads() / blocks);
   const int64_t part = ((results + wanted - 1) / wanted + kPixels - 1) / kPixels * kPixels;

@@ -64,6 +64,7 @@ def conv(
             jax.ShapeDtypeStruct((batch, *sizes, out + spare), jnp.int32),
             jax.ShapeDtypeStruct(padded, jnp.uint32),  # where the call packs its input
         ),
+        vmap_method="sequential",
     )(
         bits,
         words,
@@ -79,14 +80,14 @@ def conv(
 @functools.cache
 def indices() -> dict[str, int]:
     """Place of each usable variant in the library, which this loads and registers."""
-    library = next(filter(None, map(_load, EXTENSION_SUFFIXES)), None)
-    if library is None:
-        logging.getLogger(__name__).warning(
-            "siman-jax was built without its native kernel, for want of a C++ compiler; packed"
-            " networks give the same results by XLA, at about half the speed."
-        )
+    try:
+        library = _register()
+    except (OSError, AttributeError, RuntimeError) as error:  # built for another system or JAX
+        _warn(f"the native kernel cannot be used; install siman-jax again to build it ({error})")
         return {}
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.siman_binary_conv), "cpu")
+    if library is None:
+        _warn("siman-jax was built without its native kernel, for want of a C++ compiler")
+        return {}
     library.siman_variant_name.restype = ctypes.c_char_p
     names = takewhile(lambda name: name is not None, map(library.siman_variant_name, count()))
     return {
@@ -96,6 +97,17 @@ def indices() -> dict[str, int]:
     }
 
 
-def _load(suffix: str) -> ctypes.CDLL | None:
-    path = Path(__file__).with_name(f"_native{suffix}")
-    return ctypes.CDLL(str(path)) if path.is_file() else None
+def _register() -> ctypes.CDLL | None:
+    paths = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    library = ctypes.CDLL(str(path))
+    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.siman_binary_conv), "cpu")
+    return library
+
+
+def _warn(reason: str) -> None:
+    logging.getLogger(__name__).warning(
+        "%s. Packed networks give the same results by XLA, wide ones more slowly.", reason
+    )

@@ -59,7 +59,8 @@ def gradient_mismatch(
         cosine      sum(p m) / sqrt(sum(p^2) sum(m^2)) over the directions
 
     Where the loss, smoothed at that distance, is linear in w, this tends to the cosine between g
-    and the smoothed loss's gradient, both in units of s; curvature beyond it only lowers it. The
+    and the smoothed loss's gradient, both in units of s; curvature beyond it only lowers it.
+    Scheduled estimators are as sharp as training ends, `rules.AT_THE_END`. The
     loss is that of training, with the batch's own statistics in batch norm, on the first examples
     of the test split.
 
@@ -126,7 +127,8 @@ def _draw(key: Array, kernels: Leaves) -> Leaves:
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of each column of `a` with that of `b`; 0 where one of them is zero."""
     norms = np.sqrt(np.sum(a**2, 0) * np.sum(b**2, 0))
-    return np.where(norms > 0, np.sum(a * b, 0) / np.where(norms > 0, norms, 1), 0)
+    cosines = np.where(norms > 0, np.sum(a * b, 0) / np.where(norms > 0, norms, 1), 0)
+    return np.clip(cosines, -1, 1)  # which rounding may leave
 
 
 def _first_examples(config: ConfigDict, mesh: Mesh) -> tuple[Array, Array]:
