@@ -27,6 +27,8 @@ def ste_sign(x: Array) -> Array:
 
         backward:  g * 1[|x| <= 1]
 
+    The paper also clips latent weights to [-1, 1] after each update, which is not done here.
+
     Source: BNN, arXiv 1602.02830.
 
     >>> jax.grad(lambda x: ste_sign(x).sum())(jnp.array([-2.0, -1.0, 0.0]))
