@@ -53,7 +53,10 @@ def test_a_folder_in_batches(model_file, folder, capsys):
         best = row["predictions"][0]
         assert (best["class"], best["name"]) == (classes[0], name)
         order = np.sort(probabilities[0])[::-1]
-        assert [p["probability"] for p in row["predictions"]] == pytest.approx(order[:2], rel=1e-5)
+        # Another batch size rounds logits of about 10 in another way, by a few 1e-6 of them, and a
+        # small probability moves by as much relative to itself as its logit does.
+        found_best = [p["probability"] for p in row["predictions"]]
+        assert found_best == pytest.approx(order[:2], rel=1e-4)
 
 
 def test_the_table(model_file, folder, capsys):
