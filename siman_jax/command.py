@@ -8,10 +8,14 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError
+from siman_jax.preemption import EXIT_CODE, Preempted
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Run a command: `error: ...` and exit status 2 where what was given cannot be used."""
+    """Run a command, which ends with status 0, or as the errors that it raises say.
+
+    `UsageError`: 2, after `error: ...`; `Preempted`: 75, since the same command goes on.
+    """
 
     def start(argv: list[str]) -> None:
         _log_plainly()  # absl sets up its own log before
@@ -23,6 +27,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as stop:
+        print(f"{stop}; the same command goes on from there.", file=sys.stderr)
+        sys.exit(EXIT_CODE)
 
 
 def lock_config(config: ConfigDict) -> ConfigDict:

@@ -21,8 +21,6 @@ from rich.table import Table
 from siman_jax.command import lock_config, run
 from siman_jax.devices import is_first_process, join_hosts, make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.preemption import EXIT_CODE as PREEMPTED
-from siman_jax.preemption import Preempted
 from siman_jax.runlog import Results
 from siman_jax.summary import print_summary, summarize
 from siman_jax.task import image_shape, model_from_config
@@ -115,8 +113,4 @@ def _print_results(results: Results, config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(main)
-    except Preempted as stop:
-        print(f"{stop}; the same command goes on from there.", file=sys.stderr)
-        sys.exit(PREEMPTED)
+    run(main)

@@ -8,7 +8,6 @@ stopped by SIGTERM with everything saved.
 """
 
 import json
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from siman_jax.devices import make_mesh
 from siman_jax.epoch import Diverged
 from siman_jax.errors import UsageError, choose
 from siman_jax.output import write_whole
-from siman_jax.preemption import EXIT_CODE as PREEMPTED
-from siman_jax.preemption import Preempted
 from siman_jax.runlog import last_and_best, read_rows
 from siman_jax.stored_run import is_finished, saved_step
 from siman_jax.sweep_plan import Sweep, load_sweep, with_settings
@@ -221,8 +218,4 @@ def _write_json(path: Path, fields: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(main)
-    except Preempted as stop:
-        print(f"{stop}; the same command goes on from there.", file=sys.stderr)
-        sys.exit(PREEMPTED)
+    run(main)

@@ -52,6 +52,16 @@ def results_table(groups: Sequence[Group]) -> Table:
     )
 
 
+# Headings of what the bits of ideal weights and of a layer's weights reach.
+_OF_BITS = (
+    "best share\nof ones",
+    "entropy\n(bits)",
+    "cosine\nthere",
+    "cosine at\nhalf-half",
+    "cosine of\nsign bits",
+)
+
+
 def theory_table() -> Table:
     """The optimum for three distributions."""
     rows = []
@@ -63,11 +73,7 @@ def theory_table() -> Table:
         "Infinitely many weights of one distribution. For the Laplacian the best share is 1/e.",
         [
             "distribution",
-            "best share\nof ones",
-            "entropy\n(bits)",
-            "cosine\nthere",
-            "cosine at\nhalf-half",
-            "cosine of\nsign bits",
+            *_OF_BITS,
         ],
         rows,
     )
@@ -103,11 +109,7 @@ def layers_table(layers: Sequence[Layer]) -> Table:
             "log-likelihood\nLaplacian",
             "\nGaussian",
             "generalised\nGaussian",
-            "best share\nof ones",
-            "entropy\n(bits)",
-            "cosine\nthere",
-            "cosine at\nhalf-half",
-            "cosine of\nsign bits",
+            *_OF_BITS,
         ],
         rows,
     )
