@@ -1,4 +1,4 @@
-"""A small packed network for tests."""
+"""A small packed network for tests, and what the convolutions of a network give."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.layers import BINARY_KERNEL, BITS
+from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv
 from siman_jax.models import build_model
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.network import pack_variables
@@ -39,3 +39,16 @@ def packed_network(name="cifar.vgg_small_1w1a", size=8):
     packed = pack_variables(model, variables)
     notes = Notes((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), class_names=("a", "b", "é")).as_json()
     return PackedNetwork(name, ARGUMENTS, image_shape, packed, notes)
+
+
+def outputs_of(model, variables, images, compiler_options=None):
+    """Logits, and what each binary convolution gave, by its path."""
+    apply = partial(
+        model.apply,
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: isinstance(module, BinaryConv),
+    )
+    logits, state = jax.jit(apply, compiler_options=compiler_options)(variables, images)
+    outputs = flatten_dict(state["intermediates"])
+    return logits, {path[:-1]: output for path, (output,) in outputs.items()}

@@ -14,10 +14,11 @@ from golden_data import NETWORKS, load_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from packed_example import outputs_of
 
 from siman_jax.binarize import siman_activation
 from siman_jax.flips import binary_bits
-from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv, BinaryDense
+from siman_jax.layers import BINARY_KERNEL, BITS, BinaryDense
 from siman_jax.models import MODELS, build_model
 from siman_jax.packed import kernels, native, network
 from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
@@ -263,19 +264,6 @@ def with_random_bits(variables):
     }
 
 
-def run(model, variables, images):
-    """Logits, and what each binary convolution gave, by its path."""
-    apply = partial(
-        model.apply,
-        train=False,
-        mutable=["intermediates"],
-        capture_intermediates=lambda module, _: isinstance(module, BinaryConv),
-    )
-    logits, state = jax.jit(apply)(variables, images)
-    outputs = flatten_dict(state["intermediates"])
-    return logits, {path[:-1]: output for path, (output,) in outputs.items()}
-
-
 def assert_close(found, expected, tolerance):
     """Compare relative to the largest magnitude."""
     assert found.dtype == expected.dtype
@@ -287,8 +275,8 @@ def test_every_integer_of_every_network(name, x64):
     """In float64, where no activation comes near enough its mean for rounding to decide the bit."""
     model, variables, images = trained(name, jnp.float64)
     variables = with_random_bits(variables)
-    logits, outputs = run(model, variables, images)
-    logits_of_bits, packed_outputs = run(
+    logits, outputs = outputs_of(model, variables, images)
+    logits_of_bits, packed_outputs = outputs_of(
         packed_twin(model), pack_variables(model, variables), images
     )
     assert outputs.keys() == packed_outputs.keys()

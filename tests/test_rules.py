@@ -13,6 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden_data import FOLDER
 from jax.typing import DTypeLike
+from packed_example import outputs_of
 
 from configs import digits
 from siman_jax.data import load_dataset
@@ -215,19 +216,6 @@ def trained(weight_rule, dtype):
     return model, unflatten_dict(variables), images
 
 
-def run(model, variables, images):
-    """Logits, and what each binary convolution gave, by its path."""
-    apply = partial(
-        model.apply,
-        train=False,
-        mutable=["intermediates"],
-        capture_intermediates=lambda module, _: isinstance(module, BinaryConv),
-    )
-    logits, state = jax.jit(apply, compiler_options=QUICK)(variables, images)
-    outputs = flatten_dict(state["intermediates"])
-    return logits, {path[:-1]: output for path, (output,) in outputs.items()}
-
-
 @pytest.mark.parametrize("weight_rule", METHODS)
 @pytest.mark.parametrize("stored", [False, True])
 def test_packed_networks_are_the_same(weight_rule, stored, x64):
@@ -237,9 +225,9 @@ def test_packed_networks_are_the_same(weight_rule, stored, x64):
         leaves = flatten_dict(variables["params"])
         bits = {path: leaf > 0.02 for path, leaf in leaves.items() if path[-1] == BINARY_KERNEL}
         variables = {**variables, "bits": unflatten_dict(bits)}
-    logits, outputs = run(model, variables, images)
+    logits, outputs = outputs_of(model, variables, images, QUICK)
     packed = jax.jit(partial(pack_variables, model), compiler_options=QUICK)(variables)
-    packed_logits, packed_outputs = run(packed_twin(model), packed, images)
+    packed_logits, packed_outputs = outputs_of(packed_twin(model), packed, images, QUICK)
     assert len(outputs) == 2
     for path, output in outputs.items():
         sums = np.asarray(packed_outputs[path])
