@@ -69,6 +69,7 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 5e-4
     config.optimizer.undecayed = ("binary_kernel", "alpha")
+    config.optimizer.kernel_decay = 0.0  # weight decay of binary kernels, on top
     config.optimizer.clip_percent = 15.0
     config.optimizer.clip_decays = True  # linearly to 0; False: it stays as it is
     config.optimizer.bop = False  # flip the kernels of the rule bnn by Bop

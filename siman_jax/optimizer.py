@@ -126,24 +126,23 @@ def build_optimizer(
 
     Args:
       config: with `momentum`, `nesterov`, `weight_decay` and `undecayed`, the names of the
-        leaves that weight decay leaves out; with `bop` on, Bop flips the binary kernels instead,
-        by `bop_adaptivity` and `bop_threshold`.
+        leaves that weight decay leaves out; with `kernel_decay`, more of it for binary kernels;
+        with `bop` on, Bop flips the binary kernels instead, by `bop_adaptivity` and
+        `bop_threshold`.
       learning_rate: a number, or a function of the step.
     """
-    sgd = optax.chain(
+    decays = [
         optax.add_decayed_weights(
             config.weight_decay, mask=lambda params: decay_mask(params, config.undecayed)
-        ),
-        optax.sgd(learning_rate, config.momentum, config.nesterov),
-    )
+        )
+    ]
+    if config.kernel_decay:
+        decays.append(optax.add_decayed_weights(config.kernel_decay, mask=_binary_kernels))
+    sgd = optax.chain(*decays, optax.sgd(learning_rate, config.momentum, config.nesterov))
     if not config.bop:
         return sgd
-    return optax.partition(
-        {True: bop(config.bop_adaptivity, config.bop_threshold), False: sgd},
-        lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, _: _leaf_name(path) == BINARY_KERNEL, params
-        ),
-    )
+    flips = bop(config.bop_adaptivity, config.bop_threshold)
+    return optax.partition({True: flips, False: sgd}, _binary_kernels)
 
 
 def decay_mask(params: Params, undecayed: Collection[str]) -> Params:
@@ -183,6 +182,12 @@ def rotate_binary_kernels(params: Params, rotations: Params) -> Params:
             for module, pair in updated.items()
             for name, matrix in zip((LEFT, RIGHT), pair, strict=True)
         }
+    )
+
+
+def _binary_kernels(params: Params) -> Params:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _leaf_name(path) == BINARY_KERNEL, params
     )
 
 

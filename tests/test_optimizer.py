@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -125,6 +126,17 @@ def test_sgd_is_coupled_and_not_nesterov(config):
     np.testing.assert_allclose(w["conv1"]["kernel"], np.full((1, 1, 2, 2), decayed), rtol=1e-6)
     np.testing.assert_allclose(w["block"]["conv2"]["alpha"], [free, free], rtol=1e-6)
     assert start["conv1"]["kernel"][0, 0, 0, 0] == 2
+
+
+def test_decay_of_kernels_alone(config):
+    config.kernel_decay = 0.05
+    optimizer = build_optimizer(config, 0.1)
+    w = params()
+    zeros = jax.tree.map(jnp.zeros_like, w)
+    updates, _ = optimizer.update(zeros, optimizer.init(w), w)
+    np.testing.assert_allclose(updates["block"]["conv2"]["binary_kernel"], -0.1 * 0.05 * 2.0)
+    assert not updates["block"]["conv2"]["alpha"].any()
+    np.testing.assert_allclose(updates["conv1"]["kernel"], -0.1 * 5e-4 * 2.0, rtol=1e-6)
 
 
 def test_only_binary_kernels_are_projected():
