@@ -1,4 +1,4 @@
-r"""Study 2, why SiMaN drops L2: weight decay of binary kernels by three strengths and two bit rules.
+r"""Study 2, why SiMaN drops L2: decay of binary kernels, none and two strengths, by two rules.
 
     python -m siman_jax.sweep configs/sweeps/decay.py --set=data.root=ROOT \
         --workdir=runs/sweeps/decay
