@@ -126,8 +126,10 @@ def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str
 def _layout(config: ConfigDict, mesh: Mesh) -> Snapshot:
     try:
         return abstract_snapshot(config, model_from_config(config), _optimizer(config), mesh)
-    # A field that is missing raises either of the first two, one too many in the model the third.
-    except (AttributeError, KeyError, TypeError) as error:
+    except UsageError:
+        raise
+    # A field that is missing, that the network does not take, or of another type.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"the config is of another version: {'. '.join(str(error).splitlines())}"
         ) from error

@@ -254,7 +254,7 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     for name, problem in {
         "bare": "it holds no checkpoint",
         "cut": "3 of the 4 lines of its log are cut short",
-        "newer": "its config.json is not of this version",
+        "newer": "the config is of another version",
         "older": "it lacks seed",
         "damaged": "cannot be read",
         "strange": "is of another network",

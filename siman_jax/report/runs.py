@@ -81,7 +81,7 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
         run.problems.append("it holds no checkpoint, so there is nothing to say of its layers")
     for step in steps:
         try:
-            run.state = _load_state(config, workdir, mesh, step)
+            run.state = load_step(config, workdir, mesh, step).progress.state
         except UsageError as error:
             run.problems.append(str(error))
             continue
@@ -127,19 +127,6 @@ def _is_whole(row: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _load_state(config: ConfigDict, workdir: Path, mesh: Mesh, step: int) -> TrainState:
-    try:
-        return load_step(config, workdir, mesh, step).progress.state
-    except UsageError:
-        raise
-    # A field that is missing, that the network does not take, or of another type.
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"its config.json is not of this version, so checkpoint {step} cannot be read: {reason}"
-        ) from error
 
 
 def _epoch(step: int, rows: list[dict[str, Any]]) -> float | None:
