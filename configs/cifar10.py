@@ -33,6 +33,7 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.eval_batch_size = 1000
     config.steps_per_dispatch = 0  # 0: one on the CPU, up to 100 elsewhere
     config.keep_checkpoints = 2  # beside the best
+    config.measure_kernels = False  # each epoch, for the log: fitted shape, best bits, cosines
     config.batch_norm_devices = 0  # that share batch norm's statistics; 0: all
     config.shard_optimizer = False  # divide the optimiser's state among the devices
 

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.epochs = 5
     config.batch_size = 64
     config.keep_checkpoints = 1  # beside the best; of many runs
+    config.measure_kernels = True
     config.data.num_classes = 10
     config.data.train_examples = 10_000
     return config

@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from siman_jax.analysis.measures import measure_kernels
 from siman_jax.checkpoint import restore_latest
 from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Records, Split
@@ -221,6 +222,7 @@ def _end_epoch(
         **{f"test_{name}": value for name, value in tested.items()},
         "images_per_second": round(images_per_second, 1),
         "flips": {name: float(x) for name, x in shares_flipped(before, record.bits).items()},
+        **(measure_kernels(state.params) if config.measure_kernels else {}),
     }
     record.write(row)
     return row

@@ -17,6 +17,7 @@ _OPERATIONAL = {
     "config.eval_batch_size",
     "config.steps_per_dispatch",
     "config.keep_checkpoints",
+    "config.measure_kernels",
     "config.shard_optimizer",
     "config.data.cache_dir",
     "config.data.tfds_dir",

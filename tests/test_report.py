@@ -17,6 +17,9 @@ from PIL import Image
 from scipy import stats
 
 from configs import digits, imagenet
+from siman_jax.analysis.distributions import SHAPES, density, fit_scale, fit_shape_and_scale
+from siman_jax.analysis.measures import measure_layer
+from siman_jax.analysis.theory import entropy, optimum
 from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits, identity
 from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
@@ -24,13 +27,10 @@ from siman_jax.layers import BinaryDense
 from siman_jax.report import __main__ as command
 from siman_jax.report import gradients
 from siman_jax.report.contents import make_sections
-from siman_jax.report.distributions import SHAPES, density, fit_scale, fit_shape_and_scale
-from siman_jax.report.measures import measure_layer
 from siman_jax.report.runs import Run, read_run
 from siman_jax.report.seeds import curve_over_seeds, group_runs, training_seconds
 from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
-from siman_jax.report.theory import entropy, optimum
 from siman_jax.rules import WEIGHT_RULES
 from siman_jax.step import TrainState
 from siman_jax.stored_run import load_run

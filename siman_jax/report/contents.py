@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
 from siman_jax.report import figures, tables
 from siman_jax.report.gradients import MOST_EXAMPLES, STEP, Mismatch
 from siman_jax.report.page import Picture, Section
 from siman_jax.report.runs import Checkpoint, Run
 from siman_jax.report.seeds import Group
-from siman_jax.report.theory import GAUSSIAN, LAPLACIAN, optimum
 
 Mismatches = dict[str, list[Mismatch]]
 

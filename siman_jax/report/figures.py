@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siman_jax.report.distributions import SHAPES, density
+from siman_jax.analysis.distributions import SHAPES, density
+from siman_jax.analysis.measures import EDGES, Layer, binary_kernels
+from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
 from siman_jax.report.gradients import Mismatch
-from siman_jax.report.measures import EDGES, Layer, binary_kernels
 from siman_jax.report.runs import Run
 from siman_jax.report.seeds import Curve, Group, curve_over_seeds, mean_flips
-from siman_jax.report.theory import GAUSSIAN, LAPLACIAN, optimum
 from siman_jax.snapshot import read_bits
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
+from siman_jax.analysis.measures import EDGES, Layer
+from siman_jax.analysis.theory import optimum
 from siman_jax.report.contents import Mismatches
-from siman_jax.report.measures import EDGES, Layer
 from siman_jax.report.runs import LOGGED, Run
 from siman_jax.report.seeds import Group, curve_over_seeds, mean_flips, training_seconds
 from siman_jax.report.tables import DISTRIBUTIONS
-from siman_jax.report.theory import optimum
 from siman_jax.runlog import best_row
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from siman_jax.analysis.measures import Layer, binary_kernels, measure_layer
 from siman_jax.errors import UsageError
-from siman_jax.report.measures import Layer, binary_kernels, measure_layer
 from siman_jax.runlog import FILE_NAME, read_rows
 from siman_jax.step import TrainState
 from siman_jax.stored_run import kept_steps, load_step

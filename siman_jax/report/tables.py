@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from siman_jax.report.distributions import SHAPES
-from siman_jax.report.measures import Layer
+from siman_jax.analysis.distributions import SHAPES
+from siman_jax.analysis.measures import Layer
+from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, UNIFORM, optimum
 from siman_jax.report.page import Table
 from siman_jax.report.runs import Run
 from siman_jax.report.seeds import Group, mean_flips, spread, training_seconds
-from siman_jax.report.theory import GAUSSIAN, LAPLACIAN, UNIFORM, optimum
 from siman_jax.runlog import best_row
 
 DISTRIBUTIONS = {"Laplacian": LAPLACIAN, "Gaussian": GAUSSIAN, "uniform": UNIFORM}

@@ -9,10 +9,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import Array
 
+from siman_jax.analysis.distributions import Fit, fit_scale, fit_shape_and_scale
+from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, entropy
 from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits, standardize
 from siman_jax.layers import BINARY_KERNEL
-from siman_jax.report.distributions import Fit, fit_scale, fit_shape_and_scale
-from siman_jax.report.theory import GAUSSIAN, LAPLACIAN, entropy
 
 # Of the histograms, in standard deviations of a filter.
 EDGES = np.linspace(-4, 4, 49)
@@ -46,6 +46,20 @@ class Layer(NamedTuple):
     half_half_cosine: float
     sign_cosine: float
 
+    def logged(self) -> dict[str, float]:
+        """The measures by the names that logs have for them; fits are log-likelihoods."""
+        return {
+            "fitted_shape": self.generalised.shape,
+            "generalised_fit": self.generalised.log_likelihood,
+            "laplacian_fit": self.laplacian.log_likelihood,
+            "gaussian_fit": self.gaussian.log_likelihood,
+            "best_share": self.share,
+            "best_entropy": self.entropy,
+            "best_cosine": self.cosine,
+            "half_half_cosine": self.half_half_cosine,
+            "sign_cosine": self.sign_cosine,
+        }
+
 
 def binary_kernels(params: Mapping) -> Iterator[tuple[str, Array]]:
     """Every binary kernel `[..., out]` with the path of its layer, in the network's order."""
@@ -77,6 +91,13 @@ def measure_layer(name: str, kernel: Array) -> Layer:
         half_half_cosine=half_half,
         sign_cosine=sign,
     )
+
+
+def measure_kernels(params: Mapping) -> dict[str, dict[str, float]]:
+    """Measure every binary kernel: for each of `Layer.logged`, numbers by the layers' paths."""
+    layers = [measure_layer(*kernel) for kernel in binary_kernels(params)]
+    names = layers[0].logged() if layers else ()
+    return {name: {layer.name: layer.logged()[name] for layer in layers} for name in names}
 
 
 @jax.jit

@@ -1,0 +1,1 @@
+"""Weights of binary layers: the distributions that fit them, and the bits that suit them."""
