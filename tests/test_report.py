@@ -18,7 +18,7 @@ from scipy import stats
 
 from configs import digits, imagenet
 from siman_jax.analysis.distributions import SHAPES, density, fit_scale, fit_shape_and_scale
-from siman_jax.analysis.measures import measure_layer
+from siman_jax.analysis.measures import Measures, binary_kernels, measure_layer
 from siman_jax.analysis.theory import entropy, optimum
 from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits, identity
 from siman_jax.devices import make_mesh
@@ -33,7 +33,8 @@ from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
 from siman_jax.rules import WEIGHT_RULES
 from siman_jax.step import TrainState
-from siman_jax.stored_run import load_run
+from siman_jax.stored_run import found_run, load_run
+from siman_jax.task import model_from_config
 from siman_jax.train import train
 from siman_jax.workdir import read_config
 
@@ -119,16 +120,20 @@ def test_measures_of_known_kernels():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A narrow network on the digits; and as if of another seed, with one epoch logged of two."""
+    """A narrow network on the digits; and as if of another seed, with one epoch logged of two.
+
+    The second's log holds no measures of kernels.
+    """
     folder = tmp_path_factory.mktemp("runs")
     config = digits.get_config()
-    config.update({"epochs": 2, "batch_size": 256})
+    config.update({"epochs": 2, "batch_size": 256, "measure_kernels": True})
     config.model.update({"name": "cifar.vgg_small_1w1a", "width": 4})
     train(config, folder / "seed0", make_mesh(1))
     shutil.copytree(folder / "seed0", folder / "seed1")
     edit_config(folder / "seed1", lambda fields: fields.update(seed=1))
     path = folder / "seed1" / "log.jsonl"
     row = json.loads(path.read_text().splitlines()[0])
+    row = {name: value for name, value in row.items() if name not in Measures._fields}
     path.write_text(json.dumps({**row, "test_top1": row["test_top1"] + 3}) + "\n")
     return folder
 
@@ -227,12 +232,34 @@ def test_a_page_that_needs_nothing_else_and_its_numbers(runs, tmp_path, capsys):
     assert json.loads((out / "report.json").read_text())["runs"][0]["label"] == "logged"
 
 
+def test_logs_alone_tell_how_kernels_changed(runs, tmp_path):
+    """What is kept of a study: no checkpoint, and nothing is missed."""
+    kept = tmp_path / "variant" / "seed0"
+    shutil.copytree(runs / "seed0", kept, ignore=shutil.ignore_patterns("checkpoints"))
+    call(command.main, kept, runs / "seed0", f"--out={tmp_path / 'report'}")
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    (group,) = numbers["groups"]
+    assert group["runs"] == ["variant/seed0", f"{runs.name}/seed0"]
+    state = load_run(read_config(runs / "seed0"), runs / "seed0", make_mesh(1)).progress.state
+    layers = [measure_layer(*kernel).measures() for kernel in binary_kernels(state.params)]
+    for name in Measures._fields:
+        curve = group["curves"][f"mean_{name}"]
+        assert (curve["epochs"], curve["runs"], curve["spread"][1]) == ([1, 2], [2, 2], 0)
+        assert curve["mean"][1] == pytest.approx(np.mean([getattr(x, name) for x in layers]))
+    # The same, whether from the log or from both checkpoints.
+    logged = read_run(runs / "seed0", "", make_mesh(1)).moments()
+    measured = read_run(runs / "seed1", "", make_mesh(1)).moments()
+    assert [moment.time for moment in logged] == [moment.time for moment in measured] == [1, 2]
+    np.testing.assert_allclose(logged[1].layers, measured[1].layers, rtol=1e-6)
+    assert "Kernels" in Page((tmp_path / "report" / "index.html").read_text()).text
+
+
 def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     broken = {
         name: tmp_path / name for name in ("bare", "cut", "newer", "older", "damaged", "strange")
     }
-    for folder in broken.values():
-        shutil.copytree(runs / "seed0", folder)
+    for name, folder in broken.items():
+        shutil.copytree(runs / ("seed1" if name == "bare" else "seed0"), folder)
     shutil.rmtree(broken["bare"] / "checkpoints")
     log = (broken["cut"] / "log.jsonl").read_text()
     (broken["cut"] / "log.jsonl").write_text(log[:-200] + '\n17\n{"step": NaN}\n')
@@ -274,10 +301,19 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
 
 def test_a_network_without_binary_layers(runs, tmp_path):
     """Nothing to say of its layers, and no reason to stop."""
-    config = read_config(runs / "seed0")
-    real = Run("real", tmp_path, config, read_run(runs / "seed0", "", make_mesh(1)).rows)
-    rows = [{**row, "flips": {}} for row in real.rows]
-    sections = make_sections(group_runs([Run("real", tmp_path, config, rows)]), {})
+    config = read_config(runs / "seed0").copy_and_resolve_references().unlock()
+    config.model.weight_rule = "real"
+    variables = model_from_config(config).init(
+        jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False
+    )
+    workdir = tmp_path / "real"
+    found_run(config, workdir, make_mesh(1), variables)
+    nothing = {key: {} for key in ("flips", *Measures._fields)}
+    rows = [json.loads(line) for line in (runs / "seed0" / "log.jsonl").read_text().splitlines()]
+    (workdir / "log.jsonl").write_text("".join(json.dumps(row | nothing) + "\n" for row in rows))
+    real = read_run(workdir, "real", make_mesh(1))
+    assert real.problems == ["its network has no binary layer"]
+    sections = make_sections(group_runs([real]), {})
     assert [section.title for section in sections] == ["Training", "Theory"]
     assert [picture.name for picture in sections[0].pictures] == ["accuracy", "loss"]
 

@@ -18,6 +18,27 @@ from siman_jax.layers import BINARY_KERNEL
 EDGES = np.linspace(-4, 4, 49)
 
 
+class Measures(NamedTuple):
+    """One layer's, as logs hold them.
+
+    Attributes:
+      fitted_shape: of the generalised Gaussian that fits best.
+      generalised_fit, laplacian_fit, gaussian_fit: mean log-likelihoods, in nats.
+      best_share, best_entropy, best_cosine: of the bits that the angle-optimal rule chooses.
+      half_half_cosine, sign_cosine: of those that the two other rules choose.
+    """
+
+    fitted_shape: float
+    generalised_fit: float
+    laplacian_fit: float
+    gaussian_fit: float
+    best_share: float
+    best_entropy: float
+    best_cosine: float
+    half_half_cosine: float
+    sign_cosine: float
+
+
 class Layer(NamedTuple):
     """Measures of one binary kernel; means are over its filters, each standardised first.
 
@@ -46,19 +67,19 @@ class Layer(NamedTuple):
     half_half_cosine: float
     sign_cosine: float
 
-    def logged(self) -> dict[str, float]:
-        """The measures by the names that logs have for them; fits are log-likelihoods."""
-        return {
-            "fitted_shape": self.generalised.shape,
-            "generalised_fit": self.generalised.log_likelihood,
-            "laplacian_fit": self.laplacian.log_likelihood,
-            "gaussian_fit": self.gaussian.log_likelihood,
-            "best_share": self.share,
-            "best_entropy": self.entropy,
-            "best_cosine": self.cosine,
-            "half_half_cosine": self.half_half_cosine,
-            "sign_cosine": self.sign_cosine,
-        }
+    def measures(self) -> Measures:
+        """What of this logs hold."""
+        return Measures(
+            fitted_shape=self.generalised.shape,
+            generalised_fit=self.generalised.log_likelihood,
+            laplacian_fit=self.laplacian.log_likelihood,
+            gaussian_fit=self.gaussian.log_likelihood,
+            best_share=self.share,
+            best_entropy=self.entropy,
+            best_cosine=self.cosine,
+            half_half_cosine=self.half_half_cosine,
+            sign_cosine=self.sign_cosine,
+        )
 
 
 def binary_kernels(params: Mapping) -> Iterator[tuple[str, Array]]:
@@ -94,10 +115,13 @@ def measure_layer(name: str, kernel: Array) -> Layer:
 
 
 def measure_kernels(params: Mapping) -> dict[str, dict[str, float]]:
-    """Measure every binary kernel: for each of `Layer.logged`, numbers by the layers' paths."""
-    layers = [measure_layer(*kernel) for kernel in binary_kernels(params)]
-    names = layers[0].logged() if layers else ()
-    return {name: {layer.name: layer.logged()[name] for layer in layers} for name in names}
+    """Measure every binary kernel: for each of `Measures`, numbers by the layers' paths."""
+    layers = {name: measure_layer(name, kernel) for name, kernel in binary_kernels(params)}
+    measures = {name: layer.measures() for name, layer in layers.items()}
+    return {
+        measure: {name: getattr(own, measure) for name, own in measures.items()}
+        for measure in Measures._fields
+    }
 
 
 @jax.jit

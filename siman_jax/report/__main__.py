@@ -41,7 +41,10 @@ _OUT = flags.DEFINE_string(
     "out", None, "Folder to write; report/ if none is named.", allow_override=True
 )
 _LABELS = flags.DEFINE_list(
-    "labels", None, "What to call the runs, in their order; by default as their folders are called."
+    "labels",
+    None,
+    "What to call the runs, in their order; by default as their folders are called, with as many of"
+    " the folders above as it takes to tell them apart.",
 )
 _GRADIENTS = flags.DEFINE_integer(
     "gradients",
@@ -96,7 +99,6 @@ def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[st
     """
     if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
         raise UsageError("a run is named twice; name each once.")
-    names = [workdir.resolve().name for workdir in workdirs]
     if labels:
         if len(labels) != len(workdirs):
             raise UsageError(
@@ -105,7 +107,10 @@ def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[st
         if len(set(labels)) < len(labels):
             raise UsageError("--labels has the same name twice; name each run differently.")
         return list(labels)
-    return names if len(set(names)) == len(names) else [str(workdir) for workdir in workdirs]
+    paths = [workdir.resolve().parts[1:] for workdir in workdirs]
+    depths = range(1, max(map(len, paths)) + 1)
+    depth = next(n for n in depths if len({path[-n:] for path in paths}) == len(paths))
+    return ["/".join(path[-depth:]) for path in paths]
 
 
 def check_folder(out: Path, overwrite: bool) -> None:

@@ -1,13 +1,15 @@
 """What the report says: its sections, with the figures and what theory expects of them."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+from siman_jax.analysis.measures import Measures
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
 from siman_jax.report import figures, tables
 from siman_jax.report.gradients import MOST_EXAMPLES, STEP, Mismatch
 from siman_jax.report.page import Picture, Section
-from siman_jax.report.runs import Checkpoint, Run
+from siman_jax.report.runs import Checkpoint, Run, has_measures
 from siman_jax.report.seeds import Group
 
 Mismatches = dict[str, list[Mismatch]]
@@ -22,6 +24,9 @@ def make_sections(groups: Sequence[Group], mismatches: Mismatches) -> list[Secti
     """
     runs = [run for group in groups for run in group.runs]
     sections = [_training(groups)] if any(run.rows for run in runs) else []
+    measured = _only(groups, lambda run: has_measures(run.rows))
+    if measured:
+        sections.append(_kernels(measured))
     sections.append(_theory(_only(groups, _has_layers)))
     shown = [run for run in runs if _has_layers(run)]
     for index, run in enumerate(shown):
@@ -173,57 +178,92 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool
     )
 
 
+def _kernels(groups: Sequence[Group]) -> Section:
+    return Section(
+        "Kernels",
+        "From the logs, at the end of each epoch: mean of the binary layers, and the spread of"
+        " that over seeds.",
+        tables=[tables.kernels_table(groups)],
+        pictures=[
+            Picture(
+                f"kernels-{series.name}",
+                figures.draw_kernels(
+                    groups, series.value, series.unit, series.references, series.scale
+                ),
+                series.title,
+                series.note,
+            )
+            for series in _series()
+        ],
+    )
+
+
 def _over_epochs(run: Run, name: str) -> Iterator[Picture]:
-    """Measures at the checkpoints that the run kept, where there are several."""
-    if len(run.checkpoints) < 2:
+    """Measures over time, where there are several."""
+    moments = run.moments()
+    if len(moments) < 2:
         return
+    source = "the end of each epoch" if has_measures(run.rows) else "the checkpoints that it kept"
+    for series in _series():
+        yield Picture(
+            f"{name}-{series.name}-over-epochs",
+            figures.draw_over_epochs(
+                run, series.value, series.unit, series.references, series.scale
+            ),
+            f"{series.title} over time",
+            f"At {source}: mean of the layers, each layer in grey. {series.note}",
+        )
+
+
+class _Series(NamedTuple):
+    """A number of kernels to draw over time."""
+
+    name: str
+    title: str
+    note: str
+    unit: str
+    value: Callable[[Measures], float]
+    references: Mapping[str, float]
+    scale: str = "linear"
+
+
+def _series() -> list[_Series]:
     laplacian, gaussian = optimum(LAPLACIAN), optimum(GAUSSIAN)
-    kept = "At the checkpoints that the run kept: mean of the layers, each layer in grey."
-    yield Picture(
-        f"{name}-shape-over-epochs",
-        figures.draw_over_epochs(
-            run,
-            lambda layer: layer.generalised.shape,
+    return [
+        _Series(
+            "shape",
+            "Shape",
+            "1 is the Laplacian, 2 the Gaussian, 50 the largest looked for.",
             "fitted shape",
-            {"Laplacian": LAPLACIAN, "Gaussian": GAUSSIAN},
+            lambda layer: layer.fitted_shape,
+            {"ideal Laplacian": LAPLACIAN, "ideal Gaussian": GAUSSIAN},
             scale="log",
         ),
-        "Shape over time",
-        f"{kept} 1 is the Laplacian, 2 the Gaussian, 50 the largest looked for.",
-    )
-    yield Picture(
-        f"{name}-share-over-epochs",
-        figures.draw_over_epochs(
-            run,
-            lambda layer: layer.share,
+        _Series(
+            "share",
+            "Best share of ones",
+            "Half-half is the optimum where it is 0.5.",
             "best share of ones",
-            {"Laplacian": laplacian.share, "Gaussian": gaussian.share},
+            lambda layer: layer.best_share,
+            {"ideal Laplacian": laplacian.share, "ideal Gaussian": gaussian.share},
         ),
-        "Best share of ones over time",
-        f"{kept} Half-half is the optimum where it is 0.5.",
-    )
-    yield Picture(
-        f"{name}-entropy-over-epochs",
-        figures.draw_over_epochs(
-            run,
-            lambda layer: layer.entropy,
+        _Series(
+            "entropy",
+            "Entropy",
+            "Of the bits that the angle-optimal rule would choose; half-half has 1.",
             "entropy of the best bits",
-            {"Laplacian": laplacian.entropy},
+            lambda layer: layer.best_entropy,
+            {"ideal Laplacian": laplacian.entropy},
         ),
-        "Entropy over time",
-        f"{kept} Of the bits that the angle-optimal rule would choose; half-half has 1.",
-    )
-    yield Picture(
-        f"{name}-loss-of-cosine-over-epochs",
-        figures.draw_over_epochs(
-            run,
-            lambda layer: layer.cosine - layer.half_half_cosine,
+        _Series(
+            "loss-of-cosine",
+            "What half-half loses",
+            "The best cosine less that of half-half.",
             "cosine lost by half-half",
-            {"Laplacian": laplacian.cosine - laplacian.half_half_cosine},
+            lambda layer: layer.best_cosine - layer.half_half_cosine,
+            {"ideal Laplacian": laplacian.cosine - laplacian.half_half_cosine},
         ),
-        "What half-half loses over time",
-        f"{kept} The best cosine less that of half-half.",
-    )
+    ]
 
 
 def _moment(checkpoint: Checkpoint) -> str:

@@ -2,14 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from operator import itemgetter
+from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any
 
-from siman_jax.analysis.measures import EDGES, Layer
+from siman_jax.analysis.measures import EDGES, Layer, Measures
 from siman_jax.analysis.theory import optimum
 from siman_jax.report.contents import Mismatches
-from siman_jax.report.runs import LOGGED, Run
-from siman_jax.report.seeds import Group, curve_over_seeds, mean_flips, training_seconds
+from siman_jax.report.runs import LOGGED, Run, has_measures
+from siman_jax.report.seeds import (
+    Group,
+    curve_over_seeds,
+    mean_flips,
+    mean_of_layers,
+    training_seconds,
+)
 from siman_jax.report.tables import DISTRIBUTIONS
 from siman_jax.runlog import best_row
 
@@ -38,6 +45,10 @@ def collect_numbers(
 def _group(group: Group) -> dict[str, Any]:
     curves = {name: curve_over_seeds(group.runs, itemgetter(name)) for name in LOGGED}
     curves["mean_flips_percent"] = curve_over_seeds(group.runs, mean_flips)
+    if all(has_measures(run.rows) for run in group.runs):
+        for name in Measures._fields:
+            value = partial(mean_of_layers, value=attrgetter(name))
+            curves[f"mean_{name}"] = curve_over_seeds(group.runs, value)
     return {
         "label": group.label,
         "runs": [run.label for run in group.runs],

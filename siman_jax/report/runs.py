@@ -1,15 +1,16 @@
 """Runs as they lie on disk: what can be read of each, and what was wrong with the rest."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.analysis.measures import Layer, binary_kernels, measure_layer
+from siman_jax.analysis.measures import Layer, Measures, binary_kernels, measure_layer
 from siman_jax.errors import UsageError
 from siman_jax.runlog import FILE_NAME, read_rows
 from siman_jax.step import TrainState
@@ -38,6 +39,18 @@ class Checkpoint:
     layers: list[Layer]
 
 
+class Moment(NamedTuple):
+    """Measures of the binary kernels at some time.
+
+    Attributes:
+      time: in epochs; in steps of the optimiser, where no run's log tells.
+      layers: of each layer.
+    """
+
+    time: float
+    layers: list[Measures]
+
+
 @dataclass
 class Run:
     """What is known of a run.
@@ -60,6 +73,35 @@ class Run:
     state: TrainState | None = None
     problems: list[str] = field(default_factory=list)
 
+    def moments(self) -> list[Moment]:
+        """Each logged epoch, where the log has measures of kernels; else each checkpoint."""
+        if has_measures(self.rows):
+            return [Moment(row["epoch"], layers_of_row(row)) for row in self.rows]
+        return [
+            Moment(
+                checkpoint.step if checkpoint.epoch is None else checkpoint.epoch,
+                [layer.measures() for layer in checkpoint.layers],
+            )
+            for checkpoint in self.checkpoints
+        ]
+
+
+def has_measures(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a log has rows, and all of them hold measures of kernels."""
+    return bool(rows) and all(
+        isinstance(row.get(name), Mapping)
+        and row[name]
+        and all(map(_is_number, row[name].values()))
+        for row in rows
+        for name in Measures._fields
+    )
+
+
+def layers_of_row(row: Mapping[str, Any]) -> list[Measures]:
+    """The logged measures of each layer."""
+    by_layer = zip(*(row[name].values() for name in Measures._fields), strict=True)
+    return [Measures(*numbers) for numbers in by_layer]
+
 
 def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
     """Read a run's log and measure the checkpoints that it kept.
@@ -77,7 +119,7 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
     rows, problems = _logged_rows(workdir)
     run = Run(label, workdir, config, rows, problems=problems)
     steps = kept_steps(workdir)
-    if not steps:
+    if not steps and not has_measures(rows):
         run.problems.append("it holds no checkpoint, so there is nothing to say of its layers")
     for step in steps:
         try:

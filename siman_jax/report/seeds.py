@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siman_jax.report.runs import Run
+from siman_jax.analysis.measures import Measures
+from siman_jax.report.runs import Run, layers_of_row
 from siman_jax.workdir import fields_that_matter
 
 _SEED = "config.seed"
@@ -51,12 +52,15 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def _joined(labels: Sequence[str]) -> str:
-    """One label for several.
+    """One label for several: the folder they share, or those of a few.
 
-    >>> _joined(["a", "a"]), _joined(["a", "b"]), _joined(["a", "b", "c", "d"])
-    ('a', 'a, b', 'a and 3 more')
+    >>> _joined(["a", "b"]), _joined(["a", "b", "c", "d"]), _joined(["a/seed0", "a/seed1"])
+    ('a, b', 'a and 3 more', 'a')
     """
     different = list(dict.fromkeys(labels))
+    parents = {label.rpartition("/")[0] for label in different}
+    if len(different) > 1 and len(parents) == 1 and "" not in parents:
+        return parents.pop()
     if len(different) <= _MOST_JOINED:
         return ", ".join(different)
     return f"{different[0]} and {len(different) - 1} more"
@@ -95,6 +99,11 @@ def mean_flips(row: dict[str, Any]) -> float:
     """Share of bits that flipped in an epoch, in percent: the mean of the layers'."""
     shares = list(row["flips"].values())
     return 100 * float(np.mean(shares)) if shares else 0.0
+
+
+def mean_of_layers(row: dict[str, Any], value: Callable[[Measures], float]) -> float:
+    """A number of the kernels at the end of an epoch, the mean of the layers'."""
+    return float(np.mean([value(layer) for layer in layers_of_row(row)]))
 
 
 def training_seconds(run: Run) -> float:

@@ -5,11 +5,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from siman_jax.analysis.distributions import SHAPES
-from siman_jax.analysis.measures import Layer
+from siman_jax.analysis.measures import Layer, Measures
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, UNIFORM, optimum
 from siman_jax.report.page import Table
 from siman_jax.report.runs import Run
-from siman_jax.report.seeds import Group, mean_flips, spread, training_seconds
+from siman_jax.report.seeds import (
+    Group,
+    mean_flips,
+    mean_of_layers,
+    spread,
+    training_seconds,
+)
 from siman_jax.runlog import best_row
 
 DISTRIBUTIONS = {"Laplacian": LAPLACIAN, "Gaussian": GAUSSIAN, "uniform": UNIFORM}
@@ -49,6 +55,35 @@ def results_table(groups: Sequence[Group]) -> Table:
         ["run", "seed", "epochs", "best\nepoch", *(heading for heading, _, _ in _RESULTS)],
         rows,
         means,
+    )
+
+
+_KERNELS: tuple[tuple[str, str, Callable[[Measures], float]], ...] = (
+    ("fitted\nshape", ".2f", lambda layer: layer.fitted_shape),
+    ("Gaussian over\nLaplacian (nats)", "+.4f", lambda x: x.gaussian_fit - x.laplacian_fit),
+    ("best share\nof ones", ".3f", lambda layer: layer.best_share),
+    ("its entropy\n(bits)", ".4f", lambda layer: layer.best_entropy),
+    ("cosine\nthere", ".4f", lambda layer: layer.best_cosine),
+    ("cosine at\nhalf-half", ".4f", lambda layer: layer.half_half_cosine),
+    ("cosine of\nsign bits", ".4f", lambda layer: layer.sign_cosine),
+)
+
+
+def kernels_table(groups: Sequence[Group]) -> Table:
+    """Measures at the end of the last epoch of each group's runs, whose logs all hold them."""
+    rows = []
+    for group in groups:
+        cells = [
+            _mean([mean_of_layers(run.rows[-1], number) for run in group.runs], form)
+            for _, form, number in _KERNELS
+        ]
+        rows.append([group.label, str(len(group.runs)), *cells])
+    return Table(
+        "Kernels at the end",
+        "Means over the binary layers; then mean and standard deviation over seeds. Above 0, the"
+        " difference of log-likelihoods says that a Gaussian fits better than a Laplacian.",
+        ["runs", "seeds", *(heading for heading, _, _ in _KERNELS)],
+        rows,
     )
 
 
