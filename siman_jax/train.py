@@ -18,7 +18,6 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.analysis.measures import measure_kernels
 from siman_jax.checkpoint import restore_latest
 from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Records, Split
@@ -222,7 +221,7 @@ def _end_epoch(
         **{f"test_{name}": value for name, value in tested.items()},
         "images_per_second": round(images_per_second, 1),
         "flips": {name: float(x) for name, x in shares_flipped(before, record.bits).items()},
-        **(measure_kernels(state.params) if config.measure_kernels else {}),
+        **(_measures(state.params) if config.measure_kernels else {}),
     }
     record.write(row)
     return row
@@ -259,6 +258,13 @@ def _projection_and_schedule(task: Task, step: Array) -> dict[str, float]:
     if task.clip_percent is not None:
         values["clip_percent"] = task.clip_percent(step)
     return {name: float(value) for name, value in values.items()}
+
+
+def _measures(params: Any) -> dict[str, dict[str, float]]:
+    # SciPy takes a second to import, which most runs can do without.
+    from siman_jax.analysis.measures import measure_kernels
+
+    return measure_kernels(params)
 
 
 def _training_feed(
