@@ -18,6 +18,7 @@ from siman_jax.communication import communication, describe
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.devices import replicated
 from siman_jax.errors import UsageError
+from siman_jax.folding import fold, folded_twin
 from siman_jax.metrics import Sums
 from siman_jax.normalization import normalize
 from siman_jax.step import TrainState, eval_step
@@ -123,6 +124,8 @@ def make_evaluator(
 ) -> Evaluator:
     """Compile a function from variables to mean loss, top-1 and top-5 (percent) on `batches`.
 
+    The network is folded first, as for packing, so that a packed one predicts the same.
+
     Args:
       config: of the run.
       model: the network.
@@ -134,16 +137,18 @@ def make_evaluator(
       The function; it raises `UsageError` in all processes alike where more examples than
       `config.data.damaged_limit` could not be decoded.
     """
+    settle = jax.jit(partial(fold, model), out_shardings=replicated(mesh))
+    twin = folded_twin(model)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
-    def step(sums: Sums, variables: Any, batch: Batch) -> Sums:
+    def step(sums: Sums, folded: Any, batch: Batch) -> Sums:
         images = normalize(batch.images, config.data.mean, config.data.std)
-        return sums + eval_step(variables, images, batch.labels, model=model)
+        return sums + eval_step(folded, images, batch.labels, model=twin)
 
     def evaluate(variables: Any) -> dict[str, float]:
-        sums = no_sums(mesh)
+        sums, folded = no_sums(mesh), settle(variables)
         for batch in batches:
-            sums = step(sums, variables, batch)
+            sums = step(sums, folded, batch)
         check_damage(config, examples - int(sums.count), "test")
         return sums.means()
 

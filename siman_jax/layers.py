@@ -147,15 +147,8 @@ class BinaryConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
-        size = self.kernel_size
-        shape = (size, size, x.shape[-1], self.features)
-        product = partial(
-            lax.conv_general_dilated,
-            window_strides=(self.strides, self.strides),
-            padding=same_padding(size),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return _binary_product(self, product, x, shape)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        return _binary_product(self, convolution(self.kernel_size, self.strides), x, shape)
 
 
 class BinaryDense(nn.Module):
@@ -184,17 +177,14 @@ def _binary_product(
 ) -> Array:
     """What binary layers share: their leaves, the two rules, the product and its scale."""
     weight_rule = choose(WEIGHT_RULES, layer.weight_rule, "weight rule")
-    activation_rule = choose(ACTIVATION_RULES, layer.activation_rule, "activation rule")
-    schedule = _schedule(layer)
-    # A sample's mean decides its bits, so it is taken in more than bfloat16.
-    activations = activation_rule(x.astype(wide(layer.dtype)), schedule).astype(layer.dtype)
+    activations = binary_activations(layer, x)
     if layer.weight_rule == REAL:
         kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
         return product(activations, kernel.astype(layer.dtype))
 
     latent = layer.param(BINARY_KERNEL, layer.kernel_init, shape, jnp.float32)
     alpha = _alpha(layer, weight_rule, shape)
-    given = {**schedule, **_inputs(layer, weight_rule, shape)}
+    given = {**_schedule(layer), **_inputs(layer, weight_rule, shape)}
     sign = None
     if layer.has_variable(BITS, BINARY_KERNEL):
         bits: Array = layer.get_variable(BITS, BINARY_KERNEL)
@@ -210,6 +200,13 @@ def _binary_product(
     if alpha is not None:
         y = y * per_channel(alpha, y)
     return y.astype(layer.dtype)
+
+
+def binary_activations(layer: BinaryConv | BinaryDense, x: Array) -> Array:
+    """What `layer` makes of its input, by its activation rule: the same shape, its dtype."""
+    rule = choose(ACTIVATION_RULES, layer.activation_rule, "activation rule")
+    # A sample's mean decides its bits, so it is taken in more than bfloat16.
+    return rule(x.astype(wide(layer.dtype)), _schedule(layer)).astype(layer.dtype)
 
 
 def _schedule(layer: nn.Module) -> dict[str, Array | float]:
@@ -245,6 +242,16 @@ def _inputs(layer: nn.Module, rule: WeightRule, shape: tuple[int, ...]) -> dict[
 
 def _orthogonal(layer: nn.Module, size: int) -> Array:
     return jax.random.orthogonal(layer.make_rng("params"), size, dtype=jnp.float32)
+
+
+def convolution(kernel_size: int, strides: int) -> Callable[..., Array]:
+    """The product of images and an HWIO kernel that leaves images their size at stride 1."""
+    return partial(
+        lax.conv_general_dilated,
+        window_strides=(strides, strides),
+        padding=same_padding(kernel_size),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def same_padding(size: int) -> tuple[tuple[int, int], tuple[int, int]]:

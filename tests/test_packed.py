@@ -18,6 +18,7 @@ from packed_example import outputs_of
 
 from siman_jax.binarize import siman_activation
 from siman_jax.flips import binary_bits
+from siman_jax.folding import fold, folded_twin
 from siman_jax.layers import BINARY_KERNEL, BITS, BinaryDense
 from siman_jax.models import MODELS, build_model
 from siman_jax.packed import kernels, native, network
@@ -294,15 +295,18 @@ def test_every_integer_of_every_network(name, x64):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_native_logits_are_those_of_xla(name):
-    """Bit for bit, and by pieces as at once."""
+def test_logits_are_those_of_evaluation(name):
+    """Bit for bit, by XLA and by the native kernel: what is unpacked is folded alike."""
     model, variables, images = trained(name, jnp.float32)
-    packed = pack_variables(model, with_random_bits(variables))
-    by_xla, chosen = (
-        jax.jit(partial(packed_twin(model, native=choice).apply, train=False))(packed, images)
-        for choice in (False, True)
+    variables = with_random_bits(variables)
+    evaluated = jax.jit(partial(folded_twin(model).apply, train=False))(
+        fold(model, variables), images
     )
-    np.testing.assert_array_equal(chosen, by_xla)
+    packed = pack_variables(model, variables)
+    for choice in (False, True):
+        twin = packed_twin(model, native=choice)
+        logits = jax.jit(partial(twin.apply, train=False))(packed, images)
+        np.testing.assert_array_equal(logits, evaluated)
 
 
 def test_pieces_of_a_batch_give_the_logits_of_the_whole(monkeypatch):

@@ -1,4 +1,4 @@
-"""The layers of `siman_jax.layers` as inference runs them: kernels in bits, batch norms folded.
+"""The layers of `siman_jax.layers` as inference runs them: kernels in bits.
 
 Each takes the place of the layer that it derives from, with the same attributes, so that a
 network's own definition builds either. Batch statistics are long settled here: `train` is False.
@@ -13,7 +13,7 @@ from jax import Array
 
 from siman_jax.binarize import REAL, wide
 from siman_jax.errors import choose
-from siman_jax.layers import BatchNorm, BinaryConv, BinaryDense, per_channel, same_padding
+from siman_jax.layers import BinaryConv, BinaryDense, per_channel, same_padding
 from siman_jax.packed.bits import word_count
 from siman_jax.packed.kernels import (
     PackedKernel,
@@ -70,24 +70,6 @@ class PackedDense(BinaryDense):
         else:
             y = binary_dense(_bits(self, x), kernel, native=self.native).astype(wide(self.dtype))
         return (y * per_channel(alpha, y)).astype(self.dtype)
-
-
-class FoldedNorm(BatchNorm):
-    """Batch norm by settled statistics, and the alpha of the convolution before it.
-
-    gain * x + offset
-    """
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map `[..., channels]`, floating or int32, to the same shape and the layer's dtype."""
-        if train:
-            raise ValueError("A packed network has no batch statistics to train with.")
-        shape = x.shape[-1:]
-        gain = self.param("gain", nn.initializers.ones, shape, jnp.float32)
-        offset = self.param("offset", nn.initializers.zeros, shape, jnp.float32)
-        x = x.astype(wide(self.dtype))
-        return (x * per_channel(gain, x) + per_channel(offset, x)).astype(self.dtype)
 
 
 def max_pool(

@@ -13,20 +13,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.binarize import REAL
-from siman_jax.layers import BINARY_KERNEL, BITS, ROTATIONS, BinaryConv, Path, leaves_by_module
+from siman_jax.folding import FoldedNorm, fold
+from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv, leaves_by_module
 from siman_jax.packed.kernels import pack_kernel
 from siman_jax.packed.layers import (
     CORNER_SUMS,
     DERIVED,
     WORDS,
-    FoldedNorm,
     PackedConv,
     max_pool,
 )
-from siman_jax.rules import AT_THE_END, WEIGHT_RULES, filter_scales
 
 # Most numbers in the largest activation of images that are computed together on a CPU, so that
 # they stay in its cache. Batches of 256 small images ran up to twice as fast in such pieces.
@@ -88,71 +87,19 @@ def _packed_conv(features: int, *, native: bool, weight_rule: str, **attributes:
 
 
 def pack_variables(model: nn.Module, variables: Mapping) -> dict:
-    """Pack a trained network's variables.
-
-    The bits are those that `variables` hold in the collection `bits`, otherwise those that the
-    network's weight rule gives. A batch norm and the scales before it, the rule's own times the
-    learned alpha, become one multiplication and one addition. A filter whose alpha is negative is
-    stored negated, with its alpha positive, so that alpha can move past a max pool.
+    """Pack a trained network's variables: fold them, and store the chosen bits in words.
 
     Args:
       model: the network, of `models`.
-      variables: `params`, `batch_stats`, `rotations` where the weight rule has them, and perhaps
-        `bits`.
+      variables: as for `folding.fold`.
 
     Returns:
       Variables of `packed_twin(model)`: `params`, and in `derived` what follows from them.
     """
-    params = leaves_by_module(variables["params"])
-    statistics = leaves_by_module(variables["batch_stats"])
-    rotations = leaves_by_module(variables.get(ROTATIONS, {}))
-    bits = leaves_by_module(variables.get(BITS, {}))
-    weight_rule = WEIGHT_RULES[model.conv(features=1).weight_rule]
-    epsilon = model.norm().epsilon
-
-    binary = {module: own for module, own in params.items() if BINARY_KERNEL in own}
-    kernels = {
-        module: weight_rule(own[BINARY_KERNEL], {**AT_THE_END, **own, **rotations.get(module, {})})
-        for module, own in binary.items()
-    }
-    scales = {
-        module: filter_scales(kernels[module]) * own.get("alpha", 1)
-        for module, own in binary.items()
-    }
-    alphas = {_norm_behind(module): scale for module, scale in scales.items()}
-    if alphas.keys() - statistics.keys():
-        raise ValueError(f"No batch norm takes over an alpha: {alphas.keys() - statistics.keys()}.")
-    packed: dict[Path, jax.Array] = {}
-    for module, own in params.items():
-        if module in binary:
-            if module in bits:
-                chosen = jnp.asarray(bits[module][BINARY_KERNEL]).astype(bool)
-            else:
-                chosen = kernels[module] > 0
-            kernel = pack_kernel(chosen ^ (scales[module] < 0)[None, None, None])
-            packed["params", *module, WORDS] = kernel.words
-            packed[DERIVED, *module, CORNER_SUMS] = kernel.corner_sums
-        else:
-            leaves = own
-            if module in statistics:
-                leaves = _fold({**own, **statistics[module]}, alphas.get(module), epsilon)
-            for name, leaf in leaves.items():
-                packed["params", *module, name] = jnp.asarray(leaf)
+    folded = fold(model, variables)
+    packed = {("params", *path): leaf for path, leaf in flatten_dict(folded["params"]).items()}
+    for module, own in leaves_by_module(folded.get(BITS, {})).items():
+        kernel = pack_kernel(own[BINARY_KERNEL])
+        packed["params", *module, WORDS] = kernel.words
+        packed[DERIVED, *module, CORNER_SUMS] = kernel.corner_sums
     return unflatten_dict(packed)
-
-
-def _norm_behind(convolution: Path) -> Path:
-    """The batch norm that follows a convolution: in every network here, `bn1` follows `conv1`."""
-    return (*convolution[:-1], convolution[-1].replace("conv", "bn"))
-
-
-def _fold(
-    norm: Mapping[str, jax.Array], alpha: jax.Array | None, epsilon: float
-) -> dict[str, jax.Array]:
-    """Gain and offset that make one step of two.
-
-    gain * x + offset = scale * (|alpha| x - mean) / sqrt(var + epsilon) + bias
-    """
-    gain = norm["scale"] * jax.lax.rsqrt(norm["var"] + epsilon)
-    offset = norm["bias"] - norm["mean"] * gain
-    return {"gain": gain if alpha is None else gain * jnp.abs(alpha), "offset": offset}
