@@ -39,7 +39,7 @@ class RunLog:
             self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it holds `step`, numbers, and mappings of names to numbers.
+        """Append a row; it holds `step`, `epoch`, numbers, and mappings of names to numbers.
 
         Raises:
           UsageError: it cannot be written, for want of space for instance.
@@ -73,14 +73,16 @@ def _writing(workdir: Path) -> Iterator[None]:
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of a run's log, earliest first; a line cut short by a kill is left out."""
+    """Rows of a run's log, earliest first; a line cut short by a kill, or no row, is left out."""
     path = workdir / FILE_NAME
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict) and {"step", "epoch"} <= row.keys():
+            rows.append(row)
     return rows
 
 

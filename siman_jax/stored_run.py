@@ -73,9 +73,14 @@ def saved_step(workdir: Path) -> int:
 
 
 def is_finished(workdir: Path, epochs: int) -> bool:
-    """Whether the last of a run's epochs is logged and its checkpoint on disk; none is opened."""
+    """Whether the last of a run's epochs is logged and saved, or no checkpoint was kept at all.
+
+    None is opened. A run of which only config and log are kept, as in results/, is finished too.
+    """
     rows = read_rows(workdir)
-    return bool(rows) and rows[-1]["epoch"] == epochs and rows[-1]["step"] == saved_step(workdir)
+    if not rows or rows[-1]["epoch"] != epochs:
+        return False
+    return saved_step(workdir) in (0, rows[-1]["step"])
 
 
 def with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:

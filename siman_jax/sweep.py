@@ -33,6 +33,7 @@ from siman_jax.workdir import check_workdir, check_writable
 
 SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
+FAILURE_FILE = "failure.txt"  # in the folder of a run that cannot be done, with the reason
 
 # Other commands have flags of some of these names, and tests import several commands.
 _WORKDIR = flags.DEFINE_string(
@@ -75,7 +76,10 @@ def main(argv: list[str]) -> None:
     }
     if failures:
         lines = [f"{name}: {text}" for name, text in failures.items()]
-        raise UsageError("\n  ".join([f"{len(failures)} runs are not done:", *lines]))
+        raise UsageError(
+            "\n  ".join([f"{len(failures)} runs cannot be done:", *lines])
+            + f"\nTo try one again, remove {FAILURE_FILE} from its folder."
+        )
 
 
 def run_sweep(
@@ -87,7 +91,7 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Train what is not done yet; the rest is skipped.
 
-    A run whose loss stops being finite is left out, the others go on.
+    A run whose loss stops being finite is left out, now and in later calls; the others go on.
 
     Args:
       sweep: the grid.
@@ -118,16 +122,14 @@ def run_sweep(
     _write_json(folder / SWEEP_FILE, _description(sweep))
 
     at_once = seeds_at_once or (1 if jax.default_backend() == "cpu" else len(sweep.seeds))
-    failures: dict[Path, str] = {}
     for variant, configs in pending.items():
         print(f"{variant}: {len(runs[variant]) - len(configs)} of {len(runs[variant])} seeds done")
         for group in _groups(configs, at_once):
-            failures |= _train_group(group, mesh)
+            _train_group(group, mesh)
     summary = {
         "name": sweep.name,
         "variants": {
-            variant: _summary(sweep, variant, configs, failures)
-            for variant, configs in runs.items()
+            variant: _summary(sweep, variant, configs) for variant, configs in runs.items()
         },
     }
     _write_json(folder / SUMMARY_FILE, summary)
@@ -144,40 +146,41 @@ def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path
             yield {workdir: configs[workdir] for workdir in workdirs[start : start + at_once]}
 
 
-def _train_group(group: dict[Path, ConfigDict], mesh: Mesh) -> dict[Path, str]:
-    """Train runs together; give why those diverged that did."""
+def _train_group(group: dict[Path, ConfigDict], mesh: Mesh) -> None:
+    """Train runs together; those that diverge get a file that says so."""
     print(f"training {', '.join(map(str, group))}", flush=True)
     try:
         train_together(group, mesh)
     except Diverged as error:
         if len(group) == 1:
-            return {next(iter(group)): str(error)}
-        failures: dict[Path, str] = {}
+            (workdir,) = group
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_whole(workdir / FAILURE_FILE, f"{error}\n".encode())
+            return
         for workdir, config in _unfinished(group).items():  # alone, none stops the others
-            failures |= _train_group({workdir: config}, mesh)
-        return failures
-    return {}
+            _train_group({workdir: config}, mesh)
 
 
 def _unfinished(configs: dict[Path, ConfigDict]) -> dict[Path, ConfigDict]:
     return {
         workdir: config
         for workdir, config in configs.items()
-        if not is_finished(workdir, config.epochs)
+        if not (is_finished(workdir, config.epochs) or (workdir / FAILURE_FILE).exists())
     }
 
 
-def _summary(
-    sweep: Sweep, variant: str, configs: dict[Path, ConfigDict], failures: dict[Path, str]
-) -> dict[str, Any]:
-    seeds = {workdir: config.seed for workdir, config in configs.items()}
+def _summary(sweep: Sweep, variant: str, configs: dict[Path, ConfigDict]) -> dict[str, Any]:
     results = {
-        seed: last_and_best(read_rows(workdir))
-        for workdir, seed in seeds.items()
-        if is_finished(workdir, configs[workdir].epochs)
+        config.seed: last_and_best(read_rows(workdir))
+        for workdir, config in configs.items()
+        if is_finished(workdir, config.epochs)
     }
-    failed = {seed: failures[workdir] for workdir, seed in seeds.items() if workdir in failures}
-    return summarize_variant(sweep.variants[variant], results, failed)
+    failures = {
+        config.seed: (workdir / FAILURE_FILE).read_text().strip()
+        for workdir, config in configs.items()
+        if (workdir / FAILURE_FILE).exists()
+    }
+    return summarize_variant(sweep.variants[variant], results, failures)
 
 
 def _description(sweep: Sweep) -> dict[str, Any]:

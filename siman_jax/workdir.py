@@ -20,6 +20,7 @@ _OPERATIONAL = {
     "config.measure_kernels",
     "config.shard_optimizer",
     "config.data.cache_dir",
+    "config.data.root",
     "config.data.tfds_dir",
     "config.data.workers",
     "config.data.damaged_limit",

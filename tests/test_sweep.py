@@ -268,6 +268,10 @@ def test_a_seed_that_diverges_does_not_stop_the_others(finished, tmp_path, monke
     assert list(row["seeds"]) == ["3"]
     assert (row["last"]["n"], row["last"]["std"]) == (1, None)
 
+    monkeypatch.setattr(command, "train_together", None)  # what diverged once is not tried again
+    again = run_sweep(small_sweep(), tmp_path, make_mesh(1), 2, only=["bnn"])
+    assert again["variants"]["bnn"] == row
+
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_builds(path, monkeypatch):
@@ -410,13 +414,17 @@ def test_a_table_names_variants_and_failures(copy, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "±" in printed
     assert "bnn" in printed
+    for checkpoints in copy.glob("*/*/checkpoints"):
+        shutil.rmtree(checkpoints)
+    call(command.main, DIGITS, f"--workdir={copy}")  # logs are enough
+    assert capsys.readouterr().out == printed
 
     def diverge(configs, mesh):
         raise Diverged("not finite at step 7")
 
     monkeypatch.setattr(command, "train_together", diverge)
     shutil.rmtree(copy / "bnn" / "seed1")
-    with pytest.raises(UsageError, match=r"1 runs are not done:\n  bnn/seed1: not finite"):
+    with pytest.raises(UsageError, match=r"1 runs cannot be done:\n  bnn/seed1: not finite"):
         call(command.main, DIGITS, f"--workdir={copy}")
 
 

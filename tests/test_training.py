@@ -180,13 +180,13 @@ def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
 
 def test_log_lines_of_a_killed_epoch_are_written_again(tmp_path):
     log = RunLog(tmp_path, 0)
-    log.write({"step": 5, "loss": 1.0})
-    log.write({"step": 10, "loss": 0.5})
+    log.write({"step": 5, "epoch": 1, "loss": 1.0})
+    log.write({"step": 10, "epoch": 2, "loss": 0.5})
     log.close()
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 15, "lo')  # killed while writing
+        file.write('17\n{"step": 15}\n{"step": 15, "lo')  # no rows, and killed while writing
     RunLog(tmp_path, 5).close()
-    assert read_rows(tmp_path) == [{"step": 5, "loss": 1.0}]
+    assert read_rows(tmp_path) == [{"step": 5, "epoch": 1, "loss": 1.0}]
 
 
 def command(workdir, *arguments):
