@@ -74,6 +74,7 @@ def training_image(
     min_area: float,
     max_area: float,
     flip: bool,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decode a random box of an image, scale it to a square, and mirror it half of the time.
 
@@ -89,6 +90,7 @@ def training_image(
       min_area: least area of the box, as a share of the image's.
       max_area: greatest area of the box.
       flip: whether to mirror.
+      out: where to write the result, if not to a new array.
 
     Returns:
       uint8 `[size, size, channels]`.
@@ -104,13 +106,17 @@ def training_image(
         slice(round(start / factor), round((start + length) / factor))
         for start, length in ((top, rows), (left, columns))
     )
-    image = _resize(pixels[vertical, horizontal], size)
+    if out is None:
+        out = np.empty((size, size, channels), np.uint8)
+    _resize(pixels[vertical, horizontal], out)
     if flip and rng.random() < 0.5:
-        image = cv2.flip(image, 1)
-    return image.reshape(size, size, channels)
+        cv2.flip(out, 1, dst=out)
+    return out
 
 
-def evaluation_image(data: bytes, *, size: int, resize: int, channels: int) -> np.ndarray:
+def evaluation_image(
+    data: bytes, *, size: int, resize: int, channels: int, out: np.ndarray | None = None
+) -> np.ndarray:
     """Decode an image, scale its shorter side to `resize`, and take the central square.
 
     Pixel for pixel what torchvision's Resize(resize) and CenterCrop(size) make of a Pillow image.
@@ -120,6 +126,7 @@ def evaluation_image(data: bytes, *, size: int, resize: int, channels: int) -> n
       size: height and width of the result, at most `resize`.
       resize: what the shorter side becomes.
       channels: 3 for RGB, 1 for luma.
+      out: where to write the result, if not to a new array.
 
     Returns:
       uint8 `[size, size, channels]`.
@@ -135,7 +142,10 @@ def evaluation_image(data: bytes, *, size: int, resize: int, channels: int) -> n
     image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in scaled)
     image = image.crop((left, top, left + size, top + size))
-    return np.array(image).reshape(size, size, channels)
+    if out is None:
+        out = np.empty((size, size, channels), np.uint8)
+    out[:] = np.asarray(image).reshape(out.shape)
+    return out
 
 
 @contextmanager
@@ -228,23 +238,30 @@ def _decode_with_pillow(data: bytes, channels: int, factor: int) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
     """Scale to a square like Pillow's bilinear filter, a triangle as wide as two result pixels.
 
-    Whole factors are averaged first. What is left is below 2, and three taps add to OpenCV's
-    interpolation, a triangle two pixels wide, the variance that the wider triangle has.
+    A Gaussian adds to OpenCV's interpolation, a triangle two pixels wide, the variance that the
+    wider triangle has. What is far larger is averaged by whole factors first.
     """
-    height, width = pixels.shape[:2]
-    if max(height, width) >= 2 * size:
+    size, (height, width) = len(out), pixels.shape[:2]
+    if max(height, width) > 3 * size:
         height, width = (side // max(side // size, 1) for side in (height, width))
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     if max(height, width) > _SOFTENED * size:
-        pixels = cv2.sepFilter2D(
-            pixels, -1, _taps(width / size), _taps(height / size), borderType=cv2.BORDER_REPLICATE
+        (columns, across), (rows, down) = _gaussian(width / size), _gaussian(height / size)
+        pixels = cv2.GaussianBlur(
+            pixels, (columns, rows), across, sigmaY=down, borderType=cv2.BORDER_REPLICATE
         )
-    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    cv2.resize(pixels, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
-def _taps(scale: float) -> np.ndarray:
-    side = max(scale**2 - 1, 0) / 12  # variance: scale**2 / 6 wanted, 1 / 6 by interpolation
-    return np.array([side, 1 - 2 * side, side], np.float32)
+def _gaussian(scale: float) -> tuple[int, float]:
+    """Number of taps, and the deviation that OpenCV is to draw them from."""
+    variance = (scale**2 - 1) / 6  # scale**2 / 6 wanted, 1 / 6 by interpolation
+    if scale <= _SOFTENED:
+        return 1, 1.0
+    if variance > 0.5:
+        return 5, math.sqrt(variance)
+    outer = variance / (2 - 2 * variance)  # three taps, 1 in the middle, have the variance exactly
+    return 3, math.sqrt(-0.5 / math.log(outer))

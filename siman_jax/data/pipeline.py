@@ -165,7 +165,7 @@ class _ReadBatch:
 
     Attributes:
       records: where they are read from.
-      decode: from the bytes to pixels; takes a generator too, if there is a seed.
+      decode: from the bytes to pixels, written to `out`; takes a generator too, if there is a seed.
       shape: of an image.
       seed: what an example's generator is drawn from, beside its position; None for none.
     """
@@ -177,18 +177,20 @@ class _ReadBatch:
 
     def __call__(self, examples: tuple[np.ndarray, np.ndarray]) -> HostBatch:
         positions, numbers = examples
-        images = np.zeros((len(numbers), *self.shape), np.uint8)
+        images = np.empty((len(numbers), *self.shape), np.uint8)
         labels = np.full(len(numbers), -1, np.int32)
         damage = []
         for row, (position, number) in enumerate(zip(positions, numbers, strict=True)):
             if number >= len(self.records):
+                images[row] = 0
                 continue
             name = f"example {number}"
             try:
                 data, label, name = self.records[int(number)]
-                images[row] = self.decode(data, *self._generator(position))
+                self.decode(data, *self._generator(position), out=images[row])
                 labels[row] = label
             except (OSError, DamagedImage) as error:
+                images[row] = 0
                 damage.append(f"{name}: {error}")
         return HostBatch(images, labels, numbers, tuple(damage))
 
