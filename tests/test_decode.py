@@ -263,10 +263,11 @@ def test_the_last_row_of_the_box_is_whole(subsampling, factor):
     """Its colours are interpolated from the next one."""
     image = np.asarray(photograph(120, 80))
     data = simplejpeg.encode_jpeg(image, 90, "RGB", subsampling)
-    whole = decode._decode(data, 3, factor, 120)
+    header = decode._read_header(data)
+    whole = decode._decode(data, header, 3, factor, 120)
     for rows in range(1, 120):
         kept = -(-rows // factor)
-        part = decode._decode(data, 3, factor, rows)
+        part = decode._decode(data, header, 3, factor, rows)
         np.testing.assert_array_equal(part[:kept], whole[:kept])
 
 

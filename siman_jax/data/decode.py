@@ -98,10 +98,11 @@ def training_image(
     Raises:
       DamagedImage: the data cannot be decoded, or end too early.
     """
-    height, width = _shape(data)
-    top, left, rows, columns = random_box(rng, height, width, area=(min_area, max_area))
+    header = _read_header(data)
+    area = min_area, max_area
+    top, left, rows, columns = random_box(rng, header.height, header.width, area=area)
     factor = next((f for f in (8, 4, 2) if min(rows, columns) >= f * size), 1)
-    pixels = _decode(data, channels, factor, top + rows)
+    pixels = _decode(data, header, channels, factor, top + rows)
     vertical, horizontal = (
         slice(round(start / factor), round((start + length) / factor))
         for start, length in ((top, rows), (left, columns))
@@ -134,8 +135,9 @@ def evaluation_image(
     Raises:
       DamagedImage: the data cannot be decoded, or end too early.
     """
-    height, width = _shape(data)
-    image = Image.fromarray(_decode(data, 3, 1, height))
+    header = _read_header(data)
+    height, width, _ = header
+    image = Image.fromarray(_decode(data, header, 3, 1, height))
     if channels == 1:
         image = image.convert("L")
     scaled = (resize * width // min(height, width), resize * height // min(height, width))
@@ -161,38 +163,51 @@ def _library_errors() -> Iterator[None]:
         raise DamagedImage(f"cannot be decoded: {error}") from error
 
 
+class _Header(NamedTuple):
+    """What the start of a file says.
+
+    Attributes:
+      height: in pixels.
+      width: in pixels.
+      jpeg: whether it is a usual JPEG; CMYK and whatever else is odd is left to Pillow.
+    """
+
+    height: int
+    width: int
+    jpeg: bool
+
+
 @_library_errors()
-def _shape(data: bytes) -> tuple[int, int]:
-    """Height and width by the header, refused before anything so large is allocated."""
-    shape = _jpeg_shape(data)
-    if shape is None:
+def _read_header(data: bytes) -> _Header:
+    """Read the header, and refuse one so large before anything is allocated."""
+    header = _jpeg_header(data)
+    if header is None:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            shape = image.height, image.width
-    if math.prod(shape) > _MAX_PIXELS:
-        raise DamagedImage(f"is {shape[0]}x{shape[1]} pixels; at most {_MAX_PIXELS} are decoded")
-    return shape
+            header = _Header(image.height, image.width, jpeg=False)
+    if header.height * header.width > _MAX_PIXELS:
+        size = f"{header.height}x{header.width}"
+        raise DamagedImage(f"is {size} pixels; at most {_MAX_PIXELS} are decoded")
+    return header
 
 
-def _jpeg_shape(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a usual JPEG; None for CMYK and whatever else Pillow is to judge."""
+def _jpeg_header(data: bytes) -> _Header | None:
     if not data.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):
         return None
-    return (int(height), int(width)) if space in ("Gray", "YCbCr", "RGB") else None
+    return _Header(height, width, jpeg=True) if space in ("Gray", "YCbCr", "RGB") else None
 
 
 @_library_errors()
-def _decode(data: bytes, channels: int, factor: int, rows: int) -> np.ndarray:
+def _decode(data: bytes, header: _Header, channels: int, factor: int, rows: int) -> np.ndarray:
     """Decode at 1/factor of the resolution; below the first `rows` rows, pixels may be missing."""
-    shape = _jpeg_shape(data)
-    if shape is None:
+    if not header.jpeg:
         return _decode_with_pillow(data, channels, factor)
     # One decoded row more, since the colours of the last one are interpolated from it.
-    shortened, rows = _end_below(data, rows + factor, *shape)
-    height, width = -(-rows // factor), -(-shape[1] // factor)
+    shortened, rows = _end_below(data, rows + factor, header.height, header.width)
+    height, width = -(-rows // factor), -(-header.width // factor)
     pixels = np.empty((height, width, channels), np.uint8)
     try:
         simplejpeg.decode_jpeg(
