@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from siman_jax.data.dataset import DamagedImage
 
 _MAX_PIXELS = 2**26
-_SOFTENED = 1.25  # up to this scale the filter would change next to nothing
+_SOFTENED = 1.3  # up to this scale the filter would change little
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # all read without other programs
 
 cv2.setNumThreads(0)  # loaders work on many images at a time, so that each needs one core only

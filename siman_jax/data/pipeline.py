@@ -151,12 +151,12 @@ def _own_batches(numbers: Any, batch_size: int, share: Share, first: int) -> Any
 
     The parts of all processes lie side by side in the order, so that together they are the batch.
     """
-    parts = numbers.map_with_index(_with_position).batch(batch_size // share.count)
+    parts = numbers.batch(batch_size // share.count).map_with_index(_with_positions)
     return parts[first * share.count + share.index :: share.count]
 
 
-def _with_position(position: int, number: int) -> tuple[int, int]:
-    return position, number
+def _with_positions(part: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return part * len(numbers) + np.arange(len(numbers)), numbers
 
 
 @dataclass(frozen=True)
