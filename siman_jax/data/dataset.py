@@ -60,6 +60,11 @@ class Records(Protocol):
         """Image number `index`, from 0."""
 
 
+def steps_in_epoch(split: Split | Records, batch_size: int) -> int:
+    """Full batches in a split; what is left over sits out the epoch."""
+    return len(split) // batch_size
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A training split, a test split and what their labels are called.

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from siman_jax.data.dataset import DamagedImage, Records
+from siman_jax.data.dataset import DamagedImage, Records, steps_in_epoch
 
 _THREADS = 4  # each holds a whole batch
 
@@ -74,7 +74,7 @@ def training_batches(records: Records, config: ConfigDict, share: Share, step: i
         max_area=options.max_area,
         flip=options.flip,
     )
-    used = len(records) // config.batch_size * config.batch_size
+    used = steps_in_epoch(records, config.batch_size) * config.batch_size
     order = grain.MapDataset.range(len(records)).shuffle(seed=config.seed)[:used]
     numbers = order.repeat(config.epochs)
     read = _ReadBatch(records, decode, _shape(options), config.seed)
