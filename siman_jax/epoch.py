@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 from jax.sharding import Mesh
+from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from siman_jax.communication import communication, describe
@@ -45,10 +46,10 @@ class Progress:
 EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[int], bool]], Progress]
 
 
-def make_epoch_runner(
+def compile_steps(
     config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
-) -> EpochRunner:
-    """Compile what trains for the rest of an epoch.
+) -> Compiled:
+    """Compile what one call of `feed` leads to.
 
     Args:
       config: of the run.
@@ -59,10 +60,9 @@ def make_epoch_runner(
       mesh: the devices.
 
     Returns:
-      Function of the progress, a callback that is told how many steps were dispatched, and one
-      that is told the step reached and says whether to stop there; gives the progress where it
-      ended. It raises `Diverged` where the loss is not finite, of any seed, and `UsageError` where
-      more examples than `config.data.damaged_limit` could not be decoded, in all processes alike.
+      Function of the progress, which is donated, the inputs of a call and the number of steps to
+      take with them. It gives the progress after them, the first step whose loss is not finite, or
+      -1, and the least number of examples that any seed has counted.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, progress)
 
@@ -87,6 +87,28 @@ def make_epoch_runner(
     _log.info("compiled the training step in %.1f s", time.perf_counter() - started)
     if mesh.size > 1:
         _log.info("%s", describe(communication(compiled.as_text() or ""), mesh.size))
+    return compiled
+
+
+def make_epoch_runner(
+    config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
+) -> EpochRunner:
+    """Compile what trains for the rest of an epoch.
+
+    Args:
+      config: of the run.
+      step: as for `compile_steps`.
+      feed: where batches come from.
+      progress: shapes and shardings of what a run carries on.
+      mesh: the devices.
+
+    Returns:
+      Function of the progress, a callback that is told how many steps were dispatched, and one
+      that is told the step reached and says whether to stop there; gives the progress where it
+      ended. It raises `Diverged` where the loss is not finite, of any seed, and `UsageError` where
+      more examples than `config.data.damaged_limit` could not be decoded, in all processes alike.
+    """
+    compiled = compile_steps(config, step, feed, progress, mesh)
 
     def run_epoch(
         progress: Progress,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.data import load_dataset, num_classes
-from siman_jax.data.dataset import Dataset
+from siman_jax.data.dataset import Dataset, steps_in_epoch
 from siman_jax.devices import check_divides
 from siman_jax.errors import UsageError, choose
 from siman_jax.models import build_model
@@ -87,7 +87,7 @@ def build_task(config: ConfigDict, mesh: Mesh) -> Task:
             f"--config.batch_size is {config.batch_size}, but the training split has only"
             f" {len(dataset.train)} examples."
         )
-    steps_per_epoch = len(dataset.train) // config.batch_size
+    steps_per_epoch = steps_in_epoch(dataset.train, config.batch_size)
     scale = linear_scale(config.optimizer, config.batch_size)
     learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch, scale)
     clip_percent = clip_schedule(config.optimizer, config.epochs, steps_per_epoch)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.checkpoint import restore_latest
 from siman_jax.data import load_dataset
-from siman_jax.data.dataset import Records, Split
+from siman_jax.data.dataset import Records, Split, steps_in_epoch
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.data.resident import ResidentFeed, padded_batches
 from siman_jax.data.stream import EvaluationStream, StreamFeed
@@ -243,7 +243,7 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
     }
     dataset = load_dataset(config.data)
     evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
-    steps_per_epoch = len(dataset.train) // config.batch_size
+    steps_per_epoch = steps_in_epoch(dataset.train, config.batch_size)
     results = {}
     for name, snapshot in snapshots.items():
         state = snapshot.progress.state

@@ -31,8 +31,10 @@ def main(action, folder, port, processes, process, devices):
         step = make_step(case, state, mesh)
         for number in range(STEPS):
             state, _ = step(state, *put_local_rows(mesh, rows(number, process, processes)))
-        writer = CheckpointWriter(directory, keep=1, step=0)
+        writer = CheckpointWriter(directory, keep=2, step=0)
         writer.save(STEPS, state, top1=0.0)
+        state, _ = step(state, *put_local_rows(mesh, rows(STEPS, process, processes)))
+        writer.save(STEPS + 1, state, top1=0.0)
         writer.close()
     else:
         state = restore_latest(directory, state)

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from siman_jax.data.dataset import DamagedImage
 
 _MAX_PIXELS = 2**26
-_SOFTENED = 1.25  # up to this scale the filter would change next to nothing
+_SOFTENED = 1.3  # up to this scale the filter would change little
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # all read without other programs
 
 cv2.setNumThreads(0)  # loaders work on many images at a time, so that each needs one core only
@@ -74,6 +74,7 @@ def training_image(
     min_area: float,
     max_area: float,
     flip: bool,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decode a random box of an image, scale it to a square, and mirror it half of the time.
 
@@ -89,6 +90,7 @@ def training_image(
       min_area: least area of the box, as a share of the image's.
       max_area: greatest area of the box.
       flip: whether to mirror.
+      out: where to write the result, if not to a new array.
 
     Returns:
       uint8 `[size, size, channels]`.
@@ -96,21 +98,26 @@ def training_image(
     Raises:
       DamagedImage: the data cannot be decoded, or end too early.
     """
-    height, width = _shape(data)
-    top, left, rows, columns = random_box(rng, height, width, area=(min_area, max_area))
+    header = _read_header(data)
+    area = min_area, max_area
+    top, left, rows, columns = random_box(rng, header.height, header.width, area=area)
     factor = next((f for f in (8, 4, 2) if min(rows, columns) >= f * size), 1)
-    pixels = _decode(data, channels, factor, top + rows)
+    pixels = _decode(data, header, channels, factor, top + rows)
     vertical, horizontal = (
         slice(round(start / factor), round((start + length) / factor))
         for start, length in ((top, rows), (left, columns))
     )
-    image = _resize(pixels[vertical, horizontal], size)
+    if out is None:
+        out = np.empty((size, size, channels), np.uint8)
+    _resize(pixels[vertical, horizontal], out)
     if flip and rng.random() < 0.5:
-        image = cv2.flip(image, 1)
-    return image.reshape(size, size, channels)
+        cv2.flip(out, 1, dst=out)
+    return out
 
 
-def evaluation_image(data: bytes, *, size: int, resize: int, channels: int) -> np.ndarray:
+def evaluation_image(
+    data: bytes, *, size: int, resize: int, channels: int, out: np.ndarray | None = None
+) -> np.ndarray:
     """Decode an image, scale its shorter side to `resize`, and take the central square.
 
     Pixel for pixel what torchvision's Resize(resize) and CenterCrop(size) make of a Pillow image.
@@ -120,6 +127,7 @@ def evaluation_image(data: bytes, *, size: int, resize: int, channels: int) -> n
       size: height and width of the result, at most `resize`.
       resize: what the shorter side becomes.
       channels: 3 for RGB, 1 for luma.
+      out: where to write the result, if not to a new array.
 
     Returns:
       uint8 `[size, size, channels]`.
@@ -127,15 +135,19 @@ def evaluation_image(data: bytes, *, size: int, resize: int, channels: int) -> n
     Raises:
       DamagedImage: the data cannot be decoded, or end too early.
     """
-    height, width = _shape(data)
-    image = Image.fromarray(_decode(data, 3, 1, height))
+    header = _read_header(data)
+    height, width, _ = header
+    image = Image.fromarray(_decode(data, header, 3, 1, height))
     if channels == 1:
         image = image.convert("L")
     scaled = (resize * width // min(height, width), resize * height // min(height, width))
     image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in scaled)
     image = image.crop((left, top, left + size, top + size))
-    return np.array(image).reshape(size, size, channels)
+    if out is None:
+        out = np.empty((size, size, channels), np.uint8)
+    out[:] = np.asarray(image).reshape(out.shape)
+    return out
 
 
 @contextmanager
@@ -151,38 +163,51 @@ def _library_errors() -> Iterator[None]:
         raise DamagedImage(f"cannot be decoded: {error}") from error
 
 
+class _Header(NamedTuple):
+    """What the start of a file says.
+
+    Attributes:
+      height: in pixels.
+      width: in pixels.
+      jpeg: whether it is a usual JPEG; CMYK and whatever else is odd is left to Pillow.
+    """
+
+    height: int
+    width: int
+    jpeg: bool
+
+
 @_library_errors()
-def _shape(data: bytes) -> tuple[int, int]:
-    """Height and width by the header, refused before anything so large is allocated."""
-    shape = _jpeg_shape(data)
-    if shape is None:
+def _read_header(data: bytes) -> _Header:
+    """Read the header, and refuse one so large before anything is allocated."""
+    header = _jpeg_header(data)
+    if header is None:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            shape = image.height, image.width
-    if math.prod(shape) > _MAX_PIXELS:
-        raise DamagedImage(f"is {shape[0]}x{shape[1]} pixels; at most {_MAX_PIXELS} are decoded")
-    return shape
+            header = _Header(image.height, image.width, jpeg=False)
+    if header.height * header.width > _MAX_PIXELS:
+        size = f"{header.height}x{header.width}"
+        raise DamagedImage(f"is {size} pixels; at most {_MAX_PIXELS} are decoded")
+    return header
 
 
-def _jpeg_shape(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a usual JPEG; None for CMYK and whatever else Pillow is to judge."""
+def _jpeg_header(data: bytes) -> _Header | None:
     if not data.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):
         return None
-    return (int(height), int(width)) if space in ("Gray", "YCbCr", "RGB") else None
+    return _Header(height, width, jpeg=True) if space in ("Gray", "YCbCr", "RGB") else None
 
 
 @_library_errors()
-def _decode(data: bytes, channels: int, factor: int, rows: int) -> np.ndarray:
+def _decode(data: bytes, header: _Header, channels: int, factor: int, rows: int) -> np.ndarray:
     """Decode at 1/factor of the resolution; below the first `rows` rows, pixels may be missing."""
-    shape = _jpeg_shape(data)
-    if shape is None:
+    if not header.jpeg:
         return _decode_with_pillow(data, channels, factor)
     # One decoded row more, since the colours of the last one are interpolated from it.
-    shortened, rows = _end_below(data, rows + factor, *shape)
-    height, width = -(-rows // factor), -(-shape[1] // factor)
+    shortened, rows = _end_below(data, rows + factor, header.height, header.width)
+    height, width = -(-rows // factor), -(-header.width // factor)
     pixels = np.empty((height, width, channels), np.uint8)
     try:
         simplejpeg.decode_jpeg(
@@ -228,23 +253,30 @@ def _decode_with_pillow(data: bytes, channels: int, factor: int) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
     """Scale to a square like Pillow's bilinear filter, a triangle as wide as two result pixels.
 
-    Whole factors are averaged first. What is left is below 2, and three taps add to OpenCV's
-    interpolation, a triangle two pixels wide, the variance that the wider triangle has.
+    A Gaussian adds to OpenCV's interpolation, a triangle two pixels wide, the variance that the
+    wider triangle has. What is far larger is averaged by whole factors first.
     """
-    height, width = pixels.shape[:2]
-    if max(height, width) >= 2 * size:
+    size, (height, width) = len(out), pixels.shape[:2]
+    if max(height, width) > 3 * size:
         height, width = (side // max(side // size, 1) for side in (height, width))
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     if max(height, width) > _SOFTENED * size:
-        pixels = cv2.sepFilter2D(
-            pixels, -1, _taps(width / size), _taps(height / size), borderType=cv2.BORDER_REPLICATE
+        (columns, across), (rows, down) = _gaussian(width / size), _gaussian(height / size)
+        pixels = cv2.GaussianBlur(
+            pixels, (columns, rows), across, sigmaY=down, borderType=cv2.BORDER_REPLICATE
         )
-    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    cv2.resize(pixels, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
-def _taps(scale: float) -> np.ndarray:
-    side = max(scale**2 - 1, 0) / 12  # variance: scale**2 / 6 wanted, 1 / 6 by interpolation
-    return np.array([side, 1 - 2 * side, side], np.float32)
+def _gaussian(scale: float) -> tuple[int, float]:
+    """Number of taps, and the deviation that OpenCV is to draw them from."""
+    variance = (scale**2 - 1) / 6  # scale**2 / 6 wanted, 1 / 6 by interpolation
+    if scale <= _SOFTENED:
+        return 1, 1.0
+    if variance > 0.5:
+        return 5, math.sqrt(variance)
+    outer = variance / (2 - 2 * variance)  # three taps, 1 in the middle, have the variance exactly
+    return 3, math.sqrt(-0.5 / math.log(outer))

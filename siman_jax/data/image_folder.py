@@ -35,6 +35,14 @@ class ImageFiles:
         path = self.folder / self.names[index]
         return Record(path.read_bytes(), self.labels[index], str(path))
 
+    def fingerprint(self) -> str:
+        """Name, size and time of each file."""
+        lines = []
+        for name in self.names:
+            status = (self.folder / name).stat()
+            lines.append(f"{self.folder.name}/{name} {status.st_size} {status.st_mtime_ns}")
+        return "".join(lines)
+
 
 def load(config: ConfigDict) -> Dataset:
     """List the images of both splits; none is opened.

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from siman_jax.data.dataset import Dataset, Record, Records, Split
-from siman_jax.data.image_folder import ImageFiles
 from siman_jax.data.whole_image import WrongSize, whole_image
 from siman_jax.errors import UsageError
 
@@ -22,7 +21,7 @@ def decode_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
     """Decode every image of both splits.
 
     Args:
-      dataset: with records in both splits; image files are cached once decoded.
+      dataset: with records in both splits; what they decode to is cached if they have fingerprints.
       config: with `image_size`, pixels; `channels`, 1 or 3; `resize`, whether to scale and crop
         images of other sizes instead of refusing them; `cache_dir`, where to cache.
 
@@ -80,15 +79,13 @@ def _decode(record: Record, config: ConfigDict) -> np.ndarray:
 
 
 def _cache_path(dataset: Dataset, config: ConfigDict) -> Path | None:
-    """Where to cache image files; changes when a file, or what is made of it, changes."""
-    splits = [split for split in (dataset.train, dataset.test) if isinstance(split, ImageFiles)]
-    if len(splits) < 2:
-        return None
-    root = Path(config.root).expanduser()
+    """Where to cache decoded images; changes when one, or what is made of it, changes."""
     digest = hashlib.sha256(f"{config.image_size} {config.channels} {config.resize}".encode())
-    for path in (split.folder / name for split in splits for name in split.names):
-        status = path.stat()
-        digest.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}".encode())
+    for split in (dataset.train, dataset.test):
+        fingerprint = None if isinstance(split, Split) else split.fingerprint()
+        if fingerprint is None:
+            return None
+        digest.update(fingerprint.encode())
     return Path(config.cache_dir).expanduser() / f"{digest.hexdigest()[:32]}.npz"
 
 

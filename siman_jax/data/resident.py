@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.data.augment import augment
-from siman_jax.data.dataset import Split
+from siman_jax.data.dataset import Split, steps_in_epoch
 from siman_jax.data.feed import Batch
 from siman_jax.devices import by_example, put_local_rows, put_replicated, replicated
 
@@ -34,7 +34,7 @@ class ResidentFeed:
     def __init__(
         self, split: Split, mesh: Mesh, config: ConfigDict, order_key: Array, augment_key: Array
     ) -> None:
-        self.steps_per_epoch = len(split) // config.batch_size
+        self.steps_per_epoch = steps_in_epoch(split, config.batch_size)
         # XLA's CPU backend runs convolutions inside a loop far slower than outside.
         automatic = 1 if jax.default_backend() == "cpu" else 100
         self.steps_per_call = min(config.steps_per_dispatch or automatic, self.steps_per_epoch)

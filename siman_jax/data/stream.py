@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.data.dataset import Records
+from siman_jax.data.dataset import Records, steps_in_epoch
 from siman_jax.data.feed import Batch
 from siman_jax.data.pipeline import (
     HostBatch,
@@ -43,7 +43,7 @@ class StreamFeed:
     steps_per_call = 1
 
     def __init__(self, records: Records, mesh: Mesh, config: ConfigDict) -> None:
-        self.steps_per_epoch = len(records) // config.batch_size
+        self.steps_per_epoch = steps_in_epoch(records, config.batch_size)
         n, options, sharding = config.batch_size, config.data, by_example(mesh)
         images = (n, options.image_size, options.image_size, options.channels)
         self.abstract = Batch._make(
