@@ -7,7 +7,7 @@ setup(
     ext_modules=[
         Extension(
             "siman_jax.packed._native",
-            ["siman_jax/packed/native.cc"],
+            ["siman_jax/packed/cpp/native.cc"],
             include_dirs=[jax.ffi.include_dir()],
             extra_compile_args=["-std=c++17", "-O3"],
             optional=True,

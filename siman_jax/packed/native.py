@@ -1,4 +1,4 @@
-"""The convolution of bits in C++, for processors with a variant in `native.cc`.
+"""What there is in C++, for processors with a variant in `cpp/variants.h`.
 
 It is built with the package where there is a compiler, and nothing depends on it: XLA's own code
 in `kernels` gives the same integers on every machine.
@@ -8,14 +8,16 @@ import ctypes
 import functools
 import logging
 from importlib.machinery import EXTENSION_SUFFIXES
+from collections.abc import Sequence
 from itertools import count, takewhile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-_TARGET = "siman_binary_conv"
+_CONV, _RESIDUAL = "siman_binary_conv", "siman_residual_means"
 # Filters that the fewest vector registers of any variant hold together.
 _LANES = 16
 
@@ -52,16 +54,12 @@ def conv(
     taps_down, taps_across, words_per_pixel, out = words.shape
     (top, bottom), (left, right) = padding
     padded = (batch, height + top + bottom, width + left + right, words_per_pixel)
-    spare = -out % _LANES
-    if spare:
-        words, corner_sums = (
-            jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, spare)]) for x in (words, corner_sums)
-        )
+    words, corner_sums = whole_lanes(words), whole_lanes(corner_sums)
     sizes = ((padded[1] - taps_down) // strides + 1, (padded[2] - taps_across) // strides + 1)
     y, _ = jax.ffi.ffi_call(
-        _TARGET,
+        _CONV,
         (
-            jax.ShapeDtypeStruct((batch, *sizes, out + spare), jnp.int32),
+            jax.ShapeDtypeStruct((batch, *sizes, words.shape[-1]), jnp.int32),
             jax.ShapeDtypeStruct(padded, jnp.uint32),  # where the call packs its input
         ),
         vmap_method="sequential",
@@ -75,6 +73,66 @@ def conv(
         left=left,
     )
     return y[..., :out]
+
+
+def residual_means(
+    images: Array,
+    weights: Sequence[Array],
+    *,
+    centred: bool,
+    pooled: bool,
+    real_shortcuts: bool,
+    strides: Sequence[int],
+    channels: Sequence[int],
+    variant: str | None = None,
+) -> Array:
+    """Run a residual network from images to the means of its last channels, as one call.
+
+    Args:
+      images: float32 `[batch, height, width, in]`.
+      weights: of the stem its kernel `[taps, taps, in, out]`, gain and offset, all float32; of each
+        unit the words and corner sums of its `kernels.PackedKernel`, then gain, offset and slope;
+        and where its shape changes and shortcuts are real, their kernel `[in, out]`, gain and
+        offset. All have `whole_lanes` of channels.
+      centred: bits are signs about a sample's mean, not about 0.
+      pooled: the stem ends with maxima of 3x3 in steps of 2.
+      real_shortcuts: where the shape changes, the shortcut is a real 1x1 convolution and a batch
+        norm; otherwise it has zeros around the channels.
+      strides: of the stem and the units.
+      channels: of the images, the stem and the units.
+      variant: one of `variants()`; the first of them if None.
+
+    Returns:
+      float32 `[batch, channels[-1]]`. Integers are exact, but real sums have an order of their own.
+    """
+    last = weights[-1].shape[-1]
+    means = jax.ffi.ffi_call(
+        _RESIDUAL,
+        jax.ShapeDtypeStruct((images.shape[0], last), jnp.float32),
+        vmap_method="sequential",
+    )(
+        images,
+        *weights,
+        variant=indices()[variant or variants()[0]],
+        centred=centred,
+        pooled=pooled,
+        real_shortcuts=real_shortcuts,
+        strides=np.array(strides, np.int64),
+        channels=np.array(channels, np.int64),
+    )
+    return means[:, : channels[-1]]
+
+
+def whole_lanes(x: Array, axes: Sequence[int] = (-1,)) -> Array:
+    """Pad axes, of channels, with zeros to a multiple of what the vector registers hold.
+
+    >>> whole_lanes(jnp.zeros((3, 20))).shape
+    (3, 32)
+    """
+    padding = [(0, 0)] * x.ndim
+    for axis in axes:
+        padding[axis] = (0, -x.shape[axis] % _LANES)
+    return jnp.pad(x, padding)
 
 
 @functools.cache
@@ -103,7 +161,8 @@ def _register() -> ctypes.CDLL | None:
     if path is None:
         return None
     library = ctypes.CDLL(str(path))
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.siman_binary_conv), "cpu")
+    for target in (_CONV, _RESIDUAL):
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), "cpu")
     return library
 
 

@@ -26,6 +26,7 @@ from siman_jax.packed.layers import (
     PackedConv,
     max_pool,
 )
+from siman_jax.packed.residual import covers, residual_logits
 from siman_jax.rules import AT_THE_END, WEIGHT_RULES, filter_scales
 
 # Most numbers in the largest activation of images that are computed together on a CPU, so that
@@ -48,9 +49,12 @@ def packed_logits(
       Logits, `[batch, classes]`.
     """
     apply = partial(packed_twin(model, native=native).apply, packed, train=False)
-    _, height, width, _ = images.shape
-    piece = max(1, _CACHED // (height * width * model.width))
-    return jax.lax.platform_dependent(images, cpu=partial(_in_pieces, apply, piece), default=apply)
+    if native and covers(model):
+        on_cpu = partial(residual_logits, model, packed)
+    else:
+        _, height, width, _ = images.shape
+        on_cpu = partial(_in_pieces, apply, max(1, _CACHED // (height * width * model.width)))
+    return jax.lax.platform_dependent(images, cpu=on_cpu, default=apply)
 
 
 def packed_twin(model: nn.Module, *, native: bool = True) -> nn.Module:
