@@ -10,11 +10,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <memory>
-#include <new>
+#include <optional>
 #include <vector>
 
 #include "convolution.h"
+#include "memory.h"
 #include "threads.h"
 #include "variant.h"
 
@@ -84,51 +84,43 @@ inline Tasks TasksOf(const Convolution& n) {
   return {n.results(), n.out, n.taps_down * n.taps_across * n.depth};
 }
 
-// What one sample needs in memory on its way through the network.
+// What a sample needs in memory on its way through the network, and what a worker does.
 class Workspace {
  public:
   explicit Workspace(const Network& network) {
     const Stem& stem = network.stem;
-    const int64_t row = stem.conv.columns * stem.conv.out;
     int64_t activation = stem.rows() * stem.columns() * stem.conv.out, words = 0,
             tasks = stem.rows();
-    int64_t other = stem.pooled ? stem.conv.rows * stem.columns() * stem.conv.out : 0;
     for (const Unit& unit : network.units) {
+      activation = std::max(activation, unit.conv.results() * unit.conv.out);
       words = std::max(words, unit.conv.padded_size());
       tasks = std::max(tasks, TasksOf(unit.conv).count());
-      other = std::max(other, unit.conv.results() * unit.conv.out);
     }
-    activation = std::max(activation, other);
     image_ = Add(stem.conv.padded_size());
-    row_ = Add(row);
-    activations_[0] = Add(activation);
-    activations_[1] = Add(other);
+    row_ = Add(stem.conv.columns * stem.conv.out);
+    pooled_rows_ = Add(3 * stem.columns() * stem.conv.out);
+    for (int64_t& start : activations_) start = Add(activation);
     words_ = Add(words);
     sums_ = Add(tasks);
-    // Not in a vector, which would fill it with zeros first.
-    memory_.reset(static_cast<float*>(::operator new(size_ * sizeof(float), kAlignment)));
+    memory_.emplace(size_);
   }
 
-  float* image() const { return memory_.get() + image_; }
-  float* row() const { return memory_.get() + row_; }  // of the stem's convolution
-  float* activation(int which) const { return memory_.get() + activations_[which]; }
-  uint32_t* words() const { return reinterpret_cast<uint32_t*>(memory_.get() + words_); }
-  float* sums() const { return memory_.get() + sums_; }  // of an activation, by tasks
+  float* image() const { return memory_->data() + image_; }
+  float* row() const { return memory_->data() + row_; }  // of the stem's convolution
+  float* pooled_rows() const { return memory_->data() + pooled_rows_; }  // three, across only
+  float* activation(int which) const { return memory_->data() + activations_[which]; }
+  uint32_t* words() const { return reinterpret_cast<uint32_t*>(memory_->data() + words_); }
+  float* sums() const { return memory_->data() + sums_; }  // of an activation, by tasks
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Delete {
-    void operator()(float* memory) const { ::operator delete(memory, kAlignment); }
-  };
-
   int64_t Add(int64_t size) {
     const int64_t start = size_;
     size_ += RoundUp(size, kLanes);
     return start;
   }
 
-  int64_t size_ = 0, image_, row_, activations_[2], words_, sums_;
-  std::unique_ptr<float, Delete> memory_;
+  int64_t size_ = 0, image_, row_, pooled_rows_, activations_[2], words_, sums_;
+  std::optional<Memory> memory_;
 };
 
 // One sample on its way. Functions of a task do a part of a layer, and may be called for different
@@ -139,16 +131,16 @@ class Sample {
       : network_(network), run_(*network.variant), space_(workspace), image_(image),
         means_(means) {}
 
-  // The layers in turn. `spaces` are those of the workers, for what no other task may touch.
-  std::vector<Phase> Phases(const std::vector<Workspace>& spaces) const {
+  // The layers in turn, the stem in `parts`. `spaces` are those of the workers.
+  std::vector<Phase> Phases(const std::vector<Workspace>& spaces, int64_t parts) const {
     const Stem& stem = network_.stem;
     std::vector<Phase> phases;
-    phases.push_back({stem.conv.padded_height, [this](int64_t row, int64_t) { PadRow(row); }});
-    phases.push_back({stem.conv.rows, [this, &spaces](int64_t row, int64_t worker) {
-                        StemRow(row, spaces[worker].row());
+    // Parts of a pooled stem have a row of the convolution in common, so there are few.
+    const int64_t stem_rows = stem.rows(), part = (stem_rows + parts - 1) / parts;
+    phases.push_back({(stem_rows + part - 1) / part, [=, &spaces](int64_t task, int64_t worker) {
+                        const int64_t begin = task * part;
+                        StemRows(begin, std::min(stem_rows, begin + part), spaces[worker]);
                       }});
-    if (stem.pooled)
-      phases.push_back({stem.rows(), [this](int64_t row, int64_t) { PoolRow(row); }});
     int64_t sums = stem.rows(), size = stem.rows() * stem.columns() * network_.units[0].channels;
     int current = 0;
     for (const Unit& unit : network_.units) {
@@ -172,55 +164,76 @@ class Sample {
   }
 
  private:
-  void PadRow(int64_t index) const {
-    const Convolution& n = network_.stem.conv;
-    const int64_t row = index - n.top;
-    float* to = space_.image() + index * n.image_row();
-    if (row < 0 || row >= n.height) {
-      std::fill_n(to, n.image_row(), 0.0f);
-      return;
-    }
-    to = std::fill_n(to, n.left * n.depth, 0.0f);
-    to = std::copy_n(image_ + row * n.width * n.depth, n.width * n.depth, to);
-    std::fill_n(to, (n.padded_width - n.left - n.width) * n.depth, 0.0f);
-  }
-
-  // A row of the stem's convolution, and where it is pooled, the maxima across.
-  void StemRow(int64_t row, float* wide) const {
+  // Rows `begin` to `end` of what the stem gives, by memory of the worker's own: the padded image
+  // as far as they need it, a row of the convolution, and where it is pooled, maxima across.
+  void StemRows(int64_t begin, int64_t end, const Workspace& own) const {
     const Stem& stem = network_.stem;
     const Convolution& n = stem.conv;
-    const int64_t out = n.out;
-    float* result = stem.pooled ? wide : space_.activation(0) + row * n.columns * out;
-    for (int64_t filter = 0; filter < out; filter += kFilters) {
-      ForGroups(n, row * n.columns, (row + 1) * n.columns, [&](int64_t, const Group& group) {
-        const float* seen[kPixels];
-        float* y[kPixels];
-        FirstTaps(n, group, static_cast<const float*>(space_.image()), seen);
-        for (int64_t p = 0; p < kPixels; ++p) y[p] = result + group.columns[p] * out + filter;
-        run_.multiply_floats(n.taps(), seen, stem.kernel + filter,
-                             std::min(kFilters, out - filter), y);
-      });
-    }
-    run_.normalize(n.columns, out, stem.norm.gain, stem.norm.offset, 0, result);
+    const int64_t length = stem.columns() * n.out;
+    auto result = [&](int64_t row) { return space_.activation(0) + row * length; };
     if (!stem.pooled) {
-      SumRow(row, result, n.columns * out);
+      PadRows(begin * n.stride, (end - 1) * n.stride + n.taps_down, own.image());
+      for (int64_t row = begin; row < end; ++row) {
+        StemRow(row, own.image(), result(row));
+        SumRow(row, result(row), length);
+      }
       return;
     }
-    float* to = space_.activation(1) + row * stem.columns() * out;
-    for (int64_t x = 0; x < stem.columns(); ++x, to += out)
-      run_.max3(out, wide + std::max<int64_t>(0, 2 * x - 1) * out, wide + 2 * x * out,
-                wide + std::min(n.columns - 1, 2 * x + 1) * out, to);
+    const int64_t first = std::max<int64_t>(0, 2 * begin - 1), last = std::min(n.rows, 2 * end);
+    PadRows(first * n.stride, (last - 1) * n.stride + n.taps_down, own.image());
+    auto across = [&](int64_t row) { return own.pooled_rows() + row % 3 * length; };
+    int64_t done = first;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t below = std::min(n.rows - 1, 2 * row + 1);
+      for (; done <= below; ++done) {
+        StemRow(done, own.image(), own.row());
+        PoolAcross(own.row(), across(done));
+      }
+      run_.max3(length, across(std::max<int64_t>(0, 2 * row - 1)), across(2 * row), across(below),
+                result(row));
+      SumRow(row, result(row), length);
+    }
   }
 
-  // The maxima down.
-  void PoolRow(int64_t row) const {
+  // Rows `begin` to `end` of the padded image.
+  void PadRows(int64_t begin, int64_t end, float* padded) const {
+    const Convolution& n = network_.stem.conv;
+    const int64_t left = n.left * n.depth, length = n.width * n.depth;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t row = index - n.top;
+      float* to = padded + index * n.image_row();
+      if (row < 0 || row >= n.height) {
+        std::fill_n(to, n.image_row(), 0.0f);
+        continue;
+      }
+      std::fill_n(to, left, 0.0f);
+      std::copy_n(image_ + row * length, length, to + left);
+      std::fill(to + left + length, to + n.image_row(), 0.0f);
+    }
+  }
+
+  // A row of the stem's convolution, its batch norm and ReLU.
+  void StemRow(int64_t row, const float* padded, float* y) const {
     const Stem& stem = network_.stem;
-    const int64_t length = stem.columns() * stem.conv.out;
-    const float* from = space_.activation(1);
-    float* to = space_.activation(0) + row * length;
-    run_.max3(length, from + std::max<int64_t>(0, 2 * row - 1) * length, from + 2 * row * length,
-              from + std::min(stem.conv.rows - 1, 2 * row + 1) * length, to);
-    SumRow(row, to, length);
+    const Convolution& n = stem.conv;
+    for (int64_t filter = 0; filter < n.out; filter += kFilters) {
+      const int64_t filters = std::min(kFilters, n.out - filter);
+      ForGroups(n, row * n.columns, (row + 1) * n.columns, [&](int64_t, const Group& group) {
+        const float* seen[kPixels];
+        float* to[kPixels];
+        FirstTaps(n, group, padded, seen);
+        for (int64_t p = 0; p < kPixels; ++p) to[p] = y + group.columns[p] * n.out + filter;
+        run_.multiply_floats(n.taps(), seen, stem.kernel + filter, filters, to);
+      });
+    }
+    run_.normalize(n.columns, n.out, stem.norm.gain, stem.norm.offset, 0, y);
+  }
+
+  void PoolAcross(const float* row, float* y) const {
+    const Convolution& n = network_.stem.conv;
+    for (int64_t x = 0; x < network_.stem.columns(); ++x)
+      run_.max3(n.out, row + std::max<int64_t>(0, 2 * x - 1) * n.out, row + 2 * x * n.out,
+                row + std::min(n.columns - 1, 2 * x + 1) * n.out, y + x * n.out);
   }
 
   void SumRow(int64_t row, const float* x, int64_t length) const {
@@ -277,9 +290,8 @@ class Sample {
       for (int64_t p = 0; p < kPixels; ++p) sums[p] = products[p];
       MultiplyGroup(run_, n, group, unit.channels, filter, filters, space_.words(), unit.words,
                     unit.corner_sums, sums);
-      for (int64_t p = 0; p < group.count; ++p)
-        run_.finish_unit(filters, sums[p], unit.norm.gain + filter, unit.norm.offset + filter,
-                         unit.slope + filter, results[p], totals);
+      run_.finish_unit(group.count, filters, sums, unit.norm.gain + filter,
+                       unit.norm.offset + filter, unit.slope + filter, results, totals);
     });
     space_.sums()[task] = Total(totals);
   }
@@ -351,14 +363,14 @@ inline void RunNetwork(xla::ffi::ThreadPool& pool, const Network& network, int64
   std::vector<Phase> phases;
   phases.push_back({alone, [&](int64_t index, int64_t worker) {
                       const Sample own = sample(index, worker);
-                      for (const Phase& phase : own.Phases(spaces))
+                      for (const Phase& phase : own.Phases(spaces, 1))
                         for (int64_t task = 0; task < phase.tasks; ++task) phase.run(task, worker);
                     }});
   std::vector<Sample> shared;
   shared.reserve(batch - alone);  // phases point to the samples
   for (int64_t index = alone; index < batch; ++index) {
     shared.push_back(sample(index, 0));
-    for (Phase& phase : shared.back().Phases(spaces)) phases.push_back(std::move(phase));
+    for (Phase& phase : shared.back().Phases(spaces, 2 * workers)) phases.push_back(std::move(phase));
   }
   RunPhases(pool, workers, std::move(phases));
 }

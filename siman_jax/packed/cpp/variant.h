@@ -38,9 +38,10 @@ struct Variant {
   void (*add_border)(int64_t length, const int32_t* all, const int32_t* inner,
                      const int32_t* above, const int32_t* before, const int32_t* both, int32_t* y);
 
-  // y = PReLU(gain * sums + offset + y); adds all of y to kLanes totals.
-  void (*finish_unit)(int64_t filters, const int32_t* sums, const float* gain, const float* offset,
-                      const float* slope, float* y, float* totals);
+  // y[p] = PReLU(gain * sums[p] + offset + y[p]); adds all of y to kLanes totals.
+  void (*finish_unit)(int64_t pixels, int64_t filters, const int32_t* const* sums,
+                      const float* gain, const float* offset, const float* slope, float* const* y,
+                      float* totals);
 
   // x = max(gain * x + offset, least), for `filters` channels of each of `pixels` pixels.
   void (*normalize)(int64_t pixels, int64_t filters, const float* gain, const float* offset,
