@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-_CONV, _RESIDUAL = "siman_binary_conv", "siman_residual_means"
-# Filters that the fewest vector registers of any variant hold together.
-_LANES = 16
+_CONV, _RESIDUAL = "siman_binary_conv", "siman_residual_logits"
+# Filters that the fewest and the most vector registers of any variant hold together.
+_LANES, _BLOCK = 16, 64
 
 
 @functools.cache
@@ -75,10 +75,11 @@ def conv(
     return y[..., :out]
 
 
-def residual_means(
+def residual_logits(
     images: Array,
     weights: Sequence[Array],
     *,
+    classes: int,
     centred: bool,
     pooled: bool,
     real_shortcuts: bool,
@@ -86,16 +87,18 @@ def residual_means(
     channels: Sequence[int],
     variant: str | None = None,
 ) -> Array:
-    """Run a residual network from images to the means of its last channels, as one call.
+    """Run a residual network of two-shortcut blocks, as one call.
 
     Args:
       images: float32 `[batch, height, width, in]`.
-      weights: of the stem its kernel `[taps, taps, in, out]`, gain and offset, all float32; of each
-        unit the words and corner sums of its `kernels.PackedKernel`, then gain, offset and slope;
-        and where its shape changes and shortcuts are real, their kernel `[in, out]`, gain and
-        offset. All have `whole_lanes` of channels.
+      weights: of the stem its kernel, gain and offset; of each unit the words and corner sums of
+        its `kernels.PackedKernel`, then gain, offset and slope, and where its shape changes and
+        shortcuts are real, their kernel, gain and offset; of the classifier gain and offset of its
+        batch norm, kernel and bias. All have `whole_lanes` of channels, and kernels and words are
+        in `blocks`. What is not words or sums is float32.
+      classes: number of logits.
       centred: bits are signs about a sample's mean, not about 0.
-      pooled: the stem ends with maxima of 3x3 in steps of 2.
+      pooled: the stem is 7x7 and ends with maxima of 3x3 in steps of 2; otherwise 3x3.
       real_shortcuts: where the shape changes, the shortcut is a real 1x1 convolution and a batch
         norm; otherwise it has zeros around the channels.
       strides: of the stem and the units.
@@ -103,12 +106,11 @@ def residual_means(
       variant: one of `variants()`; the first of them if None.
 
     Returns:
-      float32 `[batch, channels[-1]]`. Integers are exact, but real sums have an order of their own.
+      float32 `[batch, classes]`. Integers are exact, but real sums have an order of their own.
     """
-    last = weights[-1].shape[-1]
-    means = jax.ffi.ffi_call(
+    logits = jax.ffi.ffi_call(
         _RESIDUAL,
-        jax.ShapeDtypeStruct((images.shape[0], last), jnp.float32),
+        jax.ShapeDtypeStruct((images.shape[0], weights[-1].shape[0]), jnp.float32),
         vmap_method="sequential",
     )(
         images,
@@ -120,18 +122,28 @@ def residual_means(
         strides=np.array(strides, np.int64),
         channels=np.array(channels, np.int64),
     )
-    return means[:, : channels[-1]]
+    return logits[:, :classes]
 
 
-def whole_lanes(x: Array, axes: Sequence[int] = (-1,)) -> Array:
-    """Pad axes, of channels, with zeros to a multiple of what the vector registers hold.
+def blocks(kernel: Array) -> Array:
+    """Lay a kernel `[..., out]` out in blocks of filters, each in one piece: `[size]`.
+
+    >>> blocks(jnp.arange(160).reshape(2, 80))[jnp.array([0, 63, 64, 128])]
+    Array([  0,  63,  80,  64], dtype=int32)
+    """
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    starts = range(0, rows.shape[1], _BLOCK)
+    return jnp.concatenate([rows[:, start : start + _BLOCK].ravel() for start in starts])
+
+
+def whole_lanes(x: Array, axis: int = -1) -> Array:
+    """Pad an axis, of channels, with zeros to a multiple of what vector registers hold.
 
     >>> whole_lanes(jnp.zeros((3, 20))).shape
     (3, 32)
     """
     padding = [(0, 0)] * x.ndim
-    for axis in axes:
-        padding[axis] = (0, -x.shape[axis] % _LANES)
+    padding[axis] = (0, -x.shape[axis] % _LANES)
     return jnp.pad(x, padding)
 
 

@@ -1,8 +1,8 @@
-"""A packed network of two-shortcut blocks as one native call, but for its classifier.
+"""A packed network of two-shortcut blocks as one native call.
 
 Layer by layer, as `network.packed_twin` runs it, a batch of one loses a third of its time between
 the layers: to dispatch, to threads that wake up, and to activations that are read again. In one
-call the threads stay together from the image to the last means.
+call the threads stay together from the image to the logits.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ from siman_jax.packed.layers import (
     CORNER_SUMS,
     DERIVED,
     WORDS,
-    FoldedNorm,
     above_mean,
 )
+from siman_jax.packed.native import whole_lanes
 
 
 def covers(model: nn.Module) -> bool:
@@ -56,33 +56,39 @@ def residual_logits(
       Logits, float32 `[batch, classes]`.
     """
     params = packed["params"]
-    units = list(_units(model))
-    weights = [native.whole_lanes(params["conv1"]["kernel"]), *_norm(params["bn1"])]
+    weights = [_kernel(params["conv1"]["kernel"]), *_norm(params["bn1"])]
     channels = [images.shape[-1], model.width]
-    for block, index, _, features in units:
-        own, derived = params[block], packed[DERIVED][block]
+    strides = [2 if model.imagenet_stem else 1]
+    for block, index, stride, features in _units(model):
+        own, sums = params[block], packed[DERIVED][block][f"conv{index}"][CORNER_SUMS]
         weights += [
-            native.whole_lanes(own[f"conv{index}"][WORDS]),
-            native.whole_lanes(derived[f"conv{index}"][CORNER_SUMS]),
+            _kernel(own[f"conv{index}"][WORDS]),
+            whole_lanes(sums),
             *_norm(own[f"bn{index}"]),
-            native.whole_lanes(own[f"prelu{index}"]["slope"]),
+            whole_lanes(own[f"prelu{index}"]["slope"]),
         ]
         if index == 1 and "shortcut_conv" in own:
-            kernel = own["shortcut_conv"]["kernel"][0, 0]
-            weights += [native.whole_lanes(kernel, (0, 1)), *_norm(own["shortcut_bn"])]
+            kernel = own["shortcut_conv"]["kernel"]
+            weights += [_kernel(whole_lanes(kernel, axis=2)), *_norm(own["shortcut_bn"])]
         channels.append(features)
-    means = native.residual_means(
+        strides.append(stride)
+    classifier = params["fc"]
+    weights += [
+        *_norm(params["bn2"]),
+        _kernel(whole_lanes(classifier["kernel"], axis=0)),
+        whole_lanes(classifier["bias"]),
+    ]
+    return native.residual_logits(
         images,
         weights,
+        classes=model.num_classes,
         centred=ACTIVATION_BITS[_activation_rule(model)] is above_mean,
         pooled=model.imagenet_stem,
         real_shortcuts=model.shortcut is real_shortcut,
-        strides=[2 if model.imagenet_stem else 1, *(strides for _, _, strides, _ in units)],
+        strides=strides,
         channels=channels,
         variant=variant,
     )
-    x = FoldedNorm().apply({"params": params["bn2"]}, means, train=False)
-    return nn.Dense(model.num_classes).apply({"params": params["fc"]}, x)
 
 
 def _activation_rule(model: ResNet) -> str:
@@ -99,4 +105,8 @@ def _units(model: ResNet) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _norm(leaves: Mapping[str, Array]) -> list[Array]:
-    return [native.whole_lanes(leaves[name]) for name in ("gain", "offset")]
+    return [whole_lanes(leaves[name]) for name in ("gain", "offset")]
+
+
+def _kernel(kernel: Array) -> Array:
+    return native.blocks(whole_lanes(kernel))

@@ -83,8 +83,9 @@ inline ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, Corn
       int32_t* sums[kPixels];
       for (int64_t p = 0; p < kPixels; ++p)
         sums[p] = y->typed_data() + (first + std::min(p, group.count - 1)) * n.out + filter;
-      MultiplyGroup(kVariants[variant], n, group, channels, filter, filters, padded->typed_data(),
-                    kernel.typed_data(), corner_sums.typed_data(), sums);
+      MultiplyGroup(kVariants[variant], n, n.taps(n.out), group, channels, filters,
+                    padded->typed_data(), kernel.typed_data() + filter,
+                    corner_sums.typed_data() + filter, sums);
     });
   };
   RunPhases(pool, workers, {{batch * n.padded_height, pack}, {blocks * parts, multiply}});

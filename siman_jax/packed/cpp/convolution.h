@@ -28,7 +28,12 @@ struct Convolution {
   int64_t image_row() const { return padded_width * depth; }
   int64_t padded_size() const { return padded_height * image_row(); }
   int64_t results() const { return rows * columns; }
-  Taps taps() const { return {taps_down, taps_across * depth, image_row(), out}; }
+  int64_t kernel_values() const { return taps_down * taps_across * depth; }  // of one filter
+
+  // Beside a kernel whose values stand `filters` apart for one filter.
+  Taps taps(int64_t filters) const {
+    return {taps_down, taps_across * depth, image_row(), filters};
+  }
 };
 
 // Up to kPixels neighbouring results, in the order of samples, rows and columns.
@@ -90,17 +95,17 @@ inline void AddPadding(const Variant& variant, const Convolution& n, int64_t row
                      sums(r1, c0), sums(r0, c0), y);
 }
 
-// Sums of +-1 for a group and a block of filters: int32 [kPixels, kFilters].
-inline void MultiplyGroup(const Variant& variant, const Convolution& n, const Group& group,
-                          int64_t channels, int64_t filter, int64_t filters,
+// Sums of +-1 for a group and a block of filters, at which `kernel` and `corner_sums` start.
+inline void MultiplyGroup(const Variant& variant, const Convolution& n, const Taps& taps,
+                          const Group& group, int64_t channels, int64_t filters,
                           const uint32_t* padded, const uint32_t* kernel,
                           const int32_t* corner_sums, int32_t* const* y) {
   const uint32_t* seen[kPixels];
   FirstTaps(n, group, padded, seen);
   const auto terms = static_cast<int32_t>(n.taps_down * n.taps_across * channels);
-  variant.multiply_bits(n.taps(), seen, kernel + filter, filters, terms, y);
+  variant.multiply_bits(taps, seen, kernel, filters, terms, y);
   for (int64_t p = 0; p < group.count; ++p)
-    AddPadding(variant, n, group.rows[p], group.columns[p], corner_sums + filter, filters, y[p]);
+    AddPadding(variant, n, group.rows[p], group.columns[p], corner_sums, filters, y[p]);
 }
 
 }  // namespace siman

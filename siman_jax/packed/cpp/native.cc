@@ -15,10 +15,10 @@ namespace siman {
 namespace {
 
 using Images = ffi::Buffer<ffi::F32, 4>;
-using Means = ffi::Buffer<ffi::F32, 2>;
+using Logits = ffi::Buffer<ffi::F32, 2>;
 using Integers = ffi::Span<const int64_t>;
 
-// The weights one after another, as `native.residual_means` lists them.
+// The weights one after another, as `native.residual_logits` lists them.
 class Weights {
  public:
   explicit Weights(const ffi::RemainingArgs& buffers) : buffers_(buffers) {}
@@ -54,29 +54,32 @@ Convolution SamePadded(int64_t height, int64_t width, int64_t depth, int64_t tap
           stride};
 }
 
-// `strides` of the stem and the units, `channels` of the images, the stem and the units.
-ffi::Error ResidualMeans(ffi::ThreadPool pool, Images images, ffi::RemainingArgs buffers,
-                         ffi::Result<Means> means, int64_t variant, bool centred, bool pooled,
+// `strides` of the stem and the units; `channels` of the images, the stem and the units. What counts
+// for the layers' widths in memory, a multiple of kLanes, are their vectors.
+ffi::Error ResidualLogits(ffi::ThreadPool pool, Images images, ffi::RemainingArgs buffers,
+                         ffi::Result<Logits> logits, int64_t variant, bool centred, bool pooled,
                          bool real_shortcuts, Integers strides, Integers channels) {
   const auto sizes = images.dimensions();
   Weights weights(buffers);
-  Network network{&kVariants[variant], centred, {}, {}};
+  Network network{&kVariants[variant], centred, {}, {}, {}};
 
-  const auto kernel = weights.Next();
-  const auto taps = kernel.dimensions();
-  network.stem = {SamePadded(sizes[1], sizes[2], channels[0], taps[0], strides[0], taps[3]),
-                  kernel.typed_data<float>(), weights.NextNorm(), pooled};
-  int64_t height = network.stem.rows(), width = network.stem.columns(), in = taps[3];
+  const float* kernel = weights.Floats();
+  auto gain = weights.Next();
+  int64_t width = gain.dimensions()[0];
+  network.stem = {SamePadded(sizes[1], sizes[2], channels[0], pooled ? 7 : 3, strides[0], width),
+                  kernel, {gain.typed_data<float>(), weights.Floats()}, pooled};
+  int64_t rows = network.stem.rows(), columns = network.stem.columns();
   for (size_t i = 1; i < strides.size(); ++i) {
-    const auto words = weights.Next();
-    const auto taps = words.dimensions();
     Unit unit{};
-    unit.conv = SamePadded(height, width, taps[2], taps[0], strides[i], taps[3]);
+    unit.words = weights.Next().typed_data<uint32_t>();
+    const auto sums = weights.Next();
+    unit.corner_sums = sums.typed_data<int32_t>();
+    const int64_t taps = sums.dimensions()[0] - 1, out = sums.dimensions()[2];
     unit.channels = channels[i];
-    unit.in = in;
+    unit.in = width;
     unit.features = channels[i + 1];
-    unit.words = words.typed_data<uint32_t>();
-    unit.corner_sums = weights.Next().typed_data<int32_t>();
+    unit.conv = SamePadded(rows, columns, (unit.channels + kWordBits - 1) / kWordBits, taps,
+                           strides[i], out);
     unit.norm = weights.NextNorm();
     unit.slope = weights.Floats();
     if (strides[i] != 1 || unit.channels != unit.features) {
@@ -87,12 +90,14 @@ ffi::Error ResidualMeans(ffi::ThreadPool pool, Images images, ffi::RemainingArgs
       }
     }
     network.units.push_back(unit);
-    height = unit.conv.rows;
-    width = unit.conv.columns;
-    in = taps[3];
+    rows = unit.conv.rows;
+    columns = unit.conv.columns;
+    width = out;
   }
+  const Norm norm = weights.NextNorm();
+  network.classifier = {norm, weights.Floats(), weights.Floats(), width, logits->dimensions()[1]};
   RunNetwork(pool, network, sizes[0], sizes[1] * sizes[2] * sizes[3], images.typed_data(),
-             means->typed_data());
+             logits->typed_data());
   return ffi::Error::Success();
 }
 
@@ -119,12 +124,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_binary_conv, siman::BinaryConv,
                                   .Attr<int64_t>("top")
                                   .Attr<int64_t>("left"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_residual_means, siman::ResidualMeans,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_residual_logits, siman::ResidualLogits,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<siman::Images>()
                                   .RemainingArgs()
-                                  .Ret<siman::Means>()
+                                  .Ret<siman::Logits>()
                                   .Attr<int64_t>("variant")
                                   .Attr<bool>("centred")
                                   .Attr<bool>("pooled")

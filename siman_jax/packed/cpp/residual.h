@@ -1,8 +1,10 @@
-// A residual network of two-shortcut blocks, from an image to the means of its last channels.
+// A residual network of two-shortcut blocks, from images to logits.
 //
 // A block is two units, each conv(bits of x), batch norm, + shortcut(x), PReLU. Between layers an
 // activation is float [height, width, channels], channels padded with zeros to a multiple of
-// kLanes, and a unit without stride writes over its own input, which is its shortcut too.
+// kLanes, and a unit without stride writes over its own input, which is its shortcut too. Kernels
+// stand in memory by blocks of up to kFilters filters, so that what an inner loop reads of one is in
+// one piece: filter f's block begins at f times the values of one filter.
 
 #ifndef SIMAN_RESIDUAL_H_
 #define SIMAN_RESIDUAL_H_
@@ -52,13 +54,20 @@ struct Unit {
   Norm shortcut_norm;
 };
 
+// Means of channels, batch norm, dense layer.
+struct Classifier {
+  Norm norm;
+  const float* kernel;
+  const float* bias;
+  int64_t in, out;
+};
+
 struct Network {
   const Variant* variant;
   bool centred;  // bits are signs about the sample's mean, not about 0
   Stem stem;
   std::vector<Unit> units;
-
-  int64_t out() const { return units.back().conv.out; }
+  Classifier classifier;
 };
 
 // Tasks are the same whatever the number of threads, and so are the sums that they leave.
@@ -66,10 +75,10 @@ class Tasks {
  public:
   // Of `results` with `values` to multiply for each, for a block of filters: some microseconds.
   Tasks(int64_t results, int64_t out, int64_t values)
-      : results_(results),
-        part_(std::max(4 * kPixels, 4096 / values / kPixels * kPixels)),
-        out_(out),
-        blocks_((out + kFilters - 1) / kFilters) {}
+      : results_(results), out_(out), blocks_((out + kFilters - 1) / kFilters) {
+    const int64_t parts = results * values / 4096 + 1;
+    part_ = RoundUp((results + parts - 1) / parts, kPixels);
+  }
   int64_t count() const { return (results_ + part_ - 1) / part_ * blocks_; }
   int64_t begin(int64_t task) const { return task / blocks_ * part_; }
   int64_t end(int64_t task) const { return std::min(results_, begin(task) + part_); }
@@ -77,11 +86,11 @@ class Tasks {
   int64_t filters(int64_t task) const { return std::min(kFilters, out_ - filter(task)); }
 
  private:
-  int64_t results_, part_, out_, blocks_;
+  int64_t results_, out_, blocks_, part_;
 };
 
 inline Tasks TasksOf(const Convolution& n) {
-  return {n.results(), n.out, n.taps_down * n.taps_across * n.depth};
+  return {n.results(), n.out, n.kernel_values()};
 }
 
 // What a sample needs in memory on its way through the network, and what a worker does.
@@ -102,6 +111,7 @@ class Workspace {
     for (int64_t& start : activations_) start = Add(activation);
     words_ = Add(words);
     sums_ = Add(tasks);
+    means_ = Add(network.classifier.in);
     memory_.emplace(size_);
   }
 
@@ -111,6 +121,7 @@ class Workspace {
   float* activation(int which) const { return memory_->data() + activations_[which]; }
   uint32_t* words() const { return reinterpret_cast<uint32_t*>(memory_->data() + words_); }
   float* sums() const { return memory_->data() + sums_; }  // of an activation, by tasks
+  float* means() const { return memory_->data() + means_; }
 
  private:
   int64_t Add(int64_t size) {
@@ -119,7 +130,7 @@ class Workspace {
     return start;
   }
 
-  int64_t size_ = 0, image_, row_, pooled_rows_, activations_[2], words_, sums_;
+  int64_t size_ = 0, image_, row_, pooled_rows_, activations_[2], words_, sums_, means_;
   std::optional<Memory> memory_;
 };
 
@@ -127,9 +138,9 @@ class Workspace {
 // tasks of a layer at the same time.
 class Sample {
  public:
-  Sample(const Network& network, const Workspace& workspace, const float* image, float* means)
+  Sample(const Network& network, const Workspace& workspace, const float* image, float* logits)
       : network_(network), run_(*network.variant), space_(workspace), image_(image),
-        means_(means) {}
+        logits_(logits) {}
 
   // The layers in turn, the stem in `parts`. `spaces` are those of the workers.
   std::vector<Phase> Phases(const std::vector<Workspace>& spaces, int64_t parts) const {
@@ -157,9 +168,12 @@ class Sample {
       size = unit.conv.results() * unit.features;
       current = next;
     }
-    phases.push_back({network_.out() / kLanes, [=](int64_t block, int64_t) {
+    const Classifier& classifier = network_.classifier;
+    phases.push_back({classifier.in / kLanes, [=](int64_t block, int64_t) {
                         Means(block * kLanes, space_.activation(current));
                       }});
+    phases.push_back({(classifier.out + kFilters - 1) / kFilters,
+                      [this](int64_t block, int64_t) { Classify(block * kFilters); }});
     return phases;
   }
 
@@ -223,7 +237,8 @@ class Sample {
         float* to[kPixels];
         FirstTaps(n, group, padded, seen);
         for (int64_t p = 0; p < kPixels; ++p) to[p] = y + group.columns[p] * n.out + filter;
-        run_.multiply_floats(n.taps(), seen, stem.kernel + filter, filters, to);
+        run_.multiply_floats(n.taps(filters), seen, stem.kernel + filter * n.kernel_values(),
+                             filters, to);
       });
     }
     run_.normalize(n.columns, n.out, stem.norm.gain, stem.norm.offset, 0, y);
@@ -288,8 +303,8 @@ class Sample {
       int32_t products[kPixels][kFilters];
       int32_t* sums[kPixels];
       for (int64_t p = 0; p < kPixels; ++p) sums[p] = products[p];
-      MultiplyGroup(run_, n, group, unit.channels, filter, filters, space_.words(), unit.words,
-                    unit.corner_sums, sums);
+      MultiplyGroup(run_, n, n.taps(filters), group, unit.channels, filters, space_.words(),
+                    unit.words + filter * n.kernel_values(), unit.corner_sums + filter, sums);
       run_.finish_unit(group.count, filters, sums, unit.norm.gain + filter,
                        unit.norm.offset + filter, unit.slope + filter, results, totals);
     });
@@ -325,40 +340,56 @@ class Sample {
                   int64_t filters, float* const* y) const {
     const float* seen[kPixels];
     Subsample(unit, group, x, seen);
-    run_.multiply_floats({1, unit.in, 0, unit.conv.out}, seen, unit.shortcut_kernel + filter,
+    run_.multiply_floats({1, unit.in, 0, filters}, seen, unit.shortcut_kernel + filter * unit.in,
                          filters, y);
     for (int64_t p = 0; p < group.count; ++p)
       run_.normalize(1, filters, unit.shortcut_norm.gain + filter,
-                     unit.shortcut_norm.offset + filter, -std::numeric_limits<float>::infinity(),
-                     y[p]);
+                     unit.shortcut_norm.offset + filter, kLowest, y[p]);
   }
 
+  // Of kLanes channels, and their batch norm.
   void Means(int64_t channel, const float* x) const {
     const Convolution& n = network_.units.back().conv;
-    float sums[kLanes] = {};
+    const Norm& norm = network_.classifier.norm;
+    float* means = space_.means() + channel;
+    std::fill_n(means, kLanes, 0.0f);
     for (int64_t place = 0; place < n.results(); ++place)
-      run_.add(kLanes, x + place * n.out + channel, sums);
-    for (int64_t i = 0; i < kLanes; ++i)
-      means_[channel + i] = sums[i] / static_cast<float>(n.results());
+      run_.add(kLanes, x + place * n.out + channel, means);
+    for (int64_t i = 0; i < kLanes; ++i) means[i] /= static_cast<float>(n.results());
+    run_.normalize(1, kLanes, norm.gain + channel, norm.offset + channel, kLowest, means);
   }
+
+  void Classify(int64_t first) const {
+    const Classifier& n = network_.classifier;
+    const int64_t classes = std::min(kFilters, n.out - first);
+    const float* seen[kPixels];
+    float* y[kPixels];
+    std::fill_n(seen, kPixels, space_.means());
+    std::fill_n(y, kPixels, logits_ + first);
+    run_.multiply_floats({1, n.in, 0, classes}, seen, n.kernel + first * n.in, classes, y);
+    run_.add(classes, n.bias + first, logits_ + first);
+  }
+
+  // For batch norms without a ReLU.
+  static constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
   const Network& network_;
   const Variant& run_;
   const Workspace& space_;
   const float* image_;
-  float* means_;
+  float* logits_;
 };
 
 // Samples go through the network next to each other, each on one thread and in a memory of its own;
 // of the last ones, which are fewer than threads, each on all of them.
 inline void RunNetwork(xla::ffi::ThreadPool& pool, const Network& network, int64_t batch,
-                       int64_t image_size, const float* images, float* means) {
+                       int64_t image_size, const float* images, float* logits) {
   const int64_t workers = Workers(pool), alone = batch / workers * workers;
   std::vector<Workspace> spaces;
   for (int64_t worker = 0; worker < workers; ++worker) spaces.emplace_back(network);
   auto sample = [&](int64_t index, int64_t worker) {
     return Sample(network, spaces[worker], images + index * image_size,
-                  means + index * network.out());
+                  logits + index * network.classifier.out);
   };
   std::vector<Phase> phases;
   phases.push_back({alone, [&](int64_t index, int64_t worker) {

@@ -28,43 +28,53 @@ inline int64_t Workers(const xla::ffi::ThreadPool& pool) {
   return std::max<int64_t>(1, pool.num_threads());
 }
 
+// Waits until `count` has come to `goal`; after some thousand looks offers the processor to others.
+inline void WaitFor(const std::atomic<int64_t>& count, int64_t goal) {
+  for (int looks = 0; count.load(std::memory_order_acquire) < goal; ++looks) {
+    if (looks > 4000) {
+      std::this_thread::yield();
+      continue;
+    }
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+  }
+}
+
 // Runs one phase after another. Each helper is sent for once and then stays until the last phase,
 // because waking a thread takes longer than most phases do. One that comes late joins the phase at
 // hand, one that never comes is not missed: the caller could do it all, and nobody waits but for
 // tasks that somebody is at work on.
+//
+// A worker begins with its own share of the tasks, so that what it wrote in one phase is in its
+// cache in the next, and then helps the others.
 inline void RunPhases(xla::ffi::ThreadPool& pool, int64_t workers, std::vector<Phase> phases) {
-  struct Progress {
-    std::atomic<int64_t> next{0}, finished{0};
-  };
+  using Counter = std::atomic<int64_t>;
   struct State {
-    explicit State(std::vector<Phase> all) : phases(std::move(all)), progress(phases.size()) {}
+    State(std::vector<Phase> all, int64_t workers)
+        : phases(std::move(all)), begun(phases.size() * workers), finished(phases.size()) {}
     const std::vector<Phase> phases;
-    std::vector<Progress> progress;
-    std::atomic<int64_t> joined{0};
+    std::vector<Counter> begun;  // by phase and share
+    std::vector<Counter> finished;
+    Counter joined{0};
   };
-  // How often to look whether others have finished, before the processor is offered to them.
-  constexpr int kLooks = 4000;
-  auto state = std::make_shared<State>(std::move(phases));
-  auto work = [state] {
+  auto state = std::make_shared<State>(std::move(phases), workers);
+  auto work = [state, workers] {
     const int64_t worker = state->joined.fetch_add(1);
     for (size_t i = 0; i < state->phases.size(); ++i) {
       const Phase& phase = state->phases[i];
-      Progress& progress = state->progress[i];
-      for (int64_t task; (task = progress.next.fetch_add(1)) < phase.tasks;) {
-        phase.run(task, worker);
-        progress.finished.fetch_add(1, std::memory_order_release);
-      }
-      for (int looks = 0; progress.finished.load(std::memory_order_acquire) < phase.tasks;) {
-        if (++looks > kLooks) {
-          std::this_thread::yield();
-          continue;
+      for (int64_t turn = 0; turn < workers; ++turn) {
+        const int64_t share = (worker + turn) % workers, begin = phase.tasks * share / workers,
+                      end = phase.tasks * (share + 1) / workers;
+        Counter& begun = state->begun[i * workers + share];
+        for (int64_t task; (task = begin + begun.fetch_add(1)) < end;) {
+          phase.run(task, worker);
+          state->finished[i].fetch_add(1, std::memory_order_release);
         }
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        __asm__ volatile("yield");
-#endif
       }
+      WaitFor(state->finished[i], phase.tasks);
     }
   };
   for (int64_t helper = 1; helper < workers; ++helper) pool.Schedule([work] { work(); });
