@@ -56,7 +56,9 @@ def residual_logits(
       Logits, float32 `[batch, classes]`.
     """
     params = packed["params"]
-    weights = [_kernel(params["conv1"]["kernel"]), *_norm(params["bn1"])]
+    stem = params["conv1"]["kernel"]
+    stem = pair_kernel(stem) if model.imagenet_stem else _kernel(stem)
+    weights = [stem, *_norm(params["bn1"])]
     channels = [images.shape[-1], model.width]
     strides = [2 if model.imagenet_stem else 1]
     for block, index, stride, features in _units(model):
@@ -89,6 +91,25 @@ def residual_logits(
         channels=channels,
         variant=variant,
     )
+
+
+def pair_kernel(kernel: Array) -> Array:
+    """Transform the 7x7 kernel of a stem for two outputs at once; `cpp/stem.h` tells how.
+
+    Args:
+      kernel: float32 `[7, 7, in, out]`.
+
+    Returns:
+      Four kernels `[7, taps, in, out]` of 3, 2, 2 and 3 taps, each laid out as all are: `[size]`.
+    """
+    first, middle, last, seventh = (kernel[:, start : start + 2] for start in (0, 2, 4, 6))
+    kernels = (
+        jnp.concatenate([first, seventh], axis=1),
+        (first + middle + last) / 2,
+        (first - middle + last) / 2,
+        jnp.concatenate([last, seventh], axis=1),
+    )
+    return jnp.concatenate([_kernel(part) for part in kernels])
 
 
 def _activation_rule(model: ResNet) -> str:

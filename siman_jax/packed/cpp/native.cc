@@ -64,7 +64,7 @@ ffi::Error ResidualLogits(ffi::ThreadPool pool, Images images, ffi::RemainingArg
   Network network{&kVariants[variant], centred, {}, {}, {}};
 
   const float* kernel = weights.Floats();
-  auto gain = weights.Next();
+  const auto gain = weights.Next();
   int64_t width = gain.dimensions()[0];
   network.stem = {SamePadded(sizes[1], sizes[2], channels[0], pooled ? 7 : 3, strides[0], width),
                   kernel, {gain.typed_data<float>(), weights.Floats()}, pooled};

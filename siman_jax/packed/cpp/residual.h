@@ -17,27 +17,11 @@
 
 #include "convolution.h"
 #include "memory.h"
+#include "stem.h"
 #include "threads.h"
 #include "variant.h"
 
 namespace siman {
-
-// Gain and offset of a folded batch norm.
-struct Norm {
-  const float *gain, *offset;
-};
-
-// Convolution, batch norm, ReLU, and perhaps 3x3 maxima with stride 2.
-struct Stem {
-  Convolution conv;  // depth: channels of the image
-  const float* kernel;
-  Norm norm;
-  bool pooled;
-
-  static int64_t Pooled(int64_t size) { return (size + 1) / 2; }
-  int64_t rows() const { return pooled ? Pooled(conv.rows) : conv.rows; }
-  int64_t columns() const { return pooled ? Pooled(conv.columns) : conv.columns; }
-};
 
 enum class Shortcut { kIdentity, kZeros, kReal };
 
@@ -105,8 +89,8 @@ class Workspace {
       words = std::max(words, unit.conv.padded_size());
       tasks = std::max(tasks, TasksOf(unit.conv).count());
     }
-    image_ = Add(stem.conv.padded_size());
-    row_ = Add(stem.conv.columns * stem.conv.out);
+    image_ = Add(stem.image_size());
+    row_ = Add(stem.row_size());
     pooled_rows_ = Add(3 * stem.columns() * stem.conv.out);
     for (int64_t& start : activations_) start = Add(activation);
     words_ = Add(words);
@@ -116,8 +100,8 @@ class Workspace {
   }
 
   float* image() const { return memory_->data() + image_; }
-  float* row() const { return memory_->data() + row_; }  // of the stem's convolution
-  float* pooled_rows() const { return memory_->data() + pooled_rows_; }  // three, across only
+  float* row() const { return memory_->data() + row_; }
+  float* pooled_rows() const { return memory_->data() + pooled_rows_; }
   float* activation(int which) const { return memory_->data() + activations_[which]; }
   uint32_t* words() const { return reinterpret_cast<uint32_t*>(memory_->data() + words_); }
   float* sums() const { return memory_->data() + sums_; }  // of an activation, by tasks
@@ -178,77 +162,13 @@ class Sample {
   }
 
  private:
-  // Rows `begin` to `end` of what the stem gives, by memory of the worker's own: the padded image
-  // as far as they need it, a row of the convolution, and where it is pooled, maxima across.
   void StemRows(int64_t begin, int64_t end, const Workspace& own) const {
     const Stem& stem = network_.stem;
-    const Convolution& n = stem.conv;
-    const int64_t length = stem.columns() * n.out;
-    auto result = [&](int64_t row) { return space_.activation(0) + row * length; };
-    if (!stem.pooled) {
-      PadRows(begin * n.stride, (end - 1) * n.stride + n.taps_down, own.image());
-      for (int64_t row = begin; row < end; ++row) {
-        StemRow(row, own.image(), result(row));
-        SumRow(row, result(row), length);
-      }
-      return;
-    }
-    const int64_t first = std::max<int64_t>(0, 2 * begin - 1), last = std::min(n.rows, 2 * end);
-    PadRows(first * n.stride, (last - 1) * n.stride + n.taps_down, own.image());
-    auto across = [&](int64_t row) { return own.pooled_rows() + row % 3 * length; };
-    int64_t done = first;
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t below = std::min(n.rows - 1, 2 * row + 1);
-      for (; done <= below; ++done) {
-        StemRow(done, own.image(), own.row());
-        PoolAcross(own.row(), across(done));
-      }
-      run_.max3(length, across(std::max<int64_t>(0, 2 * row - 1)), across(2 * row), across(below),
-                result(row));
-      SumRow(row, result(row), length);
-    }
-  }
-
-  // Rows `begin` to `end` of the padded image.
-  void PadRows(int64_t begin, int64_t end, float* padded) const {
-    const Convolution& n = network_.stem.conv;
-    const int64_t left = n.left * n.depth, length = n.width * n.depth;
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t row = index - n.top;
-      float* to = padded + index * n.image_row();
-      if (row < 0 || row >= n.height) {
-        std::fill_n(to, n.image_row(), 0.0f);
-        continue;
-      }
-      std::fill_n(to, left, 0.0f);
-      std::copy_n(image_ + row * length, length, to + left);
-      std::fill(to + left + length, to + n.image_row(), 0.0f);
-    }
-  }
-
-  // A row of the stem's convolution, its batch norm and ReLU.
-  void StemRow(int64_t row, const float* padded, float* y) const {
-    const Stem& stem = network_.stem;
-    const Convolution& n = stem.conv;
-    for (int64_t filter = 0; filter < n.out; filter += kFilters) {
-      const int64_t filters = std::min(kFilters, n.out - filter);
-      ForGroups(n, row * n.columns, (row + 1) * n.columns, [&](int64_t, const Group& group) {
-        const float* seen[kPixels];
-        float* to[kPixels];
-        FirstTaps(n, group, padded, seen);
-        for (int64_t p = 0; p < kPixels; ++p) to[p] = y + group.columns[p] * n.out + filter;
-        run_.multiply_floats(n.taps(filters), seen, stem.kernel + filter * n.kernel_values(),
-                             filters, to);
-      });
-    }
-    run_.normalize(n.columns, n.out, stem.norm.gain, stem.norm.offset, 0, y);
-  }
-
-  void PoolAcross(const float* row, float* y) const {
-    const Convolution& n = network_.stem.conv;
-    for (int64_t x = 0; x < network_.stem.columns(); ++x)
-      run_.max3(n.out, row + std::max<int64_t>(0, 2 * x - 1) * n.out, row + 2 * x * n.out,
-                row + std::min(n.columns - 1, 2 * x + 1) * n.out, y + x * n.out);
+    const int64_t length = stem.columns() * stem.conv.out;
+    const StemMemory memory{own.image(), own.row(), own.pooled_rows()};
+    float* y = space_.activation(0) + begin * length;
+    siman::StemRows(run_, stem, image_, begin, end, memory, y);
+    for (int64_t row = begin; row < end; ++row, y += length) SumRow(row, y, length);
   }
 
   void SumRow(int64_t row, const float* x, int64_t length) const {

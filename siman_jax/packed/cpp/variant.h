@@ -53,6 +53,10 @@ struct Variant {
   // y = max(a, b, c)
   void (*max3)(int64_t length, const float* a, const float* b, const float* c, float* y);
 
+  // y_left = left + (s + t), y_right = right + (s - t): a pair of outputs, see `stem.h`.
+  void (*unfold)(int64_t length, const float* left, const float* s, const float* t,
+                 const float* right, float* y_left, float* y_right);
+
   // y += x
   void (*add)(int64_t length, const float* x, float* y);
 };
