@@ -123,6 +123,7 @@ def max_pool(
 
 
 def above_mean(x: Array) -> Array:
+    """Bits of signs about the mean of each sample, `[batch, ...]`."""
     # Standardizing first, as training does, would change the sign of no element.
     return x >= jnp.mean(x, range(1, x.ndim), keepdims=True)
 

@@ -7,8 +7,8 @@ in `kernels` gives the same integers on every machine.
 import ctypes
 import functools
 import logging
-from importlib.machinery import EXTENSION_SUFFIXES
 from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import count, takewhile
 from pathlib import Path
 
@@ -108,6 +108,10 @@ def residual_logits(
     Returns:
       float32 `[batch, classes]`. Integers are exact, but real sums have an order of their own.
     """
+    images, *weights = (
+        jnp.asarray(x, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for x in (images, *weights)
+    )
     logits = jax.ffi.ffi_call(
         _RESIDUAL,
         jax.ShapeDtypeStruct((images.shape[0], weights[-1].shape[0]), jnp.float32),

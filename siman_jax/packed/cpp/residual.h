@@ -249,9 +249,8 @@ class Sample {
     const int64_t end = std::clamp(before + unit.channels - filter, int64_t{0}, filters);
     for (int64_t p = 0; p < group.count; ++p) {
       std::fill_n(y[p], begin, 0.0f);
-      if (begin < end) std::copy(seen[p] + filter + begin - before, seen[p] + filter + end - before,
-                                 y[p] + begin);
-      std::fill(y[p] + std::max(begin, end), y[p] + filters, 0.0f);
+      std::copy_n(seen[p] + filter + begin - before, end - begin, y[p] + begin);
+      std::fill(y[p] + end, y[p] + filters, 0.0f);
     }
   }
 
