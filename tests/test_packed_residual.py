@@ -26,10 +26,6 @@ def natively(model, packed, images, variant=None):
     return jax.jit(call)(packed, images)
 
 
-def images_of(*shape):
-    return jnp.asarray(np.random.default_rng(2).standard_normal(shape), jnp.float32)
-
-
 @pytest.mark.parametrize("rule", ["siman", "approx_sign"])
 @pytest.mark.parametrize("name", COVERED)
 def test_logits_are_those_of_xla(name, rule):
@@ -52,14 +48,9 @@ def test_logits_are_those_of_xla(name, rule):
     ],
 )
 def test_logits_of_odd_shapes(name, width, shape):
-    model = build_model(name, 70, width=width, activation_rule="approx_sign")
-    variables = model.init(jax.random.key(0), jnp.zeros(shape), train=False)
-    # Batch norms that scale by 1e-8, as they start, would hide the convolutions.
-    variables["params"] = jax.tree.map_with_path(
-        lambda path, leaf: leaf + 1.0 if path[-1].key == "scale" else leaf, variables["params"]
-    )
-    packed = pack_variables(model, variables)
-    images = images_of(*shape)
+    arguments = {"shape": shape, "width": width, "activation_rule": "approx_sign"}
+    model, variables, images = trained(name, jnp.float32, **arguments)
+    packed = pack_variables(model, with_random_bits(variables))
     expected = by_xla(model, packed, images)
     for variant in native.variants():
         assert_close(natively(model, packed, images, variant), expected, 1e-5)

@@ -37,13 +37,13 @@ _CACHED = 2**20
 def packed_logits(
     model: nn.Module, packed: Mapping, images: jax.Array, *, native: bool = True
 ) -> jax.Array:
-    """Apply a packed network, on a CPU by a few images at a time.
+    """Apply a packed network, on a CPU as one native call, or by a few images at a time.
 
     Args:
       model: the network that was packed, of `models`.
       packed: from `pack_variables`.
       images: normalized, float32 `[batch, height, width, channels]`.
-      native: see `packed_twin`.
+      native: see `packed_twin`; where `residual.covers` the network, all of it is C++.
 
     Returns:
       Logits, `[batch, classes]`.

@@ -39,23 +39,13 @@ class Weights {
 Convolution SamePadded(int64_t height, int64_t width, int64_t depth, int64_t taps, int64_t stride,
                        int64_t out) {
   const int64_t before = (taps - 1) / 2, both = taps - 1;
-  return {height,
-          width,
-          height + both,
-          width + both,
-          depth,
-          taps,
-          taps,
-          (height - 1) / stride + 1,
-          (width - 1) / stride + 1,
-          out,
-          before,
-          before,
-          stride};
+  const int64_t rows = (height - 1) / stride + 1, columns = (width - 1) / stride + 1;
+  return {height, width,   height + both, width + both, depth,  taps, taps,
+          rows,   columns, out,           before,       before, stride};
 }
 
-// `strides` of the stem and the units; `channels` of the images, the stem and the units. What counts
-// for the layers' widths in memory, a multiple of kLanes, are their vectors.
+// `strides` of the stem and the units; `channels` of the images, the stem and the units. Widths in
+// memory, which are multiples of kLanes, are those of the vectors among the weights.
 ffi::Error ResidualLogits(ffi::ThreadPool pool, Images images, ffi::RemainingArgs buffers,
                          ffi::Result<Logits> logits, int64_t variant, bool centred, bool pooled,
                          bool real_shortcuts, Integers strides, Integers channels) {

@@ -3,8 +3,8 @@
 // A block is two units, each conv(bits of x), batch norm, + shortcut(x), PReLU. Between layers an
 // activation is float [height, width, channels], channels padded with zeros to a multiple of
 // kLanes, and a unit without stride writes over its own input, which is its shortcut too. Kernels
-// stand in memory by blocks of up to kFilters filters, so that what an inner loop reads of one is in
-// one piece: filter f's block begins at f times the values of one filter.
+// stand in memory by blocks of up to kFilters filters, so that what an inner loop reads of one is
+// in one piece: the block that filter f is first of begins at f times the values of one filter.
 
 #ifndef SIMAN_RESIDUAL_H_
 #define SIMAN_RESIDUAL_H_
@@ -299,7 +299,7 @@ class Sample {
   float* logits_;
 };
 
-// Samples go through the network next to each other, each on one thread and in a memory of its own;
+// Samples go through the network next to each other, each on one thread and in memory of its own;
 // of the last ones, which are fewer than threads, each on all of them.
 inline void RunNetwork(xla::ffi::ThreadPool& pool, const Network& network, int64_t batch,
                        int64_t image_size, const float* images, float* logits) {
@@ -320,7 +320,8 @@ inline void RunNetwork(xla::ffi::ThreadPool& pool, const Network& network, int64
   shared.reserve(batch - alone);  // phases point to the samples
   for (int64_t index = alone; index < batch; ++index) {
     shared.push_back(sample(index, 0));
-    for (Phase& phase : shared.back().Phases(spaces, 2 * workers)) phases.push_back(std::move(phase));
+    const std::vector<Phase> layers = shared.back().Phases(spaces, 2 * workers);
+    phases.insert(phases.end(), layers.begin(), layers.end());
   }
   RunPhases(pool, workers, std::move(phases));
 }

@@ -180,7 +180,8 @@ inline void StemRows(const Variant& run, const Stem& stem, const float* image, i
   SeenRows(stem, image, next * n.stride, last * n.stride + n.taps_down, memory);
   auto across = [&](int64_t row) { return memory.pooled_rows + row % 3 * length; };
   for (int64_t row = begin; row < end; ++row, y += length) {
-    const int64_t above = std::max<int64_t>(0, 2 * row - 1), below = std::min(n.rows - 1, 2 * row + 1);
+    const int64_t above = std::max<int64_t>(0, 2 * row - 1);
+    const int64_t below = std::min(n.rows - 1, 2 * row + 1);
     for (; next <= below; ++next) {
       StemRow(run, stem, next, memory, memory.row);
       PoolAcross(run, stem, memory.row, across(next));

@@ -1,4 +1,4 @@
-// The instruction sets: products of bits and comparison in their own words, the rest in `vectors.inc`.
+// The instruction sets: products of bits and a comparison each, and what `vectors.inc` makes of it.
 
 #ifndef SIMAN_VARIANTS_H_
 #define SIMAN_VARIANTS_H_
@@ -202,7 +202,7 @@ void MultiplyBits(const Taps& taps, const uint32_t* const* pixels, const uint32_
 #define SIMAN_VARIANT(name, supported)                                                         \
   {                                                                                            \
     #name, supported, name::MultiplyBits, name::MultiplyFloats, name::AddBorder,               \
-        name::FinishUnit, name::Normalize, name::Pack, name::Max3, name::Unfold, name::Add                   \
+        name::FinishUnit, name::Normalize, name::Pack, name::Max3, name::Unfold, name::Add     \
   }
 
 // The fastest first; behind them one without a name.
