@@ -352,7 +352,7 @@ _onnxruntime = partial(Engine, modules=("numpy", "onnxruntime"), install=_onnx_i
 _openvino = partial(Engine, modules=("numpy", "openvino"), install=f"{_onnx_install} openvino")
 
 # By name, in the order of tables and charts. Other kernels of the packed network are rows like the
-# first two: what `load_packed` gets by name goes to `packed_twin`.
+# first two: what `load_packed` gets by name goes to `packed_logits`.
 ENGINES: dict[str, Engine] = {
     OURS: _packed(load=load_packed),
     "siman-jax packed (XLA only)": _packed(load=partial(load_packed, native=False)),

@@ -236,12 +236,12 @@ DRAWS = {
 }
 
 
-def trained(name, dtype, **arguments):
+def trained(name, dtype, *, shape=None, width=12, **arguments):
     """A narrow network, variables as after training, and images that halve unevenly."""
-    model = build_model(name, 7, width=12, dtype=dtype, **arguments)
+    model = build_model(name, 7, width=width, dtype=dtype, **arguments)
     size = 20 if name.startswith("cifar") else 40
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal((3, size, size, 3)), dtype)
+    images = jnp.asarray(rng.standard_normal(shape or (3, size, size, 3)), dtype)
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     variables = {
         path: jnp.asarray(DRAWS[path[-1]](rng, leaf.shape), dtype)

@@ -104,7 +104,8 @@ def max_pool(
     return reduce(jnp.maximum, [x[:, rows, columns] for rows in spans[0] for columns in spans[1]])
 
 
-def _above_mean(x: Array) -> Array:
+def above_mean(x: Array) -> Array:
+    """Bits of signs about the mean of each sample, `[batch, ...]`."""
     # Standardizing first, as training does, would change the sign of no element.
     return x >= jnp.mean(x, range(1, x.ndim), keepdims=True)
 
@@ -115,8 +116,8 @@ def _not_negative(x: Array) -> Array:
 
 # The bits of what `rules.ACTIVATION_RULES` gives, True for +1.
 ACTIVATION_BITS: dict[str, Callable[[Array], Array]] = {
-    "siman": _above_mean,
-    "rbnn": _above_mean,
+    "siman": above_mean,
+    "rbnn": above_mean,
     "approx_sign": _not_negative,
     "ste_sign": _not_negative,
     "swish_sign": _not_negative,

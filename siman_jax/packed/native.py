@@ -1,4 +1,4 @@
-"""The convolution of bits in C++, for processors with a variant in `native.cc`.
+"""What there is in C++, for processors with a variant in `cpp/variants.h`.
 
 It is built with the package where there is a compiler, and nothing depends on it: XLA's own code
 in `kernels` gives the same integers on every machine.
@@ -7,17 +7,19 @@ in `kernels` gives the same integers on every machine.
 import ctypes
 import functools
 import logging
+from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import count, takewhile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-_TARGET = "siman_binary_conv"
-# Filters that the fewest vector registers of any variant hold together.
-_LANES = 16
+_CONV, _RESIDUAL = "siman_binary_conv", "siman_residual_logits"
+# Filters that the fewest and the most vector registers of any variant hold together.
+_LANES, _BLOCK = 16, 64
 
 
 @functools.cache
@@ -52,16 +54,12 @@ def conv(
     taps_down, taps_across, words_per_pixel, out = words.shape
     (top, bottom), (left, right) = padding
     padded = (batch, height + top + bottom, width + left + right, words_per_pixel)
-    spare = -out % _LANES
-    if spare:
-        words, corner_sums = (
-            jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, spare)]) for x in (words, corner_sums)
-        )
+    words, corner_sums = whole_lanes(words), whole_lanes(corner_sums)
     sizes = ((padded[1] - taps_down) // strides + 1, (padded[2] - taps_across) // strides + 1)
     y, _ = jax.ffi.ffi_call(
-        _TARGET,
+        _CONV,
         (
-            jax.ShapeDtypeStruct((batch, *sizes, out + spare), jnp.int32),
+            jax.ShapeDtypeStruct((batch, *sizes, words.shape[-1]), jnp.int32),
             jax.ShapeDtypeStruct(padded, jnp.uint32),  # where the call packs its input
         ),
         vmap_method="sequential",
@@ -75,6 +73,82 @@ def conv(
         left=left,
     )
     return y[..., :out]
+
+
+def residual_logits(
+    images: Array,
+    weights: Sequence[Array],
+    *,
+    classes: int,
+    centred: bool,
+    pooled: bool,
+    real_shortcuts: bool,
+    strides: Sequence[int],
+    channels: Sequence[int],
+    variant: str | None = None,
+) -> Array:
+    """Run a residual network of two-shortcut blocks, as one call.
+
+    Args:
+      images: float32 `[batch, height, width, in]`.
+      weights: of the stem its kernel, gain and offset; of each unit the words and corner sums of
+        its `kernels.PackedKernel`, then gain, offset and slope, and where its shape changes and
+        shortcuts are real, their kernel, gain and offset; of the classifier gain and offset of its
+        batch norm, kernel and bias. All have `whole_lanes` of channels, and kernels and words are
+        in `blocks`. What is not words or sums is float32.
+      classes: number of logits.
+      centred: bits are signs about a sample's mean, not about 0.
+      pooled: the stem is 7x7 and ends with maxima of 3x3 in steps of 2; otherwise 3x3.
+      real_shortcuts: where the shape changes, the shortcut is a real 1x1 convolution and a batch
+        norm; otherwise it has zeros around the channels.
+      strides: of the stem and the units.
+      channels: of the images, the stem and the units.
+      variant: one of `variants()`; the first of them if None.
+
+    Returns:
+      float32 `[batch, classes]`. Integers are exact, but real sums have an order of their own.
+    """
+    images, *weights = (
+        jnp.asarray(x, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for x in (images, *weights)
+    )
+    logits = jax.ffi.ffi_call(
+        _RESIDUAL,
+        jax.ShapeDtypeStruct((images.shape[0], weights[-1].shape[0]), jnp.float32),
+        vmap_method="sequential",
+    )(
+        images,
+        *weights,
+        variant=indices()[variant or variants()[0]],
+        centred=centred,
+        pooled=pooled,
+        real_shortcuts=real_shortcuts,
+        strides=np.array(strides, np.int64),
+        channels=np.array(channels, np.int64),
+    )
+    return logits[:, :classes]
+
+
+def blocks(kernel: Array) -> Array:
+    """Lay a kernel `[..., out]` out in blocks of filters, each in one piece: `[size]`.
+
+    >>> blocks(jnp.arange(160).reshape(2, 80))[jnp.array([0, 63, 64, 128])]
+    Array([  0,  63,  80,  64], dtype=int32)
+    """
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    starts = range(0, rows.shape[1], _BLOCK)
+    return jnp.concatenate([rows[:, start : start + _BLOCK].ravel() for start in starts])
+
+
+def whole_lanes(x: Array, axis: int = -1) -> Array:
+    """Pad an axis, of channels, with zeros to a multiple of what vector registers hold.
+
+    >>> whole_lanes(jnp.zeros((3, 20))).shape
+    (3, 32)
+    """
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, -x.shape[axis] % _LANES)
+    return jnp.pad(x, padding)
 
 
 @functools.cache
@@ -103,7 +177,8 @@ def _register() -> ctypes.CDLL | None:
     if path is None:
         return None
     library = ctypes.CDLL(str(path))
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.siman_binary_conv), "cpu")
+    for target in (_CONV, _RESIDUAL):
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), "cpu")
     return library
 
 

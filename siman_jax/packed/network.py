@@ -26,6 +26,7 @@ from siman_jax.packed.layers import (
     PackedConv,
     max_pool,
 )
+from siman_jax.packed.residual import covers, residual_logits
 
 # Most numbers in the largest activation of images that are computed together on a CPU, so that
 # they stay in its cache. Batches of 256 small images ran up to twice as fast in such pieces.
@@ -35,21 +36,24 @@ _CACHED = 2**20
 def packed_logits(
     model: nn.Module, packed: Mapping, images: jax.Array, *, native: bool = True
 ) -> jax.Array:
-    """Apply a packed network, on a CPU by a few images at a time.
+    """Apply a packed network, on a CPU as one native call, or by a few images at a time.
 
     Args:
       model: the network that was packed, of `models`.
       packed: from `pack_variables`.
       images: normalized, float32 `[batch, height, width, channels]`.
-      native: see `packed_twin`.
+      native: see `packed_twin`; where `residual.covers` the network, all of it is C++.
 
     Returns:
       Logits, `[batch, classes]`.
     """
     apply = partial(packed_twin(model, native=native).apply, packed, train=False)
-    _, height, width, _ = images.shape
-    piece = max(1, _CACHED // (height * width * model.width))
-    return jax.lax.platform_dependent(images, cpu=partial(_in_pieces, apply, piece), default=apply)
+    if native and covers(model):
+        on_cpu = partial(residual_logits, model, packed)
+    else:
+        _, height, width, _ = images.shape
+        on_cpu = partial(_in_pieces, apply, max(1, _CACHED // (height * width * model.width)))
+    return jax.lax.platform_dependent(images, cpu=on_cpu, default=apply)
 
 
 def packed_twin(model: nn.Module, *, native: bool = True) -> nn.Module:

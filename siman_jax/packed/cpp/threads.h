@@ -1,0 +1,86 @@
+// Work on XLA's own threads and the calling one.
+
+#ifndef SIMAN_THREADS_H_
+#define SIMAN_THREADS_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace siman {
+
+// Calls of `run` with task 0 to tasks - 1, each once, in any order and at the same time. `worker`
+// tells the threads at work apart: it is below their number.
+struct Phase {
+  int64_t tasks;
+  std::function<void(int64_t task, int64_t worker)> run;
+};
+
+// How many threads `RunPhases` may employ.
+inline int64_t Workers(const xla::ffi::ThreadPool& pool) {
+  return std::max<int64_t>(1, pool.num_threads());
+}
+
+// Waits until `count` has come to `goal`; after some thousand looks offers the processor to others.
+inline void WaitFor(const std::atomic<int64_t>& count, int64_t goal) {
+  for (int looks = 0; count.load(std::memory_order_acquire) < goal; ++looks) {
+    if (looks > 4000) {
+      std::this_thread::yield();
+      continue;
+    }
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+  }
+}
+
+// Runs one phase after another. Each helper is sent for once and then stays until the last phase,
+// because waking a thread takes longer than most phases do. One that comes late joins the phase at
+// hand, one that never comes is not missed: the caller could do it all, and nobody waits but for
+// tasks that somebody is at work on.
+//
+// A worker begins with its own share of the tasks, so that what it wrote in one phase is in its
+// cache in the next, and then helps the others.
+inline void RunPhases(xla::ffi::ThreadPool& pool, int64_t workers, std::vector<Phase> phases) {
+  using Counter = std::atomic<int64_t>;
+  struct State {
+    State(std::vector<Phase> all, int64_t workers)
+        : phases(std::move(all)), begun(phases.size() * workers), finished(phases.size()) {}
+    const std::vector<Phase> phases;
+    std::vector<Counter> begun;  // by phase and share
+    std::vector<Counter> finished;
+    Counter joined{0};
+  };
+  auto state = std::make_shared<State>(std::move(phases), workers);
+  auto work = [state, workers] {
+    const int64_t worker = state->joined.fetch_add(1);
+    for (size_t i = 0; i < state->phases.size(); ++i) {
+      const Phase& phase = state->phases[i];
+      for (int64_t turn = 0; turn < workers; ++turn) {
+        const int64_t share = (worker + turn) % workers, begin = phase.tasks * share / workers,
+                      end = phase.tasks * (share + 1) / workers;
+        Counter& begun = state->begun[i * workers + share];
+        for (int64_t task; (task = begin + begun.fetch_add(1)) < end;) {
+          phase.run(task, worker);
+          state->finished[i].fetch_add(1, std::memory_order_release);
+        }
+      }
+      WaitFor(state->finished[i], phase.tasks);
+    }
+  };
+  for (int64_t helper = 1; helper < workers; ++helper) pool.Schedule([work] { work(); });
+  work();
+}
+
+}  // namespace siman
+
+#endif  // SIMAN_THREADS_H_

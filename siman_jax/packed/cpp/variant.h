@@ -1,0 +1,66 @@
+// What an instruction set contributes: the inner loops, as functions that are chosen at run time.
+
+#ifndef SIMAN_VARIANT_H_
+#define SIMAN_VARIANT_H_
+
+#include <cstdint>
+
+namespace siman {
+
+constexpr int64_t kLanes = 16;    // filters, and channels in memory, come in multiples of this
+constexpr int64_t kFilters = 64;  // most filters and
+constexpr int64_t kPixels = 4;    // pixels of one multiplication: their sums fill the registers
+
+// A kernel beside a padded image. Values are words of bits, or floats. Below one row of taps the
+// values of both are contiguous.
+struct Taps {
+  int64_t rows;       // of the kernel
+  int64_t values;     // in one of its rows: kernel width * values of a pixel
+  int64_t image_row;  // values between two rows of the padded image
+  int64_t out;        // values between two values of one filter: how many filters there are
+};
+
+// Lengths, and numbers of filters, are multiples of kLanes.
+struct Variant {
+  const char* name;
+  bool supported;
+
+  // y[p][f] = terms - 2 * (number of unequal bits between filter f and what it meets at pixels[p]),
+  // for kPixels pixels and up to kFilters filters: their product, were there no padding.
+  void (*multiply_bits)(const Taps&, const uint32_t* const* pixels, const uint32_t* kernel,
+                        int64_t filters, int32_t terms, int32_t* const* y);
+
+  // y[p][f] = sum of filter f times what it meets at pixels[p]; likewise.
+  void (*multiply_floats)(const Taps&, const float* const* pixels, const float* kernel,
+                          int64_t filters, float* const* y);
+
+  // y += all - (inner - above - before + both)
+  void (*add_border)(int64_t length, const int32_t* all, const int32_t* inner,
+                     const int32_t* above, const int32_t* before, const int32_t* both, int32_t* y);
+
+  // y[p] = PReLU(gain * sums[p] + offset + y[p]); adds all of y to kLanes totals.
+  void (*finish_unit)(int64_t pixels, int64_t filters, const int32_t* const* sums,
+                      const float* gain, const float* offset, const float* slope, float* const* y,
+                      float* totals);
+
+  // x = max(gain * x + offset, least), for `filters` channels of each of `pixels` pixels.
+  void (*normalize)(int64_t pixels, int64_t filters, const float* gain, const float* offset,
+                    float least, float* x);
+
+  // Bit i of the words tells whether x[i] >= least.
+  void (*pack)(int64_t length, const float* x, float least, uint32_t* words);
+
+  // y = max(a, b, c)
+  void (*max3)(int64_t length, const float* a, const float* b, const float* c, float* y);
+
+  // y_left = left + (s + t), y_right = right + (s - t): a pair of outputs, see `stem.h`.
+  void (*unfold)(int64_t length, const float* left, const float* s, const float* t,
+                 const float* right, float* y_left, float* y_right);
+
+  // y += x
+  void (*add)(int64_t length, const float* x, float* y);
+};
+
+}  // namespace siman
+
+#endif  // SIMAN_VARIANT_H_

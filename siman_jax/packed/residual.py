@@ -1,0 +1,133 @@
+"""A packed network of two-shortcut blocks as one native call.
+
+Layer by layer, as `network.packed_twin` runs it, a batch of one loses a third of its time between
+the layers: to dispatch, to threads that wake up, and to activations that are read again. In one
+call the threads stay together from the image to the logits.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from siman_jax.binarize import REAL
+from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut, real_shortcut
+from siman_jax.packed import native
+from siman_jax.packed.layers import (
+    ACTIVATION_BITS,
+    CORNER_SUMS,
+    DERIVED,
+    WORDS,
+    above_mean,
+)
+from siman_jax.packed.native import whole_lanes
+
+
+def covers(model: nn.Module) -> bool:
+    """Whether this machine can run a network, of `models`, that way."""
+    return (
+        isinstance(model, ResNet)
+        and model.block is TwoShortcutBlock
+        and model.shortcut in (pad_shortcut, real_shortcut)
+        and model.stem_activation is nn.relu
+        and model.dtype == jnp.float32
+        and REAL not in (model.conv.keywords["weight_rule"], _activation_rule(model))
+        and bool(native.variants())
+    )
+
+
+def residual_logits(
+    model: ResNet, packed: Mapping, images: Array, *, variant: str | None = None
+) -> Array:
+    """Do what `packed_twin(model)` does.
+
+    Its convolutions of bits give the same integers. Real sums are added up in another order: those
+    of the stem, of real shortcuts, and the means that bits are signs about. So logits agree to
+    rounding, unless an activation is so near the mean that rounding decides its bit.
+
+    Args:
+      model: a network that `covers` approves.
+      packed: from `network.pack_variables`.
+      images: normalized, float32 `[batch, height, width, channels]`.
+      variant: one of `native.variants()`; the first of them if None.
+
+    Returns:
+      Logits, float32 `[batch, classes]`.
+    """
+    params = packed["params"]
+    stem = params["conv1"]["kernel"]
+    stem = pair_kernel(stem) if model.imagenet_stem else _kernel(stem)
+    weights = [stem, *_norm(params["bn1"])]
+    channels = [images.shape[-1], model.width]
+    strides = [2 if model.imagenet_stem else 1]
+    for block, index, stride, features in _units(model):
+        own, sums = params[block], packed[DERIVED][block][f"conv{index}"][CORNER_SUMS]
+        weights += [
+            _kernel(own[f"conv{index}"][WORDS]),
+            whole_lanes(sums),
+            *_norm(own[f"bn{index}"]),
+            whole_lanes(own[f"prelu{index}"]["slope"]),
+        ]
+        if index == 1 and "shortcut_conv" in own:
+            kernel = own["shortcut_conv"]["kernel"]
+            weights += [_kernel(whole_lanes(kernel, axis=2)), *_norm(own["shortcut_bn"])]
+        channels.append(features)
+        strides.append(stride)
+    classifier = params["fc"]
+    weights += [
+        *_norm(params["bn2"]),
+        _kernel(whole_lanes(classifier["kernel"], axis=0)),
+        whole_lanes(classifier["bias"]),
+    ]
+    return native.residual_logits(
+        images,
+        weights,
+        classes=model.num_classes,
+        centred=ACTIVATION_BITS[_activation_rule(model)] is above_mean,
+        pooled=model.imagenet_stem,
+        real_shortcuts=model.shortcut is real_shortcut,
+        strides=strides,
+        channels=channels,
+        variant=variant,
+    )
+
+
+def pair_kernel(kernel: Array) -> Array:
+    """Transform the 7x7 kernel of a stem for two outputs at once; `cpp/stem.h` tells how.
+
+    Args:
+      kernel: float32 `[7, 7, in, out]`.
+
+    Returns:
+      Four kernels `[7, taps, in, out]` of 3, 2, 2 and 3 taps, each laid out as all are: `[size]`.
+    """
+    first, middle, last, seventh = (kernel[:, start : start + 2] for start in (0, 2, 4, 6))
+    kernels = (
+        jnp.concatenate([first, seventh], axis=1),
+        (first + middle + last) / 2,
+        (first - middle + last) / 2,
+        jnp.concatenate([last, seventh], axis=1),
+    )
+    return jnp.concatenate([_kernel(part) for part in kernels])
+
+
+def _activation_rule(model: ResNet) -> str:
+    return model.conv.keywords["activation_rule"]
+
+
+def _units(model: ResNet) -> Iterator[tuple[str, int, int, int]]:
+    """Block, number in it, strides and features of every unit."""
+    for stage, blocks in enumerate(model.stages):
+        for block in range(blocks):
+            name, features = f"layer{stage + 1}_{block}", model.width * 2**stage
+            yield name, 1, 2 if stage > 0 and block == 0 else 1, features
+            yield name, 2, 1, features
+
+
+def _norm(leaves: Mapping[str, Array]) -> list[Array]:
+    return [whole_lanes(leaves[name]) for name in ("gain", "offset")]
+
+
+def _kernel(kernel: Array) -> Array:
+    return native.blocks(whole_lanes(kernel))
