@@ -95,7 +95,7 @@ RULES = BINARIZE | {"rules", "sign_rules", "rotation", "estimators"}
         ("siman_jax.layers", RULES),
         ("siman_jax.models", RULES | {"models", "layers"}),
         ("siman_jax.packed.kernels", {"packed"}),
-        ("siman_jax.packed.network", RULES | {"packed", "layers"}),
+        ("siman_jax.packed.network", RULES | {"packed", "models", "layers"}),
         ("siman_jax.packed.file", RULES | {"packed", "models", "layers", "output"}),
         (
             "siman_jax.packed.model",

@@ -1,17 +1,19 @@
 """A packed network of two-shortcut blocks as one native call.
 
-Layer by layer, as `network.packed_twin` runs it, a batch of one loses a third of its time between
+Layer by layer, as `network.packed_twin` runs it, one image loses much of its time between
 the layers: to dispatch, to threads that wake up, and to activations that are read again. In one
 call the threads stay together from the image to the logits.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
 from siman_jax.binarize import REAL
+from siman_jax.layers import BinaryConv
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut, real_shortcut
 from siman_jax.packed import native
 from siman_jax.packed.layers import (
@@ -24,7 +26,7 @@ from siman_jax.packed.layers import (
 from siman_jax.packed.native import whole_lanes
 
 
-def covers(model: nn.Module) -> bool:
+def covers(model: nn.Module) -> TypeGuard[ResNet]:
     """Whether this machine can run a network, of `models`, that way."""
     return (
         isinstance(model, ResNet)
@@ -32,7 +34,7 @@ def covers(model: nn.Module) -> bool:
         and model.shortcut in (pad_shortcut, real_shortcut)
         and model.stem_activation is nn.relu
         and model.dtype == jnp.float32
-        and REAL not in (model.conv.keywords["weight_rule"], _activation_rule(model))
+        and REAL not in (_convolution(model).weight_rule, _convolution(model).activation_rule)
         and bool(native.variants())
     )
 
@@ -84,7 +86,7 @@ def residual_logits(
         images,
         weights,
         classes=model.num_classes,
-        centred=ACTIVATION_BITS[_activation_rule(model)] is above_mean,
+        centred=ACTIVATION_BITS[_convolution(model).activation_rule] is above_mean,
         pooled=model.imagenet_stem,
         real_shortcuts=model.shortcut is real_shortcut,
         strides=strides,
@@ -112,8 +114,9 @@ def pair_kernel(kernel: Array) -> Array:
     return jnp.concatenate([_kernel(part) for part in kernels])
 
 
-def _activation_rule(model: ResNet) -> str:
-    return model.conv.keywords["activation_rule"]
+def _convolution(model: ResNet) -> BinaryConv:
+    """One like all of the blocks', for its rules."""
+    return model.conv(features=1)
 
 
 def _units(model: ResNet) -> Iterator[tuple[str, int, int, int]]:
