@@ -7,15 +7,21 @@ if TYPE_CHECKING:
     from siman_jax.packed.model import PackedModel
 
 
-def load(path: str | Path) -> "PackedModel":
+def load(path: str | Path, *, exact: bool = False) -> "PackedModel":
     """Read a model file, as `python -m siman_jax.export` writes it.
 
         model = siman_jax.load("model.safetensors")
         logits = model(images)  # uint8 [batch, height, width, channels]
+
+    Args:
+      path: of the file.
+      exact: give what evaluation gives to the last bit. Otherwise, and faster, the native kernel
+        may add real numbers up in another order, and once in some thousand images a rounding
+        decides a bit, and perhaps the class.
 
     Raises:
       UsageError: it is no model file, damaged, or lacks what prediction needs.
     """
     from siman_jax.packed.model import load_model  # JAX is imported when it is needed
 
-    return load_model(path)
+    return load_model(path, exact=exact)

@@ -48,6 +48,22 @@ def test_logits_are_those_of_the_normalized_images(model, images):
     np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_exact_logits_are_xla_s_bit_for_bit(images):
+    """Of a network that the native kernel would run as a whole."""
+    residual = packed_network("cifar.resnet20_1w1a")
+    model = PackedModel(residual, exact=True)
+    twin = packed_twin(residual.model(), native=False)
+
+    @jax.jit
+    def by_xla(images):
+        normalized = normalize(images, model.notes.mean, model.notes.std)
+        return twin.apply(residual.variables, normalized, train=False)
+
+    expected = by_xla(images)
+    np.testing.assert_array_equal(model(images), expected)
+    np.testing.assert_allclose(PackedModel(residual)(images), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_floats_from_0_to_1_are_pixels_over_255(model, images, dtype):
     levels = images // 255 * 255  # black and white, which every dtype holds exactly

@@ -15,7 +15,7 @@ from siman_jax.packed.notes import Notes
 
 
 def inference(
-    network: PackedNetwork, notes: Notes, *, portable: bool = False
+    network: PackedNetwork, notes: Notes, *, exact: bool = False, portable: bool = False
 ) -> Callable[[Array], Array]:
     """Build the function from images to logits, weights included.
 
@@ -25,10 +25,11 @@ def inference(
     Args:
       network: with its variables.
       notes: of normalization.
+      exact: round as evaluation does; see `network.packed_logits`.
       portable: leave out what is for this machine, the native kernel and the pieces of a batch.
     """
     model = network.model()
-    apply: Callable[..., Any] = partial(packed_logits, model)
+    apply: Callable[..., Any] = partial(packed_logits, model, exact=exact)
     if portable:
         apply = partial(packed_twin(model, native=False).apply, train=False)
 

@@ -41,12 +41,12 @@ class PackedModel:
       notes: the file's notes, checked.
     """
 
-    def __init__(self, network: PackedNetwork) -> None:
+    def __init__(self, network: PackedNetwork, *, exact: bool = False) -> None:
         self.network = network
         self.notes: Notes = parse_notes(
             network.notes, network.image_shape, network.arguments["num_classes"]
         )
-        self._logits = jax.jit(inference(network, self.notes))
+        self._logits = jax.jit(inference(network, self.notes, exact=exact))
 
     def __call__(self, images: ArrayLike) -> Array:
         """Map images to logits.
@@ -103,14 +103,18 @@ class PackedModel:
         return array.astype(np.float32)
 
 
-def load_model(path: str | Path) -> PackedModel:
+def load_model(path: str | Path, *, exact: bool = False) -> PackedModel:
     """Read a model file.
+
+    Args:
+      path: of the file.
+      exact: as for `siman_jax.load`.
 
     Raises:
       UsageError: it is no model file of this version, damaged, or lacks what prediction needs.
     """
     network = read_network(path)
     try:
-        return PackedModel(network)
+        return PackedModel(network, exact=exact)
     except UsageError as error:
         raise UsageError(f"{path} cannot be used to predict: {error}") from error

@@ -34,7 +34,12 @@ _CACHED = 2**20
 
 
 def packed_logits(
-    model: nn.Module, packed: Mapping, images: jax.Array, *, native: bool = True
+    model: nn.Module,
+    packed: Mapping,
+    images: jax.Array,
+    *,
+    native: bool = True,
+    exact: bool = False,
 ) -> jax.Array:
     """Apply a packed network, on a CPU as one native call, or by a few images at a time.
 
@@ -43,12 +48,13 @@ def packed_logits(
       packed: from `pack_variables`.
       images: normalized, float32 `[batch, height, width, channels]`.
       native: see `packed_twin`; where `residual.covers` the network, all of it is C++.
+      exact: only the convolutions of bits, so that real sums are XLA's, as in evaluation.
 
     Returns:
       Logits, `[batch, classes]`.
     """
     apply = partial(packed_twin(model, native=native).apply, packed, train=False)
-    if native and covers(model):
+    if native and not exact and covers(model):
         on_cpu = partial(residual_logits, model, packed)
     else:
         _, height, width, _ = images.shape
