@@ -15,9 +15,9 @@ def load(path: str | Path, *, exact: bool = False) -> "PackedModel":
 
     Args:
       path: of the file.
-      exact: give what evaluation gives to the last bit. Otherwise, and faster, the native kernel
-        may add real numbers up in another order, and once in some thousand images a rounding
-        decides a bit, and perhaps the class.
+      exact: choose every bit as evaluation does, and so predict the same. Otherwise, and faster,
+        the native kernel may add real numbers up in another order, and once in some thousand
+        images a rounding decides a bit, and perhaps the class.
 
     Raises:
       UsageError: it is no model file, damaged, or lacks what prediction needs.

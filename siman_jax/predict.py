@@ -45,8 +45,8 @@ _RESIZE = flags.DEFINE_bool(
 _EXACT = flags.DEFINE_bool(
     "exact",
     False,
-    "Give what evaluation gives to the last bit, more slowly where the native kernel otherwise runs"
-    " the whole network.",
+    "Choose every bit as evaluation does, and so predict the same; more slowly, where the native"
+    " kernel would run the whole network.",
 )
 _BENCHMARK = flags.DEFINE_bool(
     "benchmark",

@@ -106,7 +106,7 @@ def pack_variables(model: nn.Module, variables: Mapping) -> dict:
     Returns:
       Variables of `packed_twin(model)`: `params`, and in `derived` what follows from them.
     """
-    folded = fold(model, variables)
+    folded = jax.jit(partial(fold, model))(variables)  # compiled, and so rounded, as in evaluation
     packed = {("params", *path): leaf for path, leaf in flatten_dict(folded["params"]).items()}
     for module, own in leaves_by_module(folded.get(BITS, {})).items():
         kernel = pack_kernel(own[BINARY_KERNEL])
