@@ -184,5 +184,5 @@ def _register() -> ctypes.CDLL | None:
 
 def _warn(reason: str) -> None:
     logging.getLogger(__name__).warning(
-        "%s. Packed networks give the same results by XLA, wide ones more slowly.", reason
+        "%s. Packed networks run by XLA: the same integers, more slowly.", reason
     )
