@@ -299,9 +299,8 @@ def test_logits_are_those_of_evaluation(name):
     """Bit for bit, by XLA and by the native kernel: what is unpacked is folded alike."""
     model, variables, images = trained(name, jnp.float32)
     variables = with_random_bits(variables)
-    evaluated = jax.jit(partial(folded_twin(model).apply, train=False))(
-        fold(model, variables), images
-    )
+    folded = jax.jit(partial(fold, model))(variables)
+    evaluated = jax.jit(partial(folded_twin(model).apply, train=False))(folded, images)
     packed = pack_variables(model, variables)
     for choice in (False, True):
         twin = packed_twin(model, native=choice)
