@@ -85,6 +85,7 @@ def test_imports_run_one_way():
 
 BINARIZE = {"binarize", "order_statistics", "errors"}
 RULES = BINARIZE | {"rules", "sign_rules", "rotation", "estimators"}
+PACKED = RULES | {"packed", "models", "layers", "folding"}
 
 
 @pytest.mark.parametrize(
@@ -95,12 +96,10 @@ RULES = BINARIZE | {"rules", "sign_rules", "rotation", "estimators"}
         ("siman_jax.layers", RULES),
         ("siman_jax.models", RULES | {"models", "layers"}),
         ("siman_jax.packed.kernels", {"packed"}),
-        ("siman_jax.packed.network", RULES | {"packed", "models", "layers"}),
-        ("siman_jax.packed.file", RULES | {"packed", "models", "layers", "output"}),
-        (
-            "siman_jax.packed.model",
-            RULES | {"packed", "models", "layers", "output", "normalization", "summary"},
-        ),
+        ("siman_jax.folding", RULES | {"layers"}),
+        ("siman_jax.packed.network", PACKED),
+        ("siman_jax.packed.file", PACKED | {"output"}),
+        ("siman_jax.packed.model", PACKED | {"output", "normalization", "summary"}),
         ("siman_jax.optimizer", RULES | {"layers", "bop"}),
     ],
 )
