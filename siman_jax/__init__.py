@@ -16,8 +16,8 @@ def load(path: str | Path, *, exact: bool = False) -> "PackedModel":
     Args:
       path: of the file.
       exact: choose every bit as evaluation does, and so predict the same. Otherwise, and faster,
-        the native kernel may add real numbers up in another order, and once in some thousand
-        images a rounding decides a bit, and perhaps the class.
+        the native kernel may add real numbers up in another order, and once in some hundred
+        images a rounding decides a bit, seldom the class.
 
     Raises:
       UsageError: it is no model file, damaged, or lacks what prediction needs.

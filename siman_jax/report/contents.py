@@ -1,16 +1,14 @@
 """What the report says: its sections, with the figures and what theory expects of them."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
-from siman_jax.analysis.measures import Measures
-from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
 from siman_jax.report import figures, tables
 from siman_jax.report.gradients import MOST_EXAMPLES, STEP, Mismatch
 from siman_jax.report.page import Picture, Section
 from siman_jax.report.runs import Checkpoint, Run, has_measures
 from siman_jax.report.seeds import Group
+from siman_jax.report.series import kernel_series
 
 Mismatches = dict[str, list[Mismatch]]
 
@@ -187,13 +185,11 @@ def _kernels(groups: Sequence[Group]) -> Section:
         pictures=[
             Picture(
                 f"kernels-{series.name}",
-                figures.draw_kernels(
-                    groups, series.value, series.unit, series.references, series.scale
-                ),
+                figures.draw_kernels(groups, series),
                 series.title,
                 series.note,
             )
-            for series in _series()
+            for series in kernel_series()
         ],
     )
 
@@ -204,66 +200,13 @@ def _over_epochs(run: Run, name: str) -> Iterator[Picture]:
     if len(moments) < 2:
         return
     source = "the end of each epoch" if has_measures(run.rows) else "the checkpoints that it kept"
-    for series in _series():
+    for series in kernel_series():
         yield Picture(
             f"{name}-{series.name}-over-epochs",
-            figures.draw_over_epochs(
-                run, series.value, series.unit, series.references, series.scale
-            ),
+            figures.draw_over_epochs(run, series),
             f"{series.title} over time",
             f"At {source}: mean of the layers, each layer in grey. {series.note}",
         )
-
-
-class _Series(NamedTuple):
-    """A number of kernels to draw over time."""
-
-    name: str
-    title: str
-    note: str
-    unit: str
-    value: Callable[[Measures], float]
-    references: Mapping[str, float]
-    scale: str = "linear"
-
-
-def _series() -> list[_Series]:
-    laplacian, gaussian = optimum(LAPLACIAN), optimum(GAUSSIAN)
-    return [
-        _Series(
-            "shape",
-            "Shape",
-            "1 is the Laplacian, 2 the Gaussian, 50 the largest looked for.",
-            "fitted shape",
-            lambda layer: layer.fitted_shape,
-            {"ideal Laplacian": LAPLACIAN, "ideal Gaussian": GAUSSIAN},
-            scale="log",
-        ),
-        _Series(
-            "share",
-            "Best share of ones",
-            "Half-half is the optimum where it is 0.5.",
-            "best share of ones",
-            lambda layer: layer.best_share,
-            {"ideal Laplacian": laplacian.share, "ideal Gaussian": gaussian.share},
-        ),
-        _Series(
-            "entropy",
-            "Entropy",
-            "Of the bits that the angle-optimal rule would choose; half-half has 1.",
-            "entropy of the best bits",
-            lambda layer: layer.best_entropy,
-            {"ideal Laplacian": laplacian.entropy},
-        ),
-        _Series(
-            "loss-of-cosine",
-            "What half-half loses",
-            "The best cosine less that of half-half.",
-            "cosine lost by half-half",
-            lambda layer: layer.best_cosine - layer.half_half_cosine,
-            {"ideal Laplacian": laplacian.cosine - laplacian.half_half_cosine},
-        ),
-    ]
 
 
 def _moment(checkpoint: Checkpoint) -> str:

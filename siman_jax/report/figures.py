@@ -4,18 +4,19 @@ Colours are of middling lightness, legible on white and on near-black; text and 
 which a page can replace by its own colour.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from siman_jax.analysis.distributions import SHAPES, density
-from siman_jax.analysis.measures import EDGES, Layer, Measures, binary_kernels
+from siman_jax.analysis.measures import EDGES, Layer, binary_kernels
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
 from siman_jax.report.gradients import Mismatch
 from siman_jax.report.runs import Run
 from siman_jax.report.seeds import Curve, Group, curve_over_seeds, mean_flips, mean_of_layers
+from siman_jax.report.series import Series
 from siman_jax.snapshot import read_bits
 
 if TYPE_CHECKING:
@@ -182,62 +183,33 @@ def draw_cosines(layers: Sequence[Layer]) -> "Figure":
     return figure
 
 
-def draw_over_epochs(
-    run: Run,
-    value: Callable[[Measures], float],
-    unit: str,
-    references: Mapping[str, float],
-    scale: str = "linear",
-) -> "Figure":
-    """A measure of a run's kernels over time: mean of the layers, and each layer thin.
-
-    Args:
-      run: with moments.
-      value: the number to draw of a layer.
-      unit: label of the axis.
-      references: levels of one or two ideal distributions, by name.
-      scale: of the values' axis, as matplotlib calls it.
-    """
+def draw_over_epochs(run: Run, series: Series) -> "Figure":
+    """A measure of a run's kernels over time: mean of the layers, and each layer thin."""
     with _axes() as (figure, axes):
         moments = run.moments()
         times = [moment.time for moment in moments]
-        values = np.array([[value(layer) for layer in moment.layers] for moment in moments])
+        values = np.array([[series.value(layer) for layer in moment.layers] for moment in moments])
         marker = "o" if len(times) < _MANY_EPOCHS else ""
         axes.plot(times, values, color=GREY, linewidth=0.7, alpha=0.5)
         axes.plot(times, values.mean(1), marker=marker, markersize=3.5, color=GREEN)
-        _draw_references(axes, references)
-        axes.set_yscale(scale)
-        axes.legend()
         axes.set_xlabel("epoch" if run.rows else "step")
-        axes.set_ylabel(unit)
+        _finish_series(axes, series)
     return figure
 
 
-def draw_kernels(
-    groups: Sequence[Group],
-    value: Callable[[Measures], float],
-    unit: str,
-    references: Mapping[str, float],
-    scale: str = "linear",
-) -> "Figure":
+def draw_kernels(groups: Sequence[Group], series: Series) -> "Figure":
     """A measure of kernels over epochs, the mean of the layers', over seeds.
 
     Args:
       groups: of runs whose logs hold measures.
-      value: the number to draw of a layer.
-      unit: label of the axis.
-      references: levels of one or two ideal distributions, by name.
-      scale: of the values' axis, as matplotlib calls it.
+      series: what to draw.
     """
     with _axes() as (figure, axes):
         for group, colour in zip(groups, _colours(len(groups)), strict=True):
-            curve = curve_over_seeds(group.runs, lambda row: mean_of_layers(row, value))
+            curve = curve_over_seeds(group.runs, lambda row: mean_of_layers(row, series.value))
             _draw_curve(axes, curve, colour, "-", group.label)
-        _draw_references(axes, references)
-        axes.set_yscale(scale)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(unit)
-        axes.legend()
+        _finish_series(axes, series)
     return figure
 
 
@@ -321,9 +293,12 @@ def _draw_curve(axes: "Axes", curve: Curve, colour: str, style: str, label: str 
     )
 
 
-def _draw_references(axes: "Axes", references: Mapping[str, float]) -> None:
-    for (label, level), colour in zip(references.items(), (ORANGE, BLUE), strict=False):
+def _finish_series(axes: "Axes", series: Series) -> None:
+    for (label, level), colour in zip(series.references.items(), (ORANGE, BLUE), strict=False):
         axes.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
+    axes.set_yscale(series.scale)
+    axes.set_ylabel(series.unit)
+    axes.legend()
 
 
 def _mosaic(tiles: np.ndarray) -> np.ndarray:

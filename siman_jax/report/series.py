@@ -1,0 +1,68 @@
+"""Which numbers of kernels the report draws over time, of one run and over seeds."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from siman_jax.analysis.measures import Measures
+from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
+
+
+class Series(NamedTuple):
+    """A number of binary kernels, to draw over time.
+
+    Attributes:
+      name: part of the names of files.
+      title, note: what the page says of it.
+      unit: label of the axis.
+      value: the number of a layer.
+      references: levels of one or two ideal distributions, by name.
+      scale: of the axis, as matplotlib calls it.
+    """
+
+    name: str
+    title: str
+    note: str
+    unit: str
+    value: Callable[[Measures], float]
+    references: Mapping[str, float]
+    scale: str = "linear"
+
+
+def kernel_series() -> list[Series]:
+    """All that the report draws."""
+    laplacian, gaussian = optimum(LAPLACIAN), optimum(GAUSSIAN)
+    return [
+        Series(
+            "shape",
+            "Shape",
+            "1 is the Laplacian, 2 the Gaussian, 50 the largest looked for.",
+            "fitted shape",
+            lambda layer: layer.fitted_shape,
+            {"ideal Laplacian": LAPLACIAN, "ideal Gaussian": GAUSSIAN},
+            scale="log",
+        ),
+        Series(
+            "share",
+            "Best share of ones",
+            "Half-half is the optimum where it is 0.5.",
+            "best share of ones",
+            lambda layer: layer.best_share,
+            {"ideal Laplacian": laplacian.share, "ideal Gaussian": gaussian.share},
+        ),
+        Series(
+            "entropy",
+            "Entropy",
+            "Of the bits that the angle-optimal rule would choose; half-half has 1.",
+            "entropy of the best bits",
+            lambda layer: layer.best_entropy,
+            {"ideal Laplacian": laplacian.entropy},
+        ),
+        Series(
+            "loss-of-cosine",
+            "What half-half loses",
+            "The best cosine less that of half-half.",
+            "cosine lost by half-half",
+            lambda layer: layer.best_cosine - layer.half_half_cosine,
+            {"ideal Laplacian": laplacian.cosine - laplacian.half_half_cosine},
+        ),
+    ]
