@@ -17,8 +17,9 @@ class Preempted(Exception):  # noqa: N818, no error: the run is whole
 class SigtermWatch:
     """Tells all processes of a run to stop after the same step, once any of them got SIGTERM.
 
-    Use it as a context manager around the loop. With one process it is a signal handler; with
-    several it is JAX's preemption service, which agrees on a step.
+    Use it as a context manager around the loop. With one process it is a signal handler, and a
+    watch around this one is told too; with several it is JAX's preemption service, which agrees on
+    a step.
     """
 
     def __init__(self) -> None:
@@ -56,3 +57,5 @@ class SigtermWatch:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
+        if callable(self._previous):
+            self._previous(number, frame)

@@ -23,6 +23,7 @@ from siman_jax.devices import make_mesh
 from siman_jax.epoch import Diverged
 from siman_jax.errors import UsageError, choose
 from siman_jax.output import write_whole
+from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.runlog import last_and_best, read_rows
 from siman_jax.stored_run import is_finished, saved_step
 from siman_jax.sweep_plan import Sweep, load_sweep, with_settings
@@ -122,10 +123,14 @@ def run_sweep(
     _write_json(folder / SWEEP_FILE, _description(sweep))
 
     at_once = seeds_at_once or (1 if jax.default_backend() == "cpu" else len(sweep.seeds))
-    for variant, configs in pending.items():
-        print(f"{variant}: {len(runs[variant]) - len(configs)} of {len(runs[variant])} seeds done")
-        for group in _groups(configs, at_once):
-            _train_group(group, mesh)
+    with SigtermWatch() as watch:  # a run's own hears nothing before and after its steps
+        for variant, configs in pending.items():
+            count = len(runs[variant])
+            print(f"{variant}: {count - len(configs)} of {count} seeds done")
+            for group in _groups(configs, at_once):
+                if watch.should_stop(0):
+                    raise Preempted("stopped by SIGTERM between runs")
+                _train_group(group, mesh)
     summary = {
         "name": sweep.name,
         "variants": {
@@ -137,11 +142,14 @@ def run_sweep(
 
 
 def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path, ConfigDict]]:
-    """Part runs into those that train together: up to `at_once`, from the same step on."""
+    """Part runs into those that train together: up to `at_once`, from the same step on.
+
+    What was stopped midway comes first.
+    """
     by_step: dict[int, list[Path]] = {}
     for workdir in configs:
         by_step.setdefault(saved_step(workdir), []).append(workdir)
-    for _, workdirs in sorted(by_step.items()):
+    for _, workdirs in sorted(by_step.items(), reverse=True):
         for start in range(0, len(workdirs), at_once):
             yield {workdir: configs[workdir] for workdir in workdirs[start : start + at_once]}
 

@@ -1,6 +1,7 @@
 """Sweeps: seeds trained together, what is skipped, resumed and summed up, and what is refused."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ from siman_jax.optimizer import (
     estimator_schedule,
     learning_rate_schedule,
 )
-from siman_jax.preemption import Preempted
+from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.rules import WEIGHT_RULES
 from siman_jax.runlog import read_rows
 from siman_jax.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
@@ -226,6 +227,22 @@ def test_a_checkpoint_that_is_missing_is_made_again(copy):
     assert summary["variants"]["bnn"]["last"]["n"] == 2
 
 
+def test_sigterm_after_the_last_step_of_a_run_starts_no_other(copy, monkeypatch):
+    for variant in ("dorefa", "bnn"):
+        shutil.rmtree(copy / variant / "seed1")
+    trained = []
+
+    def interrupt(configs, mesh):
+        with SigtermWatch():  # the run's own, which asks no more
+            os.kill(os.getpid(), signal.SIGTERM)
+        trained.extend(configs)
+
+    monkeypatch.setattr(command, "train_together", interrupt)
+    with pytest.raises(Preempted, match="between runs"):
+        run_sweep(small_sweep(), copy, make_mesh(1))
+    assert trained == [copy / "dorefa" / "seed1"]
+
+
 @pytest.mark.slow
 def test_an_interrupted_group_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
@@ -251,7 +268,7 @@ def test_runs_at_different_steps_do_not_train_together(finished, tmp_path):
     runs = small_sweep().runs("bnn", tmp_path)
     with pytest.raises(UsageError, match=r"10 of .*seed3, 0 of .*seed1"):
         train_together(runs, make_mesh(1))
-    assert [list(group) for group in command._groups(runs, 2)] == [[x] for x in reversed(runs)]
+    assert [list(group) for group in command._groups(runs, 2)] == [[x] for x in runs]
 
 
 def test_a_seed_that_diverges_does_not_stop_the_others(finished, tmp_path, monkeypatch):
