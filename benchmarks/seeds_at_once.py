@@ -76,8 +76,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     mesh = make_mesh(1)
-    device = jax.devices()[0]
-    print(f"JAX {jax.__version__}, {device.device_kind}, Python {platform.python_version()}")
+    setting = {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "rounds": arguments.rounds,
+        "steps": arguments.steps,
+    }
+    print(", ".join(f"{name} {value}" for name, value in setting.items()))
     print(f"{'ResNet-20, images/s':28} {'one by one':>12} {'at once':>12} {'ratio':>6}")
     rows = {}
     small, large = digits.get_config(), cifar10.get_config()
@@ -106,7 +112,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({**setting, "images_per_second": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
