@@ -112,7 +112,9 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps({**setting, "images_per_second": rows}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps({**setting, "images_per_second": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":
