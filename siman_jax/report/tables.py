@@ -158,7 +158,7 @@ def _mean(values: Sequence[float], form: str) -> str:
     mean, deviation = float(np.mean(values)), spread(values)
     if form == "time":
         return f"{_duration(mean)} ± {_duration(deviation)}"
-    return f"{mean:{form}} ± {deviation:{form}}"
+    return f"{mean:{form}} ± {deviation:{form.lstrip('+')}}"
 
 
 def _duration(seconds: float) -> str:
