@@ -4,6 +4,7 @@ Colours are of middling lightness, legible on white and on near-black; text and 
 which a page can replace by its own colour.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ _COLUMNS = 3
 _SHAPES = np.geomspace(0.5, SHAPES[1], 80)
 _FILTERS = _CHANNELS = 16
 _MANY_EPOCHS = 30
+_FEW_LABELS = 4
+_MARKERS = "os^Dv"
 
 
 def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
@@ -57,29 +60,26 @@ def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
       unit: label of the axis.
     """
     with _axes() as (figure, axes):
-        for group, colour in zip(groups, _colours(len(groups)), strict=True):
+        for index, group in enumerate(groups):
             train = curve_over_seeds(group.runs, lambda row: row[f"train_{key}"])
             test = curve_over_seeds(group.runs, lambda row: row[f"test_{key}"])
-            _draw_curve(axes, train, colour, "--", None)
-            _draw_curve(axes, test, colour, "-", group.label)
-        axes.set_xlabel("epoch")
+            _draw_curve(axes, train, index, None)
+            _draw_curve(axes, test, index, group.label)
         axes.set_ylabel(unit)
         axes.plot([], [], "--", color=GREY, label="training data")
-        axes.legend()
+        _finish_epochs(axes)
     return figure
 
 
 def draw_flips(groups: Sequence[Group]) -> "Figure":
     """Share of bits that flipped in each epoch, the mean of the layers', over seeds."""
     with _axes() as (figure, axes):
-        for group, colour in zip(groups, _colours(len(groups)), strict=True):
-            curve = curve_over_seeds(group.runs, mean_flips)
-            _draw_curve(axes, curve, colour, "-", group.label)
+        for index, group in enumerate(groups):
+            _draw_curve(axes, curve_over_seeds(group.runs, mean_flips), index, group.label)
         axes.set_yscale("symlog", linthresh=0.1)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("epoch")
         axes.set_ylabel("bits flipped (%)")
-        axes.legend()
+        _finish_epochs(axes)
     return figure
 
 
@@ -121,9 +121,9 @@ def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]])
         for name, label, colour in values:
             line = [getattr(ideal, name) for ideal in ideals]
             axes.plot(_SHAPES, line, color=colour, label=label)
-        for group, marker in zip(groups, _markers(len(groups)), strict=True):
+        for index, group in enumerate(groups):
+            layers, marker = _last_layers(group.runs[0]), _MARKERS[index % len(_MARKERS)]
             for name, _, colour in values:
-                layers = _last_layers(group.runs[0])
                 axes.plot(
                     [np.clip(layer.generalised.shape, *_SHAPES[[0, -1]]) for layer in layers],
                     [getattr(layer, name) for layer in layers],
@@ -133,10 +133,10 @@ def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]])
                     alpha=0.65,
                     markeredgewidth=0,
                 )
-            if len(groups) > 1:
+            if layers and len(groups) > 1:
                 axes.plot([], [], marker, color=GREY, markersize=4, label=group.label)
         _label_shapes(axes)
-        axes.legend()
+        _legend(axes)
     return figure
 
 
@@ -192,8 +192,10 @@ def draw_over_epochs(run: Run, series: Series) -> "Figure":
         marker = "o" if len(times) < _MANY_EPOCHS else ""
         axes.plot(times, values, color=GREY, linewidth=0.7, alpha=0.5)
         axes.plot(times, values.mean(1), marker=marker, markersize=3.5, color=GREEN)
-        axes.set_xlabel("epoch" if run.rows else "step")
         _finish_series(axes, series)
+        _finish_epochs(axes)
+        if not run.rows:
+            axes.set_xlabel("step")
     return figure
 
 
@@ -205,11 +207,11 @@ def draw_kernels(groups: Sequence[Group], series: Series) -> "Figure":
       series: what to draw.
     """
     with _axes() as (figure, axes):
-        for group, colour in zip(groups, _colours(len(groups)), strict=True):
+        for index, group in enumerate(groups):
             curve = curve_over_seeds(group.runs, lambda row: mean_of_layers(row, series.value))
-            _draw_curve(axes, curve, colour, "-", group.label)
-        axes.set_xlabel("epoch")
+            _draw_curve(axes, curve, index, group.label)
         _finish_series(axes, series)
+        _finish_epochs(axes)
     return figure
 
 
@@ -284,21 +286,55 @@ def _axes(height: float = _HEIGHT) -> Iterator[tuple["Figure", "Axes"]]:
         yield figure, figure.subplots()
 
 
-def _draw_curve(axes: "Axes", curve: Curve, colour: str, style: str, label: str | None) -> None:
+def _draw_curve(axes: "Axes", curve: Curve, index: int, label: str | None) -> None:
+    """The curve of group number `index`, solid with a label and dashed without one."""
     mean, spread = np.array(curve.mean), np.array(curve.spread)
-    marker = "o" if style == "-" and len(mean) < _MANY_EPOCHS else ""
-    axes.plot(curve.epochs, mean, style, color=colour, marker=marker, markersize=3, label=label)
+    colour = CYCLE[index % len(CYCLE)]
+    # A colour that comes again comes with another marker.
+    marker = _MARKERS[index // len(CYCLE) % len(_MARKERS)]
+    axes.plot(
+        curve.epochs,
+        mean,
+        "-" if label else "--",
+        color=colour,
+        marker=marker if label and len(mean) < _MANY_EPOCHS else "",
+        markersize=3.5,
+        label=label,
+    )
     axes.fill_between(
         curve.epochs, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0
     )
+
+
+def _finish_epochs(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
 
 
 def _finish_series(axes: "Axes", series: Series) -> None:
     for (label, level), colour in zip(series.references.items(), (ORANGE, BLUE), strict=False):
         axes.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
     axes.set_yscale(series.scale)
+    if series.scale == "log":  # 2 rather than 2 x 10^0
+        from matplotlib.ticker import LogFormatter
+
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
     axes.set_ylabel(series.unit)
-    axes.legend()
+
+
+def _legend(axes: "Axes") -> None:
+    """A few labels stand in the plot, more of them below it."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= _FEW_LABELS:
+        axes.legend()
+        return
+    figure: Any = axes.figure
+    figure.set_figheight(figure.get_figheight() + 0.17 * math.ceil(len(labels) / _COLUMNS))
+    figure.legend(handles, labels, loc="outside lower center", ncols=_COLUMNS)
 
 
 def _mosaic(tiles: np.ndarray) -> np.ndarray:
@@ -332,11 +368,3 @@ def _label_shapes(axes: "Axes") -> None:
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     axes.set_xlabel("shape of the generalised Gaussian")
-
-
-def _colours(count: int) -> list[str]:
-    return [CYCLE[i % len(CYCLE)] for i in range(count)]
-
-
-def _markers(count: int) -> list[str]:
-    return ["os^Dv"[i % 5] for i in range(count)]
