@@ -138,7 +138,7 @@ def print_layers(measured: list[dict]) -> None:
         _print(table)
         in_c = f"a loop in C {c:.0f}" if c else "no C compiler to measure a loop with"
         print(
-            f"xor and popcount at their best, words packed before, GMAC/s: XLA {xla:.0f} "
+            f"xor and popcount in plain loops, words packed before, GMAC/s: XLA {xla:.0f} "
             f"({best_shape} rows x words x columns), {in_c}; an empty call takes "
             f"{1e3 * one['empty_call_ms']:.0f} us"
         )

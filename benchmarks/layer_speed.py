@@ -1,9 +1,9 @@
 """Single binary convolutions beside what the machine can do with xor and population count.
 
 The convolutions are `packed.kernels.binary_conv` as this project calls it, from bools to integers:
-packing, padding and the dispatch of the call are in the time. The ceilings are products of words
-that are packed already: in XLA, the best of several shapes, and in C, a tile that stays in the
-first cache.
+packing, padding and the dispatch of the call are in the time. The ceilings are those of plain loops
+over words that are packed already: in XLA, the best of several shapes, and in C, a tile that stays
+in the first cache. A kernel that keeps more sums in registers for each word it loads can pass them.
 """
 
 import ctypes

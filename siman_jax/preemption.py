@@ -17,9 +17,9 @@ class Preempted(Exception):  # noqa: N818, no error: the run is whole
 class SigtermWatch:
     """Tells all processes of a run to stop after the same step, once any of them got SIGTERM.
 
-    Use it as a context manager around the loop. With one process it is a signal handler, and a
-    watch around this one is told too; with several it is JAX's preemption service, which agrees on
-    a step.
+    Use it as a context manager around the loop. With one process it is a signal handler, and
+    watches around one another hear the same; with several it is JAX's preemption service, which
+    agrees on a step.
     """
 
     def __init__(self) -> None:
@@ -30,6 +30,9 @@ class SigtermWatch:
     def __enter__(self) -> "SigtermWatch":
         if self._alone:
             self._previous = signal.signal(signal.SIGTERM, self._note)
+            around = getattr(self._previous, "__self__", None)
+            if isinstance(around, SigtermWatch):  # which may have been asked before this began
+                self._stopping |= around._stopping
         return self
 
     def __exit__(

@@ -12,7 +12,8 @@ from siman_jax.devices import all_agree, is_first_process
 from siman_jax.errors import UsageError
 
 _CONFIG_FILE = "config.json"
-# A run may go on with other values of these: no number depends on them.
+# A run may go on with other values of these: no number depends on them, if folders that moved hold
+# what they held.
 _OPERATIONAL = {
     "config.eval_batch_size",
     "config.steps_per_dispatch",

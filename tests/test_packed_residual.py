@@ -26,6 +26,7 @@ def natively(model, packed, images, variant=None):
     return jax.jit(call)(packed, images)
 
 
+@needs_native
 @pytest.mark.parametrize("rule", ["siman", "approx_sign"])
 @pytest.mark.parametrize("name", COVERED)
 def test_logits_are_those_of_xla(name, rule):

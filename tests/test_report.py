@@ -118,6 +118,15 @@ def test_measures_of_known_kernels():
     assert layer.generalised.log_likelihood >= layer.laplacian.log_likelihood
 
 
+def test_measures_do_not_depend_on_the_size_of_weights():
+    """Decay makes filters small, each in its own measure."""
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 16, 8))
+    expected = measure_layer("", kernel).measures()
+    sizes = jnp.geomspace(1e-4, 1, 8).reshape(1, 1, 1, 8)
+    found = measure_layer("", kernel * sizes).measures()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A narrow network on the digits; and as if of another seed, with one epoch logged of two.
@@ -262,7 +271,8 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
         shutil.copytree(runs / ("seed1" if name == "bare" else "seed0"), folder)
     shutil.rmtree(broken["bare"] / "checkpoints")
     log = (broken["cut"] / "log.jsonl").read_text()
-    (broken["cut"] / "log.jsonl").write_text(log[:-200] + '\n17\n{"step": NaN}\n')
+    strange = json.dumps({**json.loads(log.splitlines()[0]), "more": {"of it": math.nan}})
+    (broken["cut"] / "log.jsonl").write_text(f"{log[:-200]}\n17\n{strange}\n")
     edit_config(broken["newer"], lambda config: config["model"].update(groups=3))
     edit_config(broken["older"], lambda config: config.pop("seed"))
     edit_config(broken["strange"], lambda config: config["model"].update(width=8))
@@ -326,11 +336,15 @@ def test_runs_are_grouped_by_what_matters(runs, tmp_path):
         row = {"epoch": 1, "step": 10, "test_top1": 5.0, "images_per_second": 100.0}
         return Run(name, tmp_path, config, [row])
 
+    elsewhere = of(seed=4)
+    with elsewhere.config.unlocked():
+        elsewhere.config.data.root = "other/images"
     runs = [of(seed=1), of(epochs=9), of(seed=2, keep_checkpoints=9), of(seed=3, eval_batch_size=1)]
-    groups = group_runs(runs)
+    groups = group_runs([*runs, elsewhere])
     assert [[run.label for run in group.runs] for group in groups] == [
         ["seed1", "seed2-keep_checkpoints9", "seed3-eval_batch_size1"],
         ["epochs9"],
+        ["seed4"],
     ]
     assert curve_over_seeds(runs, lambda row: row["test_top1"]).runs == [4]
     assert training_seconds(runs[0]) == pytest.approx(10 * 256 / 100)

@@ -23,7 +23,7 @@ from siman_jax import sweep as command
 from siman_jax import task as task_module
 from siman_jax import train as training
 from siman_jax.data import load_dataset
-from siman_jax.data.dataset import Dataset, Split
+from siman_jax.data.dataset import Dataset, Split, evenly_spaced
 from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices import make_mesh, replicated
 from siman_jax.epoch import Diverged, Progress, make_epoch_runner
@@ -243,6 +243,16 @@ def test_sigterm_after_the_last_step_of_a_run_starts_no_other(copy, monkeypatch)
     assert trained == [copy / "dorefa" / "seed1"]
 
 
+def test_a_watch_hears_what_the_watch_around_it_heard_before():
+    """As where SIGTERM comes while a sweep's run compiles."""
+    with SigtermWatch() as sweep:
+        assert not sweep.should_stop(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with SigtermWatch() as run:
+            assert run.should_stop(1)
+        assert sweep.should_stop(0)
+
+
 @pytest.mark.slow
 def test_an_interrupted_group_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
@@ -326,9 +336,12 @@ def test_a_part_of_the_training_images_keeps_the_classes_balance():
     whole, part = load_dataset(digits.get_config().data), load_dataset(config)
     assert len(part.train) == 500
     assert len(part.test) == len(whole.test)
-    in_order = np.sort(whole.train.labels)
-    counted = np.bincount(Split(whole.train.images, in_order).labels[np.arange(500) * 1437 // 500])
+    order = np.argsort(whole.train.labels, kind="stable")
+    by_class = Split(whole.train.images[order], whole.train.labels[order])
+    kept = evenly_spaced(by_class, 500)
+    counted = np.bincount(kept.labels)
     assert max(counted) - min(counted) <= 3
+    assert all((image == by_class.images).all((1, 2, 3)).any() for image in kept.images[::50])
     for wrong in (-1, 1438):
         config.train_examples = wrong
         with pytest.raises(UsageError, match="at most 1437"):

@@ -127,7 +127,8 @@ def measure_kernels(params: Mapping) -> dict[str, dict[str, float]]:
 @jax.jit
 def _by_filter(kernel: Array) -> tuple[Array, Array, Array, Array, Array]:
     """Standardised weights; the best share, and the three cosines, of each filter."""
-    u = standardize(kernel, range(kernel.ndim - 1))
+    # Without the rule's epsilon, beside which the variance of kernels that decayed is not large.
+    u = standardize(kernel, range(kernel.ndim - 1), epsilon=0)
     best = angle_optimal_bits(u)
     # The signs of u are to u what ones are to |u|.
     return u, best.share, best.cosine, cosine(u, half_half_bits(u)), cosine(u, jnp.ones_like(u))

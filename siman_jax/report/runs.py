@@ -87,10 +87,11 @@ class Run:
 
 
 def has_measures(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a log has rows, and all of them hold measures of kernels."""
+    """Whether a log has rows, and all of them hold measures of the same kernels."""
     return bool(rows) and all(
         isinstance(row.get(name), Mapping)
         and row[name]
+        and row[name].keys() == row[Measures._fields[0]].keys()
         and all(map(_is_number, row[name].values()))
         for row in rows
         for name in Measures._fields
@@ -119,7 +120,7 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
     rows, problems = _logged_rows(workdir)
     run = Run(label, workdir, config, rows, problems=problems)
     steps = kept_steps(workdir)
-    if not steps and not has_measures(rows):
+    if not steps and not any(name in row for row in rows for name in Measures._fields):
         run.problems.append("it holds no checkpoint, so there is nothing to say of its layers")
     for step in steps:
         try:
@@ -161,10 +162,17 @@ def _is_whole(row: Any) -> bool:
         isinstance(row, dict)
         and all(_is_number(row.get(name)) for name in LOGGED)
         and all(_is_number(row.get(name)) and row[name] > 0 for name in _ABOVE_ZERO)
-        and all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+        and _is_finite(row)
         and isinstance(row.get("flips"), dict)
         and all(map(_is_number, row["flips"].values()))
     )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers within are finite; JSON knows no others."""
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,7 +9,7 @@ from siman_jax.analysis.measures import Measures
 from siman_jax.report.runs import Run, layers_of_row
 from siman_jax.workdir import fields_that_matter
 
-_SEED = "config.seed"
+_SEED, _ROOT = "config.seed", "config.data.root"
 _MOST_JOINED = 3
 
 
@@ -45,7 +45,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Put together the runs whose configs are equal but for the seed, in order of appearance."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        fields = fields_that_matter(run.config)
+        # A run may go on in a folder that moved, but two folders may hold different images.
+        fields = {**fields_that_matter(run.config), _ROOT: run.config.data.get("root")}
         fields.pop(_SEED, None)
         groups.setdefault(repr(sorted(fields.items())), []).append(run)
     return [Group(_joined([run.label for run in members]), members) for members in groups.values()]
