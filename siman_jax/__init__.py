@@ -15,9 +15,10 @@ def load(path: str | Path, *, exact: bool = False) -> "PackedModel":
 
     Args:
       path: of the file.
-      exact: choose every bit as evaluation does, and so predict the same. Otherwise, and faster,
-        the native kernel may add real numbers up in another order, and once in some hundred
-        images a rounding decides a bit, seldom the class.
+      exact: compute layer by layer as evaluation on a CPU does, so that no rounding decides a bit
+        or a prediction otherwise, where run and file are float32. Otherwise, and faster, the
+        native kernel may add real numbers up in another order, and once in some hundred images a
+        rounding decides a bit, seldom the class.
 
     Raises:
       UsageError: it is no model file, damaged, or lacks what prediction needs.

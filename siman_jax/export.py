@@ -71,6 +71,13 @@ def main(argv: list[str]) -> None:
     write_network(out, network, np.float16 if _FLOAT16.value else np.float32)
     console = Console(soft_wrap=True, highlight=False)
     console.print(describe(out, network, notes), markup=False)
+    if notes.accuracy and (config.model.dtype != "float32" or _FLOAT16.value):
+        reals = "float16" if _FLOAT16.value else "float32"
+        console.print(
+            f"The run evaluated in {config.model.dtype}; the file holds {reals} and computes in"
+            " float32, so that single predictions may differ from the run's.",
+            markup=False,
+        )
     if program:
         write_whole(program, export_program(network, notes))
         console.print(

@@ -1,0 +1,70 @@
+"""Whether a packed network predicts what its run evaluates to, image by image.
+
+    python -m benchmarks.packed_predictions runs/digits digits.safetensors
+
+Over the run's whole test set, for `load(exact=True)` and for the default: how many predictions
+differ from those of the network that evaluation runs, how many images have equal logits bit for
+bit, and how far logits are apart at most. The file is one that `export` wrote of the run's last
+checkpoint.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import siman_jax
+from siman_jax.data import load_dataset
+from siman_jax.devices import make_mesh
+from siman_jax.folding import fold, folded_twin
+from siman_jax.normalization import normalize
+from siman_jax.stored_run import load_run
+from siman_jax.task import model_from_config
+from siman_jax.workdir import read_config
+
+_BATCH = 500
+
+
+def main() -> None:
+    """Compare, and print JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("model", type=Path)
+    arguments = parser.parse_args()
+
+    jax.config.update("jax_platforms", "cpu")
+    config = read_config(arguments.workdir)
+    test = load_dataset(config.data).test
+    state = load_run(config, arguments.workdir, make_mesh(1)).progress.state
+    network = model_from_config(config)
+    folded = jax.jit(partial(fold, network))(state.variables())
+
+    @jax.jit
+    def evaluate(images: jax.Array) -> jax.Array:
+        normalized = normalize(images, config.data.mean, config.data.std)
+        return folded_twin(network).apply(folded, normalized, train=False)
+
+    batches = [test.images[start : start + _BATCH] for start in range(0, len(test), _BATCH)]
+    expected = np.concatenate([evaluate(images) for images in batches])
+    report: dict = {
+        "images": len(test),
+        "top1": 100 * float(np.mean(expected.argmax(1) == test.labels)),
+    }
+    for exact in (True, False):
+        model = siman_jax.load(arguments.model, exact=exact)
+        found = np.concatenate([model(images) for images in batches])
+        report["exact" if exact else "default"] = {
+            "predictions_that_differ": int(np.sum(found.argmax(1) != expected.argmax(1))),
+            "images_of_equal_logits": int(np.sum((found == expected).all(1))),
+            "largest_difference_of_logits": float(np.max(np.abs(found - expected))),
+        }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
