@@ -12,6 +12,9 @@ from siman_jax.errors import UsageError
 from siman_jax.metrics import METRICS
 
 FILE_NAME = "log.jsonl"
+# What every epoch's row holds, beside the shares of bits that flipped.
+_METRICS = tuple(f"{split}_{name}" for split in ("train", "test") for name in METRICS)
+_NUMBERS = ("step", "epoch", *_METRICS)
 
 # Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
 Results = dict[str, dict[str, float]]
@@ -31,15 +34,19 @@ class RunLog:
         if not write:
             return
         self._path = workdir / FILE_NAME
-        kept = [row for row in read_rows(workdir) if row["step"] <= step]
+        kept = [value for value in _read_values(workdir) if not _is_beyond(value, step)]
         draft = self._path.with_suffix(".draft")
         with _writing(workdir):
-            draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            draft.write_text("".join(json.dumps(value) + "\n" for value in kept))
             draft.replace(self._path)
             self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it holds `step`, `epoch`, numbers, and mappings of names to numbers.
+        """Append a row of numbers, and of mappings of names to numbers.
+
+        Args:
+          row: of one epoch; `read_rows` finds it if it holds "step", "epoch", metrics of both
+            splits and "flips".
 
         Raises:
           UsageError: it cannot be written, for want of space for instance.
@@ -73,17 +80,33 @@ def _writing(workdir: Path) -> Iterator[None]:
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of a run's log, earliest first; a line cut short by a kill, or no row, is left out."""
+    """Rows of a run's log, earliest first; what is cut short, or no epoch's row, is left out."""
+    return [value for value in _read_values(workdir) if _is_row(value)]
+
+
+def _read_values(workdir: Path) -> list[Any]:
+    """What the log's lines hold; a line cut short by a kill is left out."""
     path = workdir / FILE_NAME
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    values = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            row = json.loads(line)
+            values.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-        if isinstance(row, dict) and {"step", "epoch"} <= row.keys():
-            rows.append(row)
-    return rows
+    return values
+
+
+def _is_row(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), int | float) for name in _NUMBERS)
+        and isinstance(value.get("flips"), dict)
+    )
+
+
+def _is_beyond(value: Any, step: int) -> bool:
+    own = value.get("step") if isinstance(value, dict) else None
+    return isinstance(own, int | float) and own > step
 
 
 def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -92,7 +115,9 @@ def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def last_and_best(rows: Sequence[dict[str, Any]]) -> Results:
-    """Test metrics of the last and of the best epoch of a log that is not empty."""
+    """Test metrics of the last and of the best epoch; nothing of a log that is empty."""
+    if not rows:
+        return {}
     return {
         name: {"epoch": row["epoch"], **{key: row[f"test_{key}"] for key in METRICS}}
         for name, row in (("last", rows[-1]), ("best", best_row(rows)))

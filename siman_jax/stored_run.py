@@ -45,8 +45,7 @@ def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = Fals
         config is of another version.
     """
     restore = restore_best if best else restore_latest
-    layout = _layout(with_stored_classes(config, workdir), mesh)
-    snapshot = restore(workdir / CHECKPOINTS, layout)
+    snapshot = restore(workdir / CHECKPOINTS, _layout(config, workdir, mesh))
     if snapshot is None:
         raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
     return snapshot
@@ -56,10 +55,9 @@ def load_step(config: ConfigDict, workdir: Path, mesh: Mesh, step: int) -> Snaps
     """Read a run's checkpoint of one step, of those that `kept_steps` lists.
 
     Raises:
-      UsageError: it cannot be read, or is of another network.
+      UsageError: it cannot be read, or is of another network; or the config is of another version.
     """
-    layout = _layout(with_stored_classes(config, workdir), mesh)
-    return restore_step(workdir / CHECKPOINTS, step, layout)
+    return restore_step(workdir / CHECKPOINTS, step, _layout(config, workdir, mesh))
 
 
 def kept_steps(workdir: Path) -> list[int]:
@@ -83,17 +81,20 @@ def is_finished(workdir: Path, epochs: int) -> bool:
     return saved_step(workdir) in (0, rows[-1]["step"])
 
 
-def with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config with the number of classes that its checkpoints have, where it names none.
+def check_resumable(workdir: Path) -> None:
+    """Refuse a run of which only the log is kept, which training would write anew.
 
-    Elsewhere they are counted in the folders of images, which need not be here.
+    A log of one epoch may be that of a run killed before its first checkpoint was whole.
+
+    Raises:
+      UsageError: epochs are logged, but no checkpoint is there.
     """
-    if config.data.num_classes:
-        return config
-    config = config.copy_and_resolve_references()
-    shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
-    config.data.num_classes = shape[0] if shape else 1
-    return config
+    rows = read_rows(workdir)
+    if len(rows) > 1 and not kept_steps(workdir):
+        raise UsageError(
+            f"{workdir} holds the log of {len(rows)} epochs, and no checkpoint to go on from; to"
+            " train this config again, name another --workdir."
+        )
 
 
 def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str, Any]) -> None:
@@ -108,7 +109,7 @@ def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str
     Raises:
       UsageError: the weights are not of the config's network, or `workdir` cannot be written.
     """
-    layout = _layout(config, mesh)
+    layout = _layout(config, workdir, mesh)
     state = layout.progress.state
     expected = {"params": state.params, "batch_stats": state.batch_stats}
     given = {name: variables[name] for name in expected}
@@ -128,8 +129,14 @@ def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str
         writer.close()
 
 
-def _layout(config: ConfigDict, mesh: Mesh) -> Snapshot:
+def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
+    """The layout of a run's checkpoints.
+
+    Raises:
+      UsageError: the config is of another version.
+    """
     try:
+        config = _with_stored_classes(config, workdir)
         return abstract_snapshot(config, model_from_config(config), _optimizer(config), mesh)
     except UsageError:
         raise
@@ -138,6 +145,19 @@ def _layout(config: ConfigDict, mesh: Mesh) -> Snapshot:
         raise UsageError(
             f"the config is of another version: {'. '.join(str(error).splitlines())}"
         ) from error
+
+
+def _with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with the number of classes that its checkpoints have, where it names none.
+
+    Elsewhere they are counted in the folders of images, which need not be here.
+    """
+    if config.data.num_classes:
+        return config
+    config = config.copy_and_resolve_references()
+    shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
+    config.data.num_classes = shape[0] if shape else 1
+    return config
 
 
 def _optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -25,7 +25,7 @@ from siman_jax.errors import UsageError, choose
 from siman_jax.output import write_whole
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.runlog import last_and_best, read_rows
-from siman_jax.stored_run import is_finished, saved_step
+from siman_jax.stored_run import check_resumable, is_finished, saved_step
 from siman_jax.sweep_plan import Sweep, load_sweep, with_settings
 from siman_jax.sweep_summary import summarize_variant, summary_table
 from siman_jax.task import build_task
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         choose(sweep.variants, name, "variant")
     mesh = make_mesh(_DEVICES.value)
     summary = run_sweep(sweep, workdir, mesh, _SEEDS_AT_ONCE.value, _ONLY.value)
-    Console(soft_wrap=True).print(summary_table(sweep.name, summary["variants"]))
+    Console(soft_wrap=True, markup=False).print(summary_table(sweep.name, summary["variants"]))
     failures = {
         f"{variant}/seed{seed}": text
         for variant, row in summary["variants"].items()
@@ -92,7 +92,8 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Train what is not done yet; the rest is skipped.
 
-    A run whose loss stops being finite is left out, now and in later calls; the others go on.
+    A run whose loss stops being finite is left out, now and in later calls, and so is one that is
+    trained but has lost the end of its log; the others go on.
 
     Args:
       sweep: the grid.
@@ -118,6 +119,8 @@ def run_sweep(
             check_workdir(config, workdir)
     pending = {variant: _unfinished(runs[variant]) for variant in only or runs}
     for configs in pending.values():
+        for workdir in configs:
+            check_resumable(workdir)
         for config in list(configs.values())[:1]:  # seeds do not differ in what could be wrong
             build_task(config, mesh)
     _write_json(folder / SWEEP_FILE, _description(sweep))
@@ -155,18 +158,25 @@ def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path
 
 
 def _train_group(group: dict[Path, ConfigDict], mesh: Mesh) -> None:
-    """Train runs together; those that diverge get a file that says so."""
+    """Train runs together; those that cannot be done get a file that says why."""
     print(f"training {', '.join(map(str, group))}", flush=True)
     try:
         train_together(group, mesh)
     except Diverged as error:
         if len(group) == 1:
             (workdir,) = group
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_whole(workdir / FAILURE_FILE, f"{error}\n".encode())
+            _write_failure(workdir, str(error))
             return
         for workdir, config in _unfinished(group).items():  # alone, none stops the others
             _train_group({workdir: config}, mesh)
+        return
+    for workdir in _unfinished(group):  # its last epoch was saved before
+        _write_failure(workdir, "its log lacks the last epoch, which is trained; restore log.jsonl")
+
+
+def _write_failure(workdir: Path, reason: str) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(workdir / FAILURE_FILE, f"{reason}\n".encode())
 
 
 def _unfinished(configs: dict[Path, ConfigDict]) -> dict[Path, ConfigDict]:

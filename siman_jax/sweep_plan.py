@@ -67,7 +67,7 @@ def with_settings(sweep: Sweep, settings: Iterable[str]) -> Sweep:
     """Set fields of the base config, each given as "FIELD=VALUE".
 
     Raises:
-      UsageError: a field is unknown, its value of no use, or a variant sets the field itself.
+      UsageError: a field is unknown, its value of no use, or set by a variant itself.
     """
     base = sweep.base
     for setting in settings:
@@ -77,8 +77,8 @@ def with_settings(sweep: Sweep, settings: Iterable[str]) -> Sweep:
         own = [name for name, fields in sweep.variants.items() if field in fields]
         if field == "seed" or own:
             raise UsageError(
-                f"--set={setting} would change nothing: "
-                + ("each run has its own seed." if field == "seed" else f"{own[0]} sets it itself.")
+                f"--set={setting} is not for all runs: "
+                + ("each has its own seed." if field == "seed" else f"{own[0]} sets it itself.")
             )
         base = with_fields(base, {field: _value(base, field, text)})
     return replace(sweep, base=base)

@@ -35,7 +35,7 @@ def summarize_variant(
     }
 
 
-def mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
+def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
     """Mean, sample standard deviation (of n - 1 degrees of freedom) and number of values.
 
     >>> mean_and_deviation([1.0, 3.0])

@@ -42,7 +42,7 @@ from siman_jax.runlog import Results
 from siman_jax.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
 from siman_jax.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
 from siman_jax.step import train_step
-from siman_jax.stored_run import CHECKPOINTS, load_run
+from siman_jax.stored_run import CHECKPOINTS, check_resumable, load_run
 from siman_jax.task import Task, build_task, model_from_config
 from siman_jax.workdir import check_workdir, check_writable
 
@@ -66,8 +66,8 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
 
     Raises:
       UsageError: the config names something unknown, does not fit the mesh, its data cannot be
-        used, `workdir` cannot be written or holds a run of another config, or the loss stopped
-        being finite.
+        used, `workdir` cannot be written, holds a run of another config or the mere log of one,
+        or the loss stopped being finite.
       Preempted: SIGTERM came; everything is saved, and the same call goes on from there.
     """
     return train_together({workdir: config}, mesh)[workdir]
@@ -95,6 +95,7 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
     for workdir, own in configs.items():
         check_workdir(own, workdir)
         check_writable(workdir)
+        check_resumable(workdir)
     config, count = next(iter(configs.values())), len(configs)
     task = build_task(config, mesh)
     layout = abstract_snapshot(config, task.model, task.optimizer, mesh)

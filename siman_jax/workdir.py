@@ -63,7 +63,10 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / _CONFIG_FILE
     if not path.is_file():
         raise UsageError(f"there is no run in {workdir}: expected its {_CONFIG_FILE}.")
-    return ConfigDict(_parse(path)).lock()
+    try:
+        return ConfigDict(_parse(path)).lock()
+    except ValueError as error:  # a name that ConfigDict does not take
+        raise UsageError(f"{path} is no config: {error}") from None
 
 
 def fields_that_matter(config: ConfigDict) -> dict[str, Any]:
@@ -77,18 +80,27 @@ def config_digest(config: ConfigDict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_writable(workdir: Path) -> None:
+def check_writable(folder: Path, flag: str = "workdir") -> None:
     """Refuse a folder that this user may not write in, or make; nothing is written.
 
+    Args:
+      folder: to be written.
+      flag: that named it, for the message.
+
     Raises:
-      UsageError: with the folder that lacks the permission.
+      UsageError: with the folder that lacks the permission, or the link that leads nowhere.
     """
-    existing = workdir.absolute()
+    existing = folder.absolute()
     while not existing.exists():
+        if existing.is_symlink():
+            raise UsageError(
+                f"--{flag}={folder} cannot be written: {existing} is a link to what is not there."
+                " Name another folder."
+            )
         existing = existing.parent
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
-            f"--workdir={workdir} cannot be written: there is no permission to write in"
+            f"--{flag}={folder} cannot be written: there is no permission to write in"
             f" {existing}. Mend its permissions, or name another folder."
         )
 

@@ -21,14 +21,16 @@ from siman_jax.analysis.distributions import SHAPES, density, fit_scale, fit_sha
 from siman_jax.analysis.measures import Measures, binary_kernels, measure_layer
 from siman_jax.analysis.theory import entropy, optimum
 from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits, identity
+from siman_jax.data.dataset import Dataset, Split
 from siman_jax.devices import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.layers import BinaryDense
 from siman_jax.report import __main__ as command
 from siman_jax.report import gradients
 from siman_jax.report.contents import make_sections
-from siman_jax.report.runs import Run, read_run
-from siman_jax.report.seeds import curve_over_seeds, group_runs, training_seconds
+from siman_jax.report.figures import draw_curves, draw_flips_by_layer
+from siman_jax.report.runs import Run, has_measures, read_run
+from siman_jax.report.seeds import Group, curve_over_seeds, group_runs, training_seconds
 from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
 from siman_jax.rules import WEIGHT_RULES
@@ -219,7 +221,12 @@ def test_a_page_that_needs_nothing_else_and_its_numbers(runs, tmp_path, capsys):
     first = [log[0]["test_top1"] for log in logs]
     assert (curve["epochs"], curve["runs"]) == ([1, 2], [2, 1])
     assert curve["mean"] == pytest.approx([np.mean(first), logs[0][1]["test_top1"]])
-    assert curve["spread"] == pytest.approx([np.std(first, ddof=1), 0])
+    assert curve["spread"] == pytest.approx([np.std(first, ddof=1), None])
+    # The second stopped early: its end is no second sample of the first one's.
+    end = group["at_the_end"]["last_test_top1"]
+    assert end == {"mean": logs[0][1]["test_top1"], "std": None, "n": 1}
+    assert group["at_the_end"]["fitted_shape"]["n"] == 1
+    assert "± deviation" not in text
     one = numbers["runs"][0]
     assert [c["epoch"] for c in one["checkpoints"]] == [1, 2]
     layer = one["checkpoints"][-1]["layers"][0]
@@ -245,6 +252,7 @@ def test_logs_alone_tell_how_kernels_changed(runs, tmp_path):
     """What is kept of a study: no checkpoint, and nothing is missed."""
     kept = tmp_path / "variant" / "seed0"
     shutil.copytree(runs / "seed0", kept, ignore=shutil.ignore_patterns("checkpoints"))
+    edit_config(kept, lambda fields: fields.update(seed=7))
     call(command.main, kept, runs / "seed0", f"--out={tmp_path / 'report'}")
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
     (group,) = numbers["groups"]
@@ -255,17 +263,25 @@ def test_logs_alone_tell_how_kernels_changed(runs, tmp_path):
         curve = group["curves"][f"mean_{name}"]
         assert (curve["epochs"], curve["runs"], curve["spread"][1]) == ([1, 2], [2, 2], 0)
         assert curve["mean"][1] == pytest.approx(np.mean([getattr(x, name) for x in layers]))
+        end = group["at_the_end"].get(name)
+        assert end is None or end == {"mean": pytest.approx(curve["mean"][1]), "std": 0, "n": 2}
+    assert {"best_share", "sign_cosine"} <= group["at_the_end"].keys()
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert "mean of 2 ± deviation" in text
+    figures = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
+    assert {"kernels-shape.png", "kernels-shape-by-layer.png"} <= figures
     # The same, whether from the log or from both checkpoints.
     logged = read_run(runs / "seed0", "", make_mesh(1)).moments()
     measured = read_run(runs / "seed1", "", make_mesh(1)).moments()
     assert [moment.time for moment in logged] == [moment.time for moment in measured] == [1, 2]
     np.testing.assert_allclose(logged[1].layers, measured[1].layers, rtol=1e-6)
-    assert "Kernels" in Page((tmp_path / "report" / "index.html").read_text()).text
+    assert "Kernels" in Page(text).text
 
 
 def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     broken = {
-        name: tmp_path / name for name in ("bare", "cut", "newer", "older", "damaged", "strange")
+        name: tmp_path / name
+        for name in ("bare", "cut", "newer", "older", "other", "dotted", "damaged", "strange")
     }
     for name, folder in broken.items():
         shutil.copytree(runs / ("seed1" if name == "bare" else "seed0"), folder)
@@ -275,6 +291,8 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     (broken["cut"] / "log.jsonl").write_text(f"{log[:-200]}\n17\n{strange}\n")
     edit_config(broken["newer"], lambda config: config["model"].update(groups=3))
     edit_config(broken["older"], lambda config: config.pop("seed"))
+    edit_config(broken["other"], lambda config: config.update(batch_size=None, data={}))
+    edit_config(broken["dotted"], lambda config: config.update({"model.width": 3}))
     edit_config(broken["strange"], lambda config: config["model"].update(width=8))
     (broken["strange"] / "log.jsonl").write_bytes(b"\xff\xfe")
     for metadata in (broken["damaged"] / "checkpoints").glob("*/state/_METADATA"):
@@ -293,6 +311,8 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
         "cut": "3 of the 4 lines of its log are cut short",
         "newer": "the config is of another version",
         "older": "it lacks seed",
+        "other": "it lacks batch_size, data.num_classes",
+        "dotted": "is no config",
         "damaged": "cannot be read",
         "strange": "is of another network",
         "missing": "there is no run in",
@@ -302,11 +322,46 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
         assert problem in errors
     shown = {one["label"]: one for one in json.loads((out / "report.json").read_text())["runs"]}
     # A run with neither log nor checkpoints is not shown; one of them is enough.
-    assert list(shown) == ["seed0", "bare", "cut", "damaged", "newer"]
+    assert list(shown) == ["seed0", "bare", "cut", "newer", "damaged"]
     assert len(shown["cut"]["log"]) == 1
     assert len(shown["damaged"]["checkpoints"]) == 1
     assert shown["newer"]["checkpoints"] == shown["bare"]["checkpoints"] == []
     assert len(shown["seed0"]["checkpoints"]) == len(shown["cut"]["checkpoints"]) == 2
+
+
+def test_weights_that_nothing_fits_are_left_out(runs, tmp_path):
+    """All zero in one layer; not a number in another run."""
+    config = read_config(runs / "seed0").copy_and_resolve_references()
+    state = load_run(config, runs / "seed0", make_mesh(1)).progress.state
+    params = jax.tree.map(lambda leaf: leaf, state.params)
+    for name, kernel in (("dead", 0.0), ("nan", jnp.nan)):
+        ones = params["conv1"]["binary_kernel"]
+        broken = {**params, "conv1": {**params["conv1"], "binary_kernel": kernel * ones}}
+        variables = {"params": broken, "batch_stats": state.batch_stats}
+        found_run(config, tmp_path / name, make_mesh(1), variables)
+        with pytest.raises(UsageError, match="not finite, or all the same, in conv1"):
+            read_run(tmp_path / name, name, make_mesh(1))
+
+
+def test_logs_with_gaps_and_with_other_layers(runs):
+    """An epoch left out keeps its column; measures of other layers are no curve."""
+    run = read_run(runs / "seed0", "", make_mesh(1))
+    first, last = run.rows
+    run.rows = [first, {**last, "epoch": 4}]
+    (axes, _) = draw_flips_by_layer(run).axes
+    shares = axes.images[0].get_array()
+    assert shares.shape[1] == 4
+    assert np.ma.getmaskarray(np.ma.masked_invalid(shares)).all(0).tolist() == [0, 1, 1, 0]
+    assert has_measures(run.rows)
+    fewer = {name: dict(list(last[name].items())[1:]) for name in Measures._fields}
+    assert not has_measures([first, {**last, **fewer}])
+
+
+def test_labels_are_shown_as_they_are(runs):
+    run = read_run(runs / "seed0", "", make_mesh(1))
+    figure = draw_curves([Group("_$\\foo$_", [run])], "top1", "")
+    svg = to_svg(figure, "a", "")
+    assert "_$\\foo$_" in svg
 
 
 def test_a_network_without_binary_layers(runs, tmp_path):
@@ -326,6 +381,7 @@ def test_a_network_without_binary_layers(runs, tmp_path):
     sections = make_sections(group_runs([real]), {})
     assert [section.title for section in sections] == ["Training", "Theory"]
     assert [picture.name for picture in sections[0].pictures] == ["accuracy", "loss"]
+    assert [row[-2] for row in sections[0].tables[0].rows] == ["-"]  # no bits, no flips
 
 
 def test_runs_are_grouped_by_what_matters(runs, tmp_path):
@@ -336,15 +392,17 @@ def test_runs_are_grouped_by_what_matters(runs, tmp_path):
         row = {"epoch": 1, "step": 10, "test_top1": 5.0, "images_per_second": 100.0}
         return Run(name, tmp_path, config, [row])
 
+    again = of(seed=2)
     elsewhere = of(seed=4)
     with elsewhere.config.unlocked():
         elsewhere.config.data.root = "other/images"
     runs = [of(seed=1), of(epochs=9), of(seed=2, keep_checkpoints=9), of(seed=3, eval_batch_size=1)]
-    groups = group_runs([*runs, elsewhere])
+    groups = group_runs([*runs, elsewhere, again])
     assert [[run.label for run in group.runs] for group in groups] == [
         ["seed1", "seed2-keep_checkpoints9", "seed3-eval_batch_size1"],
         ["epochs9"],
         ["seed4"],
+        ["seed2"],  # the same run, made once more: no further sample
     ]
     assert curve_over_seeds(runs, lambda row: row["test_top1"]).runs == [4]
     assert training_seconds(runs[0]) == pytest.approx(10 * 256 / 100)
@@ -366,7 +424,7 @@ def test_gradients_agree_where_the_loss_is_smooth_and_less_on_a_staircase(runs, 
     (stairs,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=40)
     assert stairs.name == "BinaryDense_0"
     assert 0.2 < stairs.cosine < 0.95
-    assert stairs.standard_error == pytest.approx(math.sqrt((1 - stairs.cosine**2) / 40))
+    assert stairs.standard_error == pytest.approx(math.sqrt((1 - stairs.cosine**2) / 39))
     # A code that is the latent kernel itself has no steps: both gradients are one.
     smooth_rule = dataclasses.replace(WEIGHT_RULES["half_half"], kernel=identity)
     monkeypatch.setitem(WEIGHT_RULES, "half_half", smooth_rule)
@@ -386,7 +444,14 @@ def test_gradients_on_data_that_are_streamed(tmp_path, monkeypatch):
     params = OneLayer().init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=True)["params"]
     state = TrainState(step=jnp.int32(0), params=params, batch_stats={}, opt_state=())
     (found,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=2)
-    assert -1 <= found.cosine <= 1
+    # Equal to the same images in memory.
+    images = np.stack([np.full((8, 8, 3), (level, level, 0), np.uint8) for level in (50, 200)])
+    split = Split(images, np.arange(2, dtype=np.int32))
+    monkeypatch.setattr(gradients, "load_dataset", lambda config: Dataset(split, split, ("", "")))
+    (expected,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=2)
+    assert found.name == "BinaryDense_0"
+    assert 0 < abs(found.cosine) < 1
+    assert found.cosine == pytest.approx(expected.cosine, abs=1e-6)
 
 
 def test_an_svg_stands_in_a_page():
@@ -415,6 +480,7 @@ def test_what_is_wrong_is_said_before_any_work(runs, tmp_path):
         "holds something else": [one, f"--out={tmp_path / 'full'}"],
         "is a file; name a folder": [one, f"--out={tmp_path / 'file'}"],
         "gradients": [one, "--gradients=-1"],
+        "one direction shows no agreement": [one, "--gradients=1"],
         "none of the runs can be read": [tmp_path / "nothing", f"--out={tmp_path / 'out'}"],
     }
     for message, arguments in wrong.items():

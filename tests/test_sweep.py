@@ -253,6 +253,31 @@ def test_a_watch_hears_what_the_watch_around_it_heard_before():
         assert sweep.should_stop(0)
 
 
+def test_a_trained_run_that_lost_its_log_does_not_stop_the_others(copy):
+    """Whether the last line is lost, or all of it."""
+    log = copy / "dorefa" / "seed3" / "log.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    (copy / "dorefa" / "seed1" / "log.jsonl").unlink()
+    shutil.rmtree(copy / "bnn" / "seed1")
+    row = run_sweep(small_sweep(), copy, make_mesh(1))["variants"]
+    assert list(row["dorefa"]["failures"]) == ["3", "1"]
+    assert all("lacks the last epoch" in text for text in row["dorefa"]["failures"].values())
+    assert row["dorefa"]["last"]["n"] == 0
+    assert row["bnn"]["last"]["n"] == 2
+
+
+def test_a_log_without_checkpoints_is_not_written_anew(copy, monkeypatch):
+    no_training(monkeypatch)
+    run_folder = copy / "bnn" / "seed1"
+    shutil.rmtree(run_folder / "checkpoints")
+    log = run_folder / "log.jsonl"
+    log.write_text(log.read_text() * 2 + log.read_text().splitlines()[0] + "\n")  # not finished
+    before = log.read_bytes()
+    with pytest.raises(UsageError, match="and no checkpoint to go on from"):
+        run_sweep(small_sweep(), copy, make_mesh(1))
+    assert log.read_bytes() == before
+
+
 @pytest.mark.slow
 def test_an_interrupted_group_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
@@ -406,7 +431,7 @@ DIGITS = "configs/sweeps/digits.py"
         ([DIGITS, "--workdir=unused", "--set=epochs=two"], "is no Python value"),
         ([DIGITS, "--workdir=unused", "--set=epochs='two'"], "epochs cannot be 'two'"),
         ([DIGITS, "--workdir=unused", "--set=epochs=0"], "at least 1"),
-        ([DIGITS, "--workdir=unused", "--set=seed=5"], "each run has its own seed"),
+        ([DIGITS, "--workdir=unused", "--set=seed=5"], "each has its own seed"),
         ([DIGITS, "--workdir=unused", "--set=model.weight_rule=bnn"], "half_half sets it itself"),
         ([DIGITS, "--workdir=unused", "--only=bnm"], "did you mean 'bnn'"),
         ([DIGITS, "--workdir=unused", "--seeds_at_once=-1"], "seeds_at_once"),

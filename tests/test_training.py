@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices import make_mesh, replicated
 from siman_jax.epoch import Progress, make_epoch_runner
 from siman_jax.errors import UsageError
-from siman_jax.metrics import Sums, score
+from siman_jax.metrics import METRICS, Sums, score
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.runlog import RunLog, best_row, read_rows
 from siman_jax.snapshot import abstract_snapshot, first_snapshot
@@ -179,14 +180,24 @@ def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
 
 
 def test_log_lines_of_a_killed_epoch_are_written_again(tmp_path):
+    metrics = [f"{split}_{name}" for split in ("train", "test") for name in METRICS]
+    first, second = (
+        {"step": 5 * epoch, "epoch": epoch, **dict.fromkeys(metrics, 1.0), "flips": {"conv1": 0.5}}
+        for epoch in (1, 2)
+    )
     log = RunLog(tmp_path, 0)
-    log.write({"step": 5, "epoch": 1, "loss": 1.0})
-    log.write({"step": 10, "epoch": 2, "loss": 0.5})
+    log.write(first)
+    log.write(second)
     log.close()
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('17\n{"step": 15}\n{"step": 15, "lo')  # no rows, and killed while writing
+    path = tmp_path / "log.jsonl"
+    with path.open("a") as file:
+        file.write('17\n{"step": 15}\n{"step": null, "epoch": 1}\n{"step": 15, "lo')
+    assert read_rows(tmp_path) == [first, second]  # the others are no rows, and cut by a kill
     RunLog(tmp_path, 5).close()
-    assert read_rows(tmp_path) == [{"step": 5, "epoch": 1, "loss": 1.0}]
+    assert read_rows(tmp_path) == [first]
+    # What is not of a later step was not written by what was killed.
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert kept == [first, 17, {"step": None, "epoch": 1}]
 
 
 def command(workdir, *arguments):
@@ -348,7 +359,20 @@ def test_a_workdir_of_another_config_is_refused(finished):
     check_workdir(config, workdir)
 
 
-def test_a_workdir_that_is_a_file(tmp_path):
+def test_a_run_of_which_only_the_log_is_kept_is_not_trained_anew(finished, tmp_path):
+    workdir, _ = finished
+    kept = tmp_path / "kept"
+    shutil.copytree(workdir, kept, ignore=shutil.ignore_patterns("checkpoints"))
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="holds the log of 3 epochs, and no checkpoint"):
+        train(small_config(), kept, make_mesh(1))
+    assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
+
+
+def test_a_workdir_that_is_no_folder(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="is a link to what is not there"):
+        train(small_config(), tmp_path / "link" / "run", make_mesh(1))
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file; name a folder"):
         train(small_config(), tmp_path / "file", make_mesh(1))

@@ -89,12 +89,18 @@ def binary_kernels(params: Mapping) -> Iterator[tuple[str, Array]]:
             yield "/".join(path[:-1]), leaf
 
 
+def can_be_measured(kernel: Array) -> bool:
+    """Whether all weights of a kernel `[..., out]` are finite, and differ in some filter."""
+    deviations = np.asarray(jnp.std(kernel, range(kernel.ndim - 1)))
+    return bool(np.isfinite(deviations).all() and deviations.any())
+
+
 def measure_layer(name: str, kernel: Array) -> Layer:
     """Measure one kernel.
 
     Args:
       name: path of the layer.
-      kernel: `[..., out]`, the latent weights.
+      kernel: `[..., out]`, the latent weights, of which `can_be_measured` says so.
     """
     u, share, *cosines = map(np.asarray, _by_filter(kernel))
     best, half_half, sign = (float(np.mean(values)) for values in cosines)

@@ -11,7 +11,6 @@ Exit status: 0; 1, something was left out; 2, what was given cannot be used.
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from siman_jax.report.page import Section, render_page
 from siman_jax.report.runs import Run, read_run
 from siman_jax.report.seeds import group_runs
 from siman_jax.report.svg import to_png
+from siman_jax.workdir import check_writable
 
 SOME_LEFT_OUT = 1
 DEFAULT_OUT = "report"
@@ -50,7 +50,8 @@ _GRADIENTS = flags.DEFINE_integer(
     "gradients",
     0,
     "Random directions per layer to compare the straight-through gradient with the loss along, on"
-    " a batch of the run's data; 0 for no comparison. Each costs two forward passes per layer.",
+    " a batch of the run's data, 2 or more; 0 for no comparison. Each costs two forward passes per"
+    " layer.",
     lower_bound=0,
 )
 _OVERWRITE = flags.DEFINE_bool(
@@ -66,6 +67,8 @@ def main(argv: list[str]) -> None:
     labels = name_runs(workdirs, _LABELS.value)
     out = Path(_OUT.value or DEFAULT_OUT).expanduser()
     check_folder(out, _OVERWRITE.value)
+    if _GRADIENTS.value == 1:
+        raise UsageError("--gradients=1: one direction shows no agreement; ask for 2 or more.")
     # The same numbers wherever they are made; and a TPU that trains meanwhile is left to that.
     jax.config.update("jax_platforms", "cpu")
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -107,7 +110,7 @@ def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[st
         if len(set(labels)) < len(labels):
             raise UsageError("--labels has the same name twice; name each run differently.")
         return list(labels)
-    paths = [workdir.resolve().parts[1:] for workdir in workdirs]
+    paths = [workdir.resolve().parts[1:] or ("/",) for workdir in workdirs]
     depths = range(1, max(map(len, paths)) + 1)
     depth = next(n for n in depths if len({path[-n:] for path in paths}) == len(paths))
     return ["/".join(path[-depth:]) for path in paths]
@@ -129,11 +132,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
             raise UsageError(
                 f"--out={out} holds a report; name another folder, or replace it by --overwrite."
             )
-    existing = out.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--out={out}: there is no permission to write in {existing}.")
+    check_writable(out, "out")
 
 
 def write_report(out: Path, page: str, numbers: str, sections: Sequence[Section]) -> None:
@@ -186,7 +185,8 @@ def _compare_gradients(
             mismatches[read.label] = gradient_mismatch(
                 read.config, read.state, make_mesh(1), _GRADIENTS.value
             )
-        except UsageError as error:
+        # The last of them where the config is of another version.
+        except (UsageError, OSError, AttributeError) as error:
             problems.append((read.label, f"gradients: {error}"))
     return mismatches
 

@@ -7,8 +7,8 @@ from siman_jax.report import figures, tables
 from siman_jax.report.gradients import MOST_EXAMPLES, STEP, Mismatch
 from siman_jax.report.page import Picture, Section
 from siman_jax.report.runs import Checkpoint, Run, has_measures
-from siman_jax.report.seeds import Group
-from siman_jax.report.series import kernel_series
+from siman_jax.report.seeds import Group, has_bits
+from siman_jax.report.series import Series, kernel_series
 
 Mismatches = dict[str, list[Mismatch]]
 
@@ -60,11 +60,12 @@ def _training(groups: Sequence[Group]) -> Section:
             f"Mean cross-entropy on the test split, and dashed on the training data. {band}",
         ),
     ]
-    if any(row["flips"] for group in logged for run in group.runs for row in run.rows):
+    binary = _only(groups, has_bits)
+    if binary:
         pictures.append(
             Picture(
                 "flips",
-                figures.draw_flips(logged),
+                figures.draw_flips(binary),
                 "Flipped bits",
                 "Share of bits that differ from an epoch before, the mean of the layers'; linear"
                 " below 0.1 %. It falls with the learning rate: what no longer flips is decided.",
@@ -145,7 +146,7 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool
         ),
         *_over_epochs(run, name),
     ]
-    if len(run.rows) > 1 and run.rows[-1]["flips"]:
+    if len(run.rows) > 1 and has_bits(run):
         pictures.append(
             Picture(
                 f"{name}-flips",
@@ -179,18 +180,21 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool
 def _kernels(groups: Sequence[Group]) -> Section:
     return Section(
         "Kernels",
-        "From the logs, at the end of each epoch: mean of the binary layers, and the spread of"
-        " that over seeds.",
+        "From the logs: at the end of each epoch the mean of the binary layers, and its spread over"
+        " seeds; and at the end of the last each layer's mean over seeds.",
         tables=[tables.kernels_table(groups)],
-        pictures=[
-            Picture(
-                f"kernels-{series.name}",
-                figures.draw_kernels(groups, series),
-                series.title,
-                series.note,
-            )
-            for series in kernel_series()
-        ],
+        pictures=[picture for series in kernel_series() for picture in _of_series(groups, series)],
+    )
+
+
+def _of_series(groups: Sequence[Group], series: Series) -> Iterator[Picture]:
+    name = f"kernels-{series.name}"
+    yield Picture(name, figures.draw_kernels(groups, series), series.title, series.note)
+    yield Picture(
+        f"{name}-by-layer",
+        figures.draw_kernels_by_layer(groups, series),
+        f"{series.title} by layer",
+        "At the end of training.",
     )
 
 

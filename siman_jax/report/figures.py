@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siman_jax.analysis.distributions import SHAPES, density
-from siman_jax.analysis.measures import EDGES, Layer, binary_kernels
+from siman_jax.analysis.measures import EDGES, Layer, Measures, binary_kernels
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
 from siman_jax.report.gradients import Mismatch
-from siman_jax.report.runs import Run
-from siman_jax.report.seeds import Curve, Group, curve_over_seeds, mean_flips, mean_of_layers
+from siman_jax.report.runs import Run, layers_of_row
+from siman_jax.report.seeds import (
+    Curve,
+    Group,
+    curve_over_seeds,
+    furthest,
+    mean_flips,
+    mean_of_layers,
+)
 from siman_jax.report.series import Series
 from siman_jax.snapshot import read_bits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK = "#1b1c1e"
@@ -72,7 +80,11 @@ def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
 
 
 def draw_flips(groups: Sequence[Group]) -> "Figure":
-    """Share of bits that flipped in each epoch, the mean of the layers', over seeds."""
+    """Share of bits that flipped in each epoch, the mean of the layers', over seeds.
+
+    Args:
+      groups: of runs that have bits.
+    """
     with _axes() as (figure, axes):
         for index, group in enumerate(groups):
             _draw_curve(axes, curve_over_seeds(group.runs, mean_flips), index, group.label)
@@ -86,9 +98,12 @@ def draw_flips(groups: Sequence[Group]) -> "Figure":
 def draw_flips_by_layer(run: Run) -> "Figure":
     """Share of bits that flipped, as a map of layers and epochs."""
     names = list(run.rows[-1]["flips"])
-    shares = np.array([[100 * row["flips"].get(n, np.nan) for row in run.rows] for n in names])
+    flips = {row["epoch"]: row["flips"] for row in run.rows}
+    first, last = run.rows[0]["epoch"], run.rows[-1]["epoch"]
+    shares = np.array(
+        [[100 * flips.get(e, {}).get(n, np.nan) for e in range(first, last + 1)] for n in names]
+    )
     with _axes() as (figure, axes):
-        first, last = run.rows[0]["epoch"], run.rows[-1]["epoch"]
         image = axes.imshow(
             np.log10(np.maximum(shares, 0.01)),
             aspect="auto",
@@ -134,7 +149,7 @@ def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]])
                     markeredgewidth=0,
                 )
             if layers and len(groups) > 1:
-                axes.plot([], [], marker, color=GREY, markersize=4, label=group.label)
+                axes.plot([], [], marker, color=GREY, markersize=4, label=_plain(group.label))
         _label_shapes(axes)
         _legend(axes)
     return figure
@@ -215,6 +230,40 @@ def draw_kernels(groups: Sequence[Group], series: Series) -> "Figure":
     return figure
 
 
+def draw_kernels_by_layer(groups: Sequence[Group], series: Series) -> "Figure":
+    """A measure of kernels in each layer at the end, the mean over the seeds that got furthest.
+
+    Args:
+      groups: of runs whose logs hold measures.
+      series: what to draw.
+    """
+    ends = [[run.rows[-1] for run in furthest(group.runs)] for group in groups]
+    # Networks may differ; layers stand in the order in which they are first met.
+    names = list(dict.fromkeys(name for rows in ends for name in rows[0][Measures._fields[0]]))
+    with _axes(height=_height_of_rows(len(names))) as (figure, axes):
+        for index, (group, rows) in enumerate(zip(groups, ends, strict=True)):
+            values = np.mean([[series.value(layer) for layer in layers_of_row(r)] for r in rows], 0)
+            colour, marker = _look(index)
+            axes.plot(
+                values,
+                [names.index(name) for name in rows[0][Measures._fields[0]]],
+                marker,
+                color=colour,
+                markersize=4,
+                alpha=0.75,
+                markeredgewidth=0,
+                label=_plain(group.label),
+            )
+        for (label, level), colour in zip(series.references.items(), (ORANGE, BLUE), strict=False):
+            axes.axvline(level, color=colour, linestyle=":", linewidth=1, label=label)
+        axes.set_xscale(series.scale)
+        _name_numbers(axes.xaxis, series.scale)
+        axes.set_xlabel(series.unit)
+        _name_rows(axes, names)
+        _legend_below(axes)
+    return figure
+
+
 def draw_bits(run: Run) -> "Figure":
     """Bits of the first filters of the first binary layer: a column a filter, a row a channel."""
     assert run.state is not None
@@ -288,10 +337,8 @@ def _axes(height: float = _HEIGHT) -> Iterator[tuple["Figure", "Axes"]]:
 
 def _draw_curve(axes: "Axes", curve: Curve, index: int, label: str | None) -> None:
     """The curve of group number `index`, solid with a label and dashed without one."""
-    mean, spread = np.array(curve.mean), np.array(curve.spread)
-    colour = CYCLE[index % len(CYCLE)]
-    # A colour that comes again comes with another marker.
-    marker = _MARKERS[index // len(CYCLE) % len(_MARKERS)]
+    mean, spread = np.array(curve.mean), np.array(curve.spread, float)  # None is no number
+    colour, marker = _look(index)
     axes.plot(
         curve.epochs,
         mean,
@@ -299,11 +346,21 @@ def _draw_curve(axes: "Axes", curve: Curve, index: int, label: str | None) -> No
         color=colour,
         marker=marker if label and len(mean) < _MANY_EPOCHS else "",
         markersize=3.5,
-        label=label,
+        label=_plain(label) if label else None,
     )
     axes.fill_between(
         curve.epochs, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0
     )
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Colour and marker of group number `index`; a colour that comes again has another marker."""
+    return CYCLE[index % len(CYCLE)], _MARKERS[index // len(CYCLE) % len(_MARKERS)]
+
+
+def _plain(label: str) -> str:
+    """A label that matplotlib shows as it is: no formula, and not left out of legends."""
+    return label.replace("$", r"\$").replace("_", " _", int(label.startswith("_")))
 
 
 def _finish_epochs(axes: "Axes") -> None:
@@ -318,20 +375,29 @@ def _finish_series(axes: "Axes", series: Series) -> None:
     for (label, level), colour in zip(series.references.items(), (ORANGE, BLUE), strict=False):
         axes.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
     axes.set_yscale(series.scale)
-    if series.scale == "log":  # 2 rather than 2 x 10^0
+    _name_numbers(axes.yaxis, series.scale)
+    axes.set_ylabel(series.unit)
+
+
+def _name_numbers(axis: "Axis", scale: str) -> None:
+    if scale == "log":  # 2 rather than 2 x 10^0
         from matplotlib.ticker import LogFormatter
 
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter())
-    axes.set_ylabel(series.unit)
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter())
 
 
 def _legend(axes: "Axes") -> None:
     """A few labels stand in the plot, more of them below it."""
-    handles, labels = axes.get_legend_handles_labels()
+    _, labels = axes.get_legend_handles_labels()
     if len(labels) <= _FEW_LABELS:
         axes.legend()
-        return
+    else:
+        _legend_below(axes)
+
+
+def _legend_below(axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
     figure: Any = axes.figure
     figure.set_figheight(figure.get_figheight() + 0.17 * math.ceil(len(labels) / _COLUMNS))
     figure.legend(handles, labels, loc="outside lower center", ncols=_COLUMNS)

@@ -68,7 +68,7 @@ def gradient_mismatch(
       config: of the run.
       state: with the weights to perturb.
       mesh: one device.
-      directions: how many to sample; each costs two forward passes per layer.
+      directions: how many to sample, 2 or more; each costs two forward passes per layer.
 
     Raises:
       UsageError: the run's data cannot be used.
@@ -108,7 +108,7 @@ def gradient_mismatch(
         measured.append(slopes)
     cosines = _cosines(np.array(predicted), np.array(measured))
     return [
-        Mismatch("/".join(path[:-1]), float(c), float(np.sqrt((1 - c**2) / directions)))
+        Mismatch("/".join(path[:-1]), float(c), float(np.sqrt((1 - c**2) / (directions - 1))))
         for path, c in zip(kernels, cosines, strict=True)
     ]
 

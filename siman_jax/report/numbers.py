@@ -13,11 +13,12 @@ from siman_jax.report.runs import LOGGED, Run, has_measures
 from siman_jax.report.seeds import (
     Group,
     curve_over_seeds,
+    has_bits,
     mean_flips,
     mean_of_layers,
     training_seconds,
 )
-from siman_jax.report.tables import DISTRIBUTIONS
+from siman_jax.report.tables import DISTRIBUTIONS, KERNELS, RESULTS, at_the_end
 from siman_jax.runlog import best_row
 
 
@@ -44,14 +45,20 @@ def collect_numbers(
 
 def _group(group: Group) -> dict[str, Any]:
     curves = {name: curve_over_seeds(group.runs, itemgetter(name)) for name in LOGGED}
-    curves["mean_flips_percent"] = curve_over_seeds(group.runs, mean_flips)
-    if all(has_measures(run.rows) for run in group.runs):
-        for name in Measures._fields:
-            value = partial(mean_of_layers, value=attrgetter(name))
-            curves[f"mean_{name}"] = curve_over_seeds(group.runs, value)
+    with_bits = [run for run in group.runs if has_bits(run)]
+    measured = [run for run in group.runs if has_measures(run.rows)]
+    curves["mean_flips_percent"] = curve_over_seeds(with_bits, mean_flips)
+    for name in Measures._fields:
+        value = partial(mean_of_layers, value=attrgetter(name))
+        curves[f"mean_{name}"] = curve_over_seeds(measured, value)
     return {
         "label": group.label,
         "runs": [run.label for run in group.runs],
+        "at_the_end": {
+            column.name: at_the_end(runs, column)
+            for columns, runs in ((RESULTS, group.runs), (KERNELS, measured))
+            for column in columns
+        },
         "curves": {name: curve._asdict() for name, curve in curves.items()},
     }
 

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.analysis.measures import Layer, Measures, binary_kernels, measure_layer
+from siman_jax.analysis.measures import (
+    Layer,
+    Measures,
+    binary_kernels,
+    can_be_measured,
+    measure_layer,
+)
 from siman_jax.errors import UsageError
 from siman_jax.runlog import FILE_NAME, read_rows
 from siman_jax.step import TrainState
@@ -20,8 +26,11 @@ from siman_jax.workdir import fields_that_matter, read_config
 # What the curves and tables are made of.
 LOGGED = ("train_loss", "train_top1", "test_loss", "test_top1", "images_per_second")
 _ABOVE_ZERO = ("step", "epoch", "images_per_second")
-# Without these fields a config is of another version.
-_NEEDED = ("seed", "epochs", "batch_size", "model.name", "model.weight_rule")
+# Without these fields, of these types, a config is of another version.
+_NEEDED = {
+    **dict.fromkeys(("seed", "epochs", "batch_size", "data.num_classes"), int),
+    **dict.fromkeys(("model.name", "model.weight_rule"), str),
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def has_measures(rows: Sequence[Mapping[str, Any]]) -> bool:
     return bool(rows) and all(
         isinstance(row.get(name), Mapping)
         and row[name]
-        and row[name].keys() == row[Measures._fields[0]].keys()
+        and row[name].keys() == rows[0][Measures._fields[0]].keys()
         and all(map(_is_number, row[name].values()))
         for row in rows
         for name in Measures._fields
@@ -111,11 +120,12 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
       UsageError: there is neither a log nor a checkpoint that can be read, or no config.
     """
     config = read_config(workdir)
-    lacking = [f for f in _NEEDED if f"config.{f}" not in fields_that_matter(config)]
+    fields = fields_that_matter(config)
+    lacking = [f for f, kind in _NEEDED.items() if not isinstance(fields.get(f"config.{f}"), kind)]
     if lacking:
         raise UsageError(
-            f"its config.json is not of this version: it lacks {', '.join(lacking)}; make the"
-            " report with the version that trained it."
+            f"its config.json is not of this version: it lacks {', '.join(lacking)}, or has them of"
+            " another type; make the report with the version that trained it."
         )
     rows, problems = _logged_rows(workdir)
     run = Run(label, workdir, config, rows, problems=problems)
@@ -124,12 +134,21 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
         run.problems.append("it holds no checkpoint, so there is nothing to say of its layers")
     for step in steps:
         try:
-            run.state = load_step(config, workdir, mesh, step).progress.state
+            state = load_step(config, workdir, mesh, step).progress.state
         except UsageError as error:
             run.problems.append(str(error))
             continue
-        layers = [measure_layer(*kernel) for kernel in binary_kernels(run.state.params)]
+        kernels = list(binary_kernels(state.params))
+        dead = [name for name, kernel in kernels if not can_be_measured(kernel)]
+        if dead:
+            run.problems.append(
+                f"the checkpoint of step {step} has weights that are not finite, or all the same,"
+                f" in {', '.join(dead)}"
+            )
+            continue
+        layers = [measure_layer(*kernel) for kernel in kernels]
         run.checkpoints.append(Checkpoint(step, _epoch(step, rows), layers))
+        run.state = state
     if run.checkpoints and not run.checkpoints[-1].layers:
         run.problems.append("its network has no binary layer")
     if not rows and not run.checkpoints:
@@ -141,9 +160,9 @@ def _logged_rows(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows that are whole, one an epoch, and what was wrong with others."""
     path = workdir / FILE_NAME
     try:
-        written = sum(bool(line.strip()) for line in path.read_text().splitlines())
+        written = sum(bool(line.strip()) for line in path.read_bytes().splitlines())
         rows = [row for row in read_rows(workdir) if _is_whole(row)]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         return [], [f"its log cannot be read: {error}"]
     problems = []
     if len(rows) < written:
@@ -157,13 +176,11 @@ def _logged_rows(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return [latest[epoch] for epoch in sorted(latest)], problems
 
 
-def _is_whole(row: Any) -> bool:
+def _is_whole(row: Mapping[str, Any]) -> bool:
     return (
-        isinstance(row, dict)
-        and all(_is_number(row.get(name)) for name in LOGGED)
+        all(_is_number(row.get(name)) for name in LOGGED)
         and all(_is_number(row.get(name)) and row[name] > 0 for name in _ABOVE_ZERO)
         and _is_finite(row)
-        and isinstance(row.get("flips"), dict)
         and all(map(_is_number, row["flips"].values()))
     )
 

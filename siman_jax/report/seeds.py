@@ -1,5 +1,6 @@
 """Runs that differ in nothing but their seed, and what they have in common."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from siman_jax.analysis.measures import Measures
 from siman_jax.report.runs import Run, layers_of_row
+from siman_jax.sweep_summary import mean_and_deviation
 from siman_jax.workdir import fields_that_matter
 
 _SEED, _ROOT = "config.seed", "config.data.root"
@@ -14,10 +16,10 @@ _MOST_JOINED = 3
 
 
 class Group(NamedTuple):
-    """Runs of one config.
+    """Runs of one config, each with another seed.
 
     Attributes:
-      label: theirs; several differing ones are joined.
+      label: theirs; several are joined.
       runs: one or more, in the order they were named.
     """
 
@@ -31,24 +33,31 @@ class Curve(NamedTuple):
     Attributes:
       epochs: those that any of the runs reached.
       mean: over the runs that reached the epoch.
-      spread: their standard deviation, divided by n - 1; 0 where there is one.
+      spread: their standard deviation, of n - 1 degrees of freedom; None where there is one.
       runs: how many they are.
     """
 
     epochs: list[int]
     mean: list[float]
-    spread: list[float]
+    spread: list[float | None]
     runs: list[int]
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Put together the runs whose configs are equal but for the seed, in order of appearance."""
-    groups: dict[str, list[Run]] = {}
+    """Put together the runs whose configs are equal but for the seed, in order of appearance.
+
+    What repeats a seed, on another machine for instance, is no further sample: it is of another
+    group, with whatever else repeats.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
+    seen: Counter[str] = Counter()
     for run in runs:
         # A run may go on in a folder that moved, but two folders may hold different images.
         fields = {**fields_that_matter(run.config), _ROOT: run.config.data.get("root")}
-        fields.pop(_SEED, None)
-        groups.setdefault(repr(sorted(fields.items())), []).append(run)
+        whole = repr(sorted(fields.items()))
+        fields.pop(_SEED)
+        groups.setdefault((repr(sorted(fields.items())), seen[whole]), []).append(run)
+        seen[whole] += 1
     return [Group(_joined([run.label for run in members]), members) for members in groups.values()]
 
 
@@ -58,13 +67,12 @@ def _joined(labels: Sequence[str]) -> str:
     >>> _joined(["a", "b"]), _joined(["a", "b", "c", "d"]), _joined(["a/seed0", "a/seed1"])
     ('a, b', 'a and 3 more', 'a')
     """
-    different = list(dict.fromkeys(labels))
-    parents = {label.rpartition("/")[0] for label in different}
-    if len(different) > 1 and len(parents) == 1 and "" not in parents:
+    parents = {label.rpartition("/")[0] for label in labels}
+    if len(labels) > 1 and len(parents) == 1 and "" not in parents:
         return parents.pop()
-    if len(different) <= _MOST_JOINED:
-        return ", ".join(different)
-    return f"{different[0]} and {len(different) - 1} more"
+    if len(labels) <= _MOST_JOINED:
+        return ", ".join(labels)
+    return f"{labels[0]} and {len(labels) - 1} more"
 
 
 def curve_over_seeds(runs: Sequence[Run], value: Callable[[dict[str, Any]], float]) -> Curve:
@@ -79,27 +87,29 @@ def curve_over_seeds(runs: Sequence[Run], value: Callable[[dict[str, Any]], floa
         for row in run.rows:
             values.setdefault(row["epoch"], []).append(value(row))
     epochs = sorted(values)
+    sums = [mean_and_deviation(values[epoch]) for epoch in epochs]
     return Curve(
         epochs,
-        [float(np.mean(values[epoch])) for epoch in epochs],
-        [spread(values[epoch]) for epoch in epochs],
-        [len(values[epoch]) for epoch in epochs],
+        [one["mean"] for one in sums],
+        [one["std"] for one in sums],
+        [one["n"] for one in sums],
     )
 
 
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation, divided by n - 1; 0 for a single value.
+def furthest(runs: Sequence[Run]) -> list[Run]:
+    """Those of a group's runs that reached its latest epoch, so that their ends compare."""
+    epoch = max((run.rows[-1]["epoch"] for run in runs if run.rows), default=None)
+    return [run for run in runs if run.rows and run.rows[-1]["epoch"] == epoch]
 
-    >>> spread([1.0, 3.0])
-    1.4142135623730951
-    """
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+def has_bits(run: Run) -> bool:
+    """Whether a run's log tells of bits that may flip; a real-valued network has none."""
+    return bool(run.rows) and all(row["flips"] for row in run.rows)
 
 
 def mean_flips(row: dict[str, Any]) -> float:
     """Share of bits that flipped in an epoch, in percent: the mean of the layers'."""
-    shares = list(row["flips"].values())
-    return 100 * float(np.mean(shares)) if shares else 0.0
+    return 100 * float(np.mean(list(row["flips"].values())))
 
 
 def mean_of_layers(row: dict[str, Any], value: Callable[[Measures], float]) -> float:

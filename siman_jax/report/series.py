@@ -42,6 +42,15 @@ def kernel_series() -> list[Series]:
             scale="log",
         ),
         Series(
+            "fit",
+            "Gaussian or Laplacian",
+            "Mean log-likelihood of the fitted Gaussian less that of the fitted Laplacian: above 0"
+            " the Gaussian fits better.",
+            "Gaussian over Laplacian (nats)",
+            lambda layer: layer.gaussian_fit - layer.laplacian_fit,
+            {"equally good": 0.0},
+        ),
+        Series(
             "share",
             "Best share of ones",
             "Half-half is the optimum where it is 0.5.",
@@ -64,5 +73,16 @@ def kernel_series() -> list[Series]:
             "cosine lost by half-half",
             lambda layer: layer.best_cosine - layer.half_half_cosine,
             {"ideal Laplacian": laplacian.cosine - laplacian.half_half_cosine},
+        ),
+        Series(
+            "sign-cosine",
+            "Cosine of sign bits",
+            "What signs reach, which are no magnitudes: all ones beside |w|.",
+            "cosine of sign bits",
+            lambda layer: layer.sign_cosine,
+            {
+                "ideal Laplacian": laplacian.sign_cosine,
+                "ideal Gaussian": gaussian.sign_cosine,
+            },
         ),
     ]

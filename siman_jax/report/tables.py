@@ -1,8 +1,7 @@
 """The report's tables: numbers as text."""
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from siman_jax.analysis.distributions import SHAPES
 from siman_jax.analysis.measures import Layer, Measures
@@ -11,78 +10,126 @@ from siman_jax.report.page import Table
 from siman_jax.report.runs import Run
 from siman_jax.report.seeds import (
     Group,
+    furthest,
+    has_bits,
     mean_flips,
     mean_of_layers,
-    spread,
     training_seconds,
 )
 from siman_jax.runlog import best_row
+from siman_jax.sweep_summary import mean_and_deviation
 
 DISTRIBUTIONS = {"Laplacian": LAPLACIAN, "Gaussian": GAUSSIAN, "uniform": UNIFORM}
 
-Number = Callable[[Run], float]
 
-_RESULTS: tuple[tuple[str, str, Number], ...] = (
-    ("last test\ntop-1 (%)", ".2f", lambda run: run.rows[-1]["test_top1"]),
-    ("best test\ntop-1 (%)", ".2f", lambda run: best_row(run.rows)["test_top1"]),
-    ("last train\ntop-1 (%)", ".2f", lambda run: run.rows[-1]["train_top1"]),
-    ("last test\nloss", ".3f", lambda run: run.rows[-1]["test_loss"]),
-    ("flips in the\nlast epoch (%)", ".2f", lambda run: mean_flips(run.rows[-1])),
-    ("training\ntime", "time", training_seconds),
+class Column(NamedTuple):
+    """A number of a run at its end.
+
+    Attributes:
+      name: in JSON.
+      heading: on the page.
+      form: how to print it: a format, or "time" for seconds.
+      number: function of a run, None where it has no such thing.
+    """
+
+    name: str
+    heading: str
+    form: str
+    number: Callable[[Run], float | None]
+
+
+def _of_kernels(name: str, heading: str, form: str, number: Callable[[Measures], float]) -> Column:
+    """The mean of the layers', of a run whose log holds measures."""
+    return Column(name, heading, form, lambda run: mean_of_layers(run.rows[-1], number))
+
+
+RESULTS = (
+    Column("last_test_top1", "last test\ntop-1 (%)", ".2f", lambda run: run.rows[-1]["test_top1"]),
+    Column(
+        "best_test_top1",
+        "best test\ntop-1 (%)",
+        ".2f",
+        lambda run: best_row(run.rows)["test_top1"],
+    ),
+    Column(
+        "last_train_top1", "last train\ntop-1 (%)", ".2f", lambda run: run.rows[-1]["train_top1"]
+    ),
+    Column("last_test_loss", "last test\nloss", ".3f", lambda run: run.rows[-1]["test_loss"]),
+    Column(
+        "last_mean_flips_percent",
+        "flips in the\nlast epoch (%)",
+        ".2f",
+        lambda run: mean_flips(run.rows[-1]) if has_bits(run) else None,
+    ),
+    Column("training_seconds", "training\ntime", "time", training_seconds),
+)
+KERNELS = (
+    _of_kernels("fitted_shape", "fitted\nshape", ".2f", lambda layer: layer.fitted_shape),
+    _of_kernels(
+        "gaussian_over_laplacian",
+        "Gaussian over\nLaplacian (nats)",
+        "+.4f",
+        lambda layer: layer.gaussian_fit - layer.laplacian_fit,
+    ),
+    _of_kernels("best_share", "best share\nof ones", ".3f", lambda layer: layer.best_share),
+    _of_kernels("best_entropy", "its entropy\n(bits)", ".4f", lambda layer: layer.best_entropy),
+    _of_kernels("best_cosine", "cosine\nthere", ".4f", lambda layer: layer.best_cosine),
+    _of_kernels(
+        "half_half_cosine", "cosine at\nhalf-half", ".4f", lambda layer: layer.half_half_cosine
+    ),
+    _of_kernels("sign_cosine", "cosine of\nsign bits", ".4f", lambda layer: layer.sign_cosine),
 )
 
 
+def at_the_end(runs: Sequence[Run], column: Column) -> dict[str, Any]:
+    """A number's "mean", "std" and "n" over the runs that got furthest and have it."""
+    numbers = (column.number(run) for run in furthest(runs))
+    return mean_and_deviation([number for number in numbers if number is not None])
+
+
 def results_table(groups: Sequence[Group]) -> Table:
-    """Accuracy, flips and time of every run that has a log, and each group's mean and spread."""
+    """Accuracy, flips and time of every run that has a log, and each group's mean and deviation."""
     rows: list[list[str]] = []
     means = []
     for group in groups:
         runs = [run for run in group.runs if run.rows]
         for run in runs:
             best = best_row(run.rows)["epoch"]
-            cells = [_format(number(run), form) for _, form, number in _RESULTS]
+            cells = [_format(column.number(run), column.form) for column in RESULTS]
             epochs = f"{run.rows[-1]['epoch']} of {run.config.epochs}"
             rows.append([run.label, str(run.config.seed), epochs, str(best), *cells])
-        if len(runs) > 1:
+        count = len(furthest(runs))
+        if count > 1:
             means.append(len(rows))
-            cells = [_mean([number(run) for run in runs], form) for _, form, number in _RESULTS]
-            rows.append([f"mean of {len(runs)} ± deviation", "", "", "", *cells])
+            cells = [_mean(at_the_end(runs, column), column.form) for column in RESULTS]
+            rows.append([f"mean of {count} ± deviation", "", "", "", *cells])
     return Table(
         "Results",
-        "Best by test accuracy, the later epoch among equals. Deviations are standard ones over"
-        " seeds, divided by n - 1. Flips are the mean of the layers' shares. The time is the"
-        " logged epochs' training; evaluation is left out.",
-        ["run", "seed", "epochs", "best\nepoch", *(heading for heading, _, _ in _RESULTS)],
+        "Best by test accuracy, the later epoch among equals. Means are over the seeds that got"
+        " furthest, and deviations standard ones, of n - 1 degrees of freedom. Flips are the mean"
+        " of the layers' shares. The time is the logged epochs' training without evaluation.",
+        ["run", "seed", "epochs", "best\nepoch", *(column.heading for column in RESULTS)],
         rows,
         means,
     )
 
 
-_KERNELS: tuple[tuple[str, str, Callable[[Measures], float]], ...] = (
-    ("fitted\nshape", ".2f", lambda layer: layer.fitted_shape),
-    ("Gaussian over\nLaplacian (nats)", "+.4f", lambda x: x.gaussian_fit - x.laplacian_fit),
-    ("best share\nof ones", ".3f", lambda layer: layer.best_share),
-    ("its entropy\n(bits)", ".4f", lambda layer: layer.best_entropy),
-    ("cosine\nthere", ".4f", lambda layer: layer.best_cosine),
-    ("cosine at\nhalf-half", ".4f", lambda layer: layer.half_half_cosine),
-    ("cosine of\nsign bits", ".4f", lambda layer: layer.sign_cosine),
-)
-
-
 def kernels_table(groups: Sequence[Group]) -> Table:
     """Measures at the end of the last epoch of each group's runs, whose logs all hold them."""
-    rows = []
-    for group in groups:
-        cells = [
-            _mean([mean_of_layers(run.rows[-1], number) for run in group.runs], form)
-            for _, form, number in _KERNELS
+    rows = [
+        [
+            group.label,
+            str(len(furthest(group.runs))),
+            *(_mean(at_the_end(group.runs, column), column.form) for column in KERNELS),
         ]
-        rows.append([group.label, str(len(group.runs)), *cells])
+        for group in groups
+    ]
     return Table(
         "Kernels at the end",
-        "Means over the binary layers; then mean and standard deviation over seeds. Above 0, the"
-        " difference of log-likelihoods says that a Gaussian fits better than a Laplacian.",
-        ["runs", "seeds", *(heading for heading, _, _ in _KERNELS)],
+        "Means over the binary layers; then mean and standard deviation over the seeds that got"
+        " furthest. Above 0, the difference of log-likelihoods says that a Gaussian fits better"
+        " than a Laplacian.",
+        ["runs", "seeds", *(column.heading for column in KERNELS)],
         rows,
     )
 
@@ -150,15 +197,16 @@ def layers_table(layers: Sequence[Layer]) -> Table:
     )
 
 
-def _format(value: float, form: str) -> str:
+def _format(value: float | None, form: str) -> str:
+    if value is None:
+        return "-"
     return _duration(value) if form == "time" else format(value, form)
 
 
-def _mean(values: Sequence[float], form: str) -> str:
-    mean, deviation = float(np.mean(values)), spread(values)
-    if form == "time":
-        return f"{_duration(mean)} ± {_duration(deviation)}"
-    return f"{mean:{form}} ± {deviation:{form.lstrip('+')}}"
+def _mean(numbers: Mapping[str, Any], form: str) -> str:
+    """Mean and deviation, of what there is."""
+    mean, deviation = _format(numbers["mean"], form), numbers["std"]
+    return mean if deviation is None else f"{mean} ± {_format(deviation, form.lstrip('+'))}"
 
 
 def _duration(seconds: float) -> str:
