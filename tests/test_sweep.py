@@ -349,7 +349,7 @@ def test_every_sweep_builds(path, monkeypatch):
 
 def test_the_first_study_has_every_rule():
     sweep = load_sweep(REPOSITORY / "configs" / "sweeps" / "methods.py")
-    assert set(sweep.variants) == {*WEIGHT_RULES, "bop"}
+    assert set(sweep.variants) == {*WEIGHT_RULES, "bop", "ir_net_0.1"}
     fixed = {"model.weight_rule", "optimizer.undecayed", "optimizer.bop"}
     own = {"estimator.first_sharpness"}
     assert all(set(fields) <= fixed | own for fields in sweep.variants.values())
