@@ -28,6 +28,7 @@ from siman_jax.task import model_from_config
 from siman_jax.workdir import claim_workdir
 
 CHECKPOINTS = "checkpoints"
+FAILURE_FILE = "failure.txt"  # why a sweep left out a run
 _CLASSIFIER_BIAS = "progress/state/params/fc/bias"
 
 

@@ -25,7 +25,7 @@ from siman_jax.errors import UsageError, choose
 from siman_jax.output import write_whole
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.runlog import last_and_best, read_rows
-from siman_jax.stored_run import check_resumable, is_finished, saved_step
+from siman_jax.stored_run import FAILURE_FILE, check_resumable, is_finished, saved_step
 from siman_jax.sweep_plan import Sweep, load_sweep, with_settings
 from siman_jax.sweep_summary import summarize_variant, summary_table
 from siman_jax.task import build_task
@@ -34,7 +34,6 @@ from siman_jax.workdir import check_workdir, check_writable
 
 SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
-FAILURE_FILE = "failure.txt"  # in the folder of a run that cannot be done, with the reason
 
 # Other commands have flags of some of these names, and tests import several commands.
 _WORKDIR = flags.DEFINE_string(

@@ -35,7 +35,7 @@ from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
 from siman_jax.rules import WEIGHT_RULES
 from siman_jax.step import TrainState
-from siman_jax.stored_run import found_run, load_run
+from siman_jax.stored_run import FAILURE_FILE, found_run, load_run
 from siman_jax.task import model_from_config
 from siman_jax.train import train
 from siman_jax.workdir import read_config
@@ -281,7 +281,10 @@ def test_logs_alone_tell_how_kernels_changed(runs, tmp_path):
 def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     broken = {
         name: tmp_path / name
-        for name in ("bare", "cut", "newer", "older", "other", "dotted", "damaged", "strange")
+        for name in (
+            *("bare", "cut", "newer", "older", "other", "dotted", "failed"),
+            *("damaged", "strange"),
+        )
     }
     for name, folder in broken.items():
         shutil.copytree(runs / ("seed1" if name == "bare" else "seed0"), folder)
@@ -293,6 +296,7 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     edit_config(broken["older"], lambda config: config.pop("seed"))
     edit_config(broken["other"], lambda config: config.update(batch_size=None, data={}))
     edit_config(broken["dotted"], lambda config: config.update({"model.width": 3}))
+    (broken["failed"] / FAILURE_FILE).write_text("the loss is not finite at step 6\n")
     edit_config(broken["strange"], lambda config: config["model"].update(width=8))
     (broken["strange"] / "log.jsonl").write_bytes(b"\xff\xfe")
     for metadata in (broken["damaged"] / "checkpoints").glob("*/state/_METADATA"):
@@ -313,6 +317,7 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
         "older": "it lacks seed",
         "other": "it lacks batch_size, data.num_classes",
         "dotted": "is no config",
+        "failed": "the loss is not finite at step 6",
         "damaged": "cannot be read",
         "strange": "is of another network",
         "missing": "there is no run in",
@@ -355,6 +360,17 @@ def test_logs_with_gaps_and_with_other_layers(runs):
     assert has_measures(run.rows)
     fewer = {name: dict(list(last[name].items())[1:]) for name in Measures._fields}
     assert not has_measures([first, {**last, **fewer}])
+
+
+def test_a_loss_that_explodes_leaves_the_others_to_be_seen(runs):
+    run = read_run(runs / "seed0", "", make_mesh(1))
+    wild = dataclasses.replace(run, rows=[{**row, "test_loss": 1e18} for row in run.rows])
+    figure = draw_curves([Group("a", [run]), Group("b", [wild])], "loss", "")
+    limits = (0, 3 * max(row["train_loss"] for row in run.rows))
+    assert figure.axes[0].get_ylim() == pytest.approx(limits)
+    assert len(figure.axes[0].lines) == 5  # two of each group, and the legend's
+    many = draw_curves([Group(str(i), [run]) for i in range(9)], "loss", "")
+    assert len(many.axes[0].lines) == 9
 
 
 def test_labels_are_shown_as_they_are(runs):

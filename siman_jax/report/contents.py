@@ -46,18 +46,20 @@ def _only(groups: Sequence[Group], condition: Callable[[Run], bool]) -> list[Gro
 def _training(groups: Sequence[Group]) -> Section:
     logged = _only(groups, lambda run: bool(run.rows))
     band = "The band is one standard deviation over seeds to either side of their mean."
+    augmented = "" if figures.are_many(logged) else ", and dashed on the augmented training data"
     pictures = [
         Picture(
             "accuracy",
             figures.draw_curves(logged, "top1", "top-1 accuracy (%)"),
             "Accuracy",
-            f"On the test split, and dashed on the augmented training data. {band}",
+            f"On the test split{augmented}. {band}",
         ),
         Picture(
             "loss",
             figures.draw_curves(logged, "loss", "loss"),
             "Loss",
-            f"Mean cross-entropy on the test split, and dashed on the training data. {band}",
+            f"Mean cross-entropy on the test split{augmented}. {band} What exceeds three times all"
+            " of the training data's is beyond the frame.",
         ),
     ]
     binary = _only(groups, has_bits)

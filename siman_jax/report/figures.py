@@ -56,11 +56,16 @@ _SHAPES = np.geomspace(0.5, SHAPES[1], 80)
 _FILTERS = _CHANNELS = 16
 _MANY_EPOCHS = 30
 _FEW_LABELS = 4
+_FAR_ABOVE = 3
+_MANY_GROUPS = 8
 _MARKERS = "os^Dv"
 
 
 def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
     """Train and test values of a metric over epochs, mean and spread over seeds.
+
+    Of many groups those of the test split alone. Values far above all on the training data, as the
+    loss of a network that explodes, are beyond the frame.
 
     Args:
       groups: of runs.
@@ -68,15 +73,26 @@ def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
       unit: label of the axis.
     """
     with _axes() as (figure, axes):
+        highest = 0.0
         for index, group in enumerate(groups):
             train = curve_over_seeds(group.runs, lambda row: row[f"train_{key}"])
             test = curve_over_seeds(group.runs, lambda row: row[f"test_{key}"])
-            _draw_curve(axes, train, index, None)
+            highest = max(highest, *train.mean)
+            if not are_many(groups):
+                _draw_curve(axes, train, index, None)
             _draw_curve(axes, test, index, group.label)
+        if axes.get_ylim()[1] > _FAR_ABOVE * highest:
+            axes.set_ylim(0, _FAR_ABOVE * highest)
         axes.set_ylabel(unit)
-        axes.plot([], [], "--", color=GREY, label="training data")
+        if not are_many(groups):
+            axes.plot([], [], "--", color=GREY, label="training data")
         _finish_epochs(axes)
     return figure
+
+
+def are_many(groups: Sequence[Group]) -> bool:
+    """Whether there are so many groups that two curves of each are too much for a figure."""
+    return len(groups) > _MANY_GROUPS
 
 
 def draw_flips(groups: Sequence[Group]) -> "Figure":

@@ -20,7 +20,7 @@ from siman_jax.analysis.measures import (
 from siman_jax.errors import UsageError
 from siman_jax.runlog import FILE_NAME, read_rows
 from siman_jax.step import TrainState
-from siman_jax.stored_run import kept_steps, load_step
+from siman_jax.stored_run import FAILURE_FILE, kept_steps, load_step
 from siman_jax.workdir import fields_that_matter, read_config
 
 # What the curves and tables are made of.
@@ -117,7 +117,8 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
     """Read a run's log and measure the checkpoints that it kept.
 
     Raises:
-      UsageError: there is neither a log nor a checkpoint that can be read, or no config.
+      UsageError: there is neither a log nor a checkpoint that can be read, or no config; or a
+        sweep left it out, for a reason that this gives.
     """
     config = read_config(workdir)
     fields = fields_that_matter(config)
@@ -127,6 +128,9 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
             f"its config.json is not of this version: it lacks {', '.join(lacking)}, or has them of"
             " another type; make the report with the version that trained it."
         )
+    failure = workdir / FAILURE_FILE
+    if failure.is_file():
+        raise UsageError(failure.read_text(errors="replace").strip())
     rows, problems = _logged_rows(workdir)
     run = Run(label, workdir, config, rows, problems=problems)
     steps = kept_steps(workdir)
