@@ -5,8 +5,8 @@ r"""Study 4, which part of the method counts: bits by magnitude or by sign, unde
 
 Study 1 gives every method the activations that it was published with, so that kernels and
 activations change together. Here each of two weight rules, SiMaN's half-half and BNN's plain sign,
-meets each of three activation rules: SiMaN's, which takes the sample's mean off and then is
-`approx_sign`; `approx_sign` without the mean; and BNN's `ste_sign`.
+meets each of three activation rules: SiMaN's, which standardises each sample and then is
+`approx_sign`; `approx_sign` by itself; and BNN's `ste_sign`.
 
 Protocol, written down before any run: budget, learning rate and schedule of
 configs/cifar10_short.py for all six variants, three seeds, nothing tuned, no decay of binary
