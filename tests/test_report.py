@@ -365,17 +365,17 @@ def test_logs_with_gaps_and_with_other_layers(runs):
 def test_a_loss_that_explodes_leaves_the_others_to_be_seen(runs):
     run = read_run(runs / "seed0", "", make_mesh(1))
     wild = dataclasses.replace(run, rows=[{**row, "test_loss": 1e18} for row in run.rows])
-    figure = draw_curves([Group("a", [run]), Group("b", [wild])], "loss", "")
+    figure = draw_curves([Group("a", [run], 0), Group("b", [wild], 1)], "loss", "")
     limits = (0, 3 * max(row["train_loss"] for row in run.rows))
     assert figure.axes[0].get_ylim() == pytest.approx(limits)
     assert len(figure.axes[0].lines) == 5  # two of each group, and the legend's
-    many = draw_curves([Group(str(i), [run]) for i in range(9)], "loss", "")
+    many = draw_curves([Group(str(i), [run], i) for i in range(9)], "loss", "")
     assert len(many.axes[0].lines) == 9
 
 
 def test_labels_are_shown_as_they_are(runs):
     run = read_run(runs / "seed0", "", make_mesh(1))
-    figure = draw_curves([Group("_$\\foo$_", [run])], "top1", "")
+    figure = draw_curves([Group("_$\\foo$_", [run], 0)], "top1", "")
     svg = to_svg(figure, "a", "")
     assert "_$\\foo$_" in svg
 
@@ -420,6 +420,7 @@ def test_runs_are_grouped_by_what_matters(runs, tmp_path):
         ["seed4"],
         ["seed2"],  # the same run, made once more: no further sample
     ]
+    assert [group.number for group in groups] == [0, 1, 2, 3]
     assert curve_over_seeds(runs, lambda row: row["test_top1"]).runs == [4]
     assert training_seconds(runs[0]) == pytest.approx(10 * 256 / 100)
 

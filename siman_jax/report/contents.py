@@ -39,8 +39,8 @@ def _has_layers(run: Run) -> bool:
 
 def _only(groups: Sequence[Group], condition: Callable[[Run], bool]) -> list[Group]:
     """The groups without the runs that do not meet the condition; none are empty."""
-    kept = [(group.label, [run for run in group.runs if condition(run)]) for group in groups]
-    return [Group(label, runs) for label, runs in kept if runs]
+    kept = [group._replace(runs=[run for run in group.runs if condition(run)]) for group in groups]
+    return [group for group in kept if group.runs]
 
 
 def _training(groups: Sequence[Group]) -> Section:

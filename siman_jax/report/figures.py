@@ -74,13 +74,13 @@ def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
     """
     with _axes() as (figure, axes):
         highest = 0.0
-        for index, group in enumerate(groups):
+        for group in groups:
             train = curve_over_seeds(group.runs, lambda row: row[f"train_{key}"])
             test = curve_over_seeds(group.runs, lambda row: row[f"test_{key}"])
             highest = max(highest, *train.mean)
             if not are_many(groups):
-                _draw_curve(axes, train, index, None)
-            _draw_curve(axes, test, index, group.label)
+                _draw_curve(axes, train, group, None)
+            _draw_curve(axes, test, group, group.label)
         if axes.get_ylim()[1] > _FAR_ABOVE * highest:
             axes.set_ylim(0, _FAR_ABOVE * highest)
         axes.set_ylabel(unit)
@@ -102,8 +102,8 @@ def draw_flips(groups: Sequence[Group]) -> "Figure":
       groups: of runs that have bits.
     """
     with _axes() as (figure, axes):
-        for index, group in enumerate(groups):
-            _draw_curve(axes, curve_over_seeds(group.runs, mean_flips), index, group.label)
+        for group in groups:
+            _draw_curve(axes, curve_over_seeds(group.runs, mean_flips), group, group.label)
         axes.set_yscale("symlog", linthresh=0.1)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("bits flipped (%)")
@@ -152,8 +152,8 @@ def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]])
         for name, label, colour in values:
             line = [getattr(ideal, name) for ideal in ideals]
             axes.plot(_SHAPES, line, color=colour, label=label)
-        for index, group in enumerate(groups):
-            layers, marker = _last_layers(group.runs[0]), _MARKERS[index % len(_MARKERS)]
+        for group in groups:
+            layers, marker = _last_layers(group.runs[0]), _MARKERS[group.number % len(_MARKERS)]
             for name, _, colour in values:
                 axes.plot(
                     [np.clip(layer.generalised.shape, *_SHAPES[[0, -1]]) for layer in layers],
@@ -238,9 +238,9 @@ def draw_kernels(groups: Sequence[Group], series: Series) -> "Figure":
       series: what to draw.
     """
     with _axes() as (figure, axes):
-        for index, group in enumerate(groups):
+        for group in groups:
             curve = curve_over_seeds(group.runs, lambda row: mean_of_layers(row, series.value))
-            _draw_curve(axes, curve, index, group.label)
+            _draw_curve(axes, curve, group, group.label)
         _finish_series(axes, series)
         _finish_epochs(axes)
     return figure
@@ -257,9 +257,9 @@ def draw_kernels_by_layer(groups: Sequence[Group], series: Series) -> "Figure":
     # Networks may differ; layers stand in the order in which they are first met.
     names = list(dict.fromkeys(name for rows in ends for name in rows[0][Measures._fields[0]]))
     with _axes(height=_height_of_rows(len(names))) as (figure, axes):
-        for index, (group, rows) in enumerate(zip(groups, ends, strict=True)):
+        for group, rows in zip(groups, ends, strict=True):
             values = np.mean([[series.value(layer) for layer in layers_of_row(r)] for r in rows], 0)
-            colour, marker = _look(index)
+            colour, marker = _look(group)
             axes.plot(
                 values,
                 [names.index(name) for name in rows[0][Measures._fields[0]]],
@@ -351,10 +351,10 @@ def _axes(height: float = _HEIGHT) -> Iterator[tuple["Figure", "Axes"]]:
         yield figure, figure.subplots()
 
 
-def _draw_curve(axes: "Axes", curve: Curve, index: int, label: str | None) -> None:
-    """The curve of group number `index`, solid with a label and dashed without one."""
+def _draw_curve(axes: "Axes", curve: Curve, group: Group, label: str | None) -> None:
+    """The curve of a group, solid with a label and dashed without one."""
     mean, spread = np.array(curve.mean), np.array(curve.spread, float)  # None is no number
-    colour, marker = _look(index)
+    colour, marker = _look(group)
     axes.plot(
         curve.epochs,
         mean,
@@ -369,9 +369,10 @@ def _draw_curve(axes: "Axes", curve: Curve, index: int, label: str | None) -> No
     )
 
 
-def _look(index: int) -> tuple[str, str]:
-    """Colour and marker of group number `index`; a colour that comes again has another marker."""
-    return CYCLE[index % len(CYCLE)], _MARKERS[index // len(CYCLE) % len(_MARKERS)]
+def _look(group: Group) -> tuple[str, str]:
+    """Colour and marker of a group; a colour that comes again has another marker."""
+    rounds, colour = divmod(group.number, len(CYCLE))
+    return CYCLE[colour], _MARKERS[rounds % len(_MARKERS)]
 
 
 def _plain(label: str) -> str:

@@ -21,10 +21,12 @@ class Group(NamedTuple):
     Attributes:
       label: theirs; several are joined.
       runs: one or more, in the order they were named.
+      number: of the group, from 0; colour and marker go by it in all figures.
     """
 
     label: str
     runs: list[Run]
+    number: int
 
 
 class Curve(NamedTuple):
@@ -58,7 +60,10 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         fields.pop(_SEED)
         groups.setdefault((repr(sorted(fields.items())), seen[whole]), []).append(run)
         seen[whole] += 1
-    return [Group(_joined([run.label for run in members]), members) for members in groups.values()]
+    return [
+        Group(_joined([run.label for run in members]), members, number)
+        for number, members in enumerate(groups.values())
+    ]
 
 
 def _joined(labels: Sequence[str]) -> str:
