@@ -5,7 +5,7 @@ which a page can replace by its own colour.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -270,8 +270,7 @@ def draw_kernels_by_layer(groups: Sequence[Group], series: Series) -> "Figure":
                 markeredgewidth=0,
                 label=_plain(group.label),
             )
-        for (label, level), colour in zip(series.references.items(), (ORANGE, BLUE), strict=False):
-            axes.axvline(level, color=colour, linestyle=":", linewidth=1, label=label)
+        _draw_references(axes.axvline, series)
         axes.set_xscale(series.scale)
         _name_numbers(axes.xaxis, series.scale)
         axes.set_xlabel(series.unit)
@@ -389,11 +388,15 @@ def _finish_epochs(axes: "Axes") -> None:
 
 
 def _finish_series(axes: "Axes", series: Series) -> None:
-    for (label, level), colour in zip(series.references.items(), (ORANGE, BLUE), strict=False):
-        axes.axhline(level, color=colour, linestyle=":", linewidth=1, label=label)
+    _draw_references(axes.axhline, series)
     axes.set_yscale(series.scale)
     _name_numbers(axes.yaxis, series.scale)
     axes.set_ylabel(series.unit)
+
+
+def _draw_references(draw_line: Callable[..., Any], series: Series) -> None:
+    for (label, level), colour in zip(series.references.items(), (ORANGE, BLUE), strict=False):
+        draw_line(level, color=colour, linestyle=":", linewidth=1, label=label)
 
 
 def _name_numbers(axis: "Axis", scale: str) -> None:
