@@ -327,7 +327,7 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
         assert problem in errors
     shown = {one["label"]: one for one in json.loads((out / "report.json").read_text())["runs"]}
     # A run with neither log nor checkpoints is not shown; one of them is enough.
-    assert list(shown) == ["seed0", "bare", "cut", "newer", "damaged"]
+    assert list(shown) == ["seed0", "bare", "cut", "newer", "failed", "damaged"]
     assert len(shown["cut"]["log"]) == 1
     assert len(shown["damaged"]["checkpoints"]) == 1
     assert shown["newer"]["checkpoints"] == shown["bare"]["checkpoints"] == []

@@ -117,8 +117,7 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
     """Read a run's log and measure the checkpoints that it kept.
 
     Raises:
-      UsageError: there is neither a log nor a checkpoint that can be read, or no config; or a
-        sweep left it out, for a reason that this gives.
+      UsageError: there is neither a log nor a checkpoint that can be read, or no config.
     """
     config = read_config(workdir)
     fields = fields_that_matter(config)
@@ -128,10 +127,10 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
             f"its config.json is not of this version: it lacks {', '.join(lacking)}, or has them of"
             " another type; make the report with the version that trained it."
         )
-    failure = workdir / FAILURE_FILE
-    if failure.is_file():
-        raise UsageError(failure.read_text(errors="replace").strip())
     rows, problems = _logged_rows(workdir)
+    failure = workdir / FAILURE_FILE
+    if failure.is_file():  # what it logged before stands
+        problems.insert(0, failure.read_text(errors="replace").strip())
     run = Run(label, workdir, config, rows, problems=problems)
     steps = kept_steps(workdir)
     if not steps and not any(name in row for row in rows for name in Measures._fields):
