@@ -140,12 +140,12 @@ def load_packed(setting: Setting, *, native: bool = True) -> Run:
     import jax
     import numpy as np
 
+    from siman_jax.native.library import variants
     from siman_jax.packed.file import read_network
-    from siman_jax.packed.native import variants
     from siman_jax.packed.network import packed_logits
 
     if native and not variants():
-        raise ModuleNotFoundError("siman-jax was built without its native kernel")
+        raise ModuleNotFoundError("siman-jax was built without its native library")
     packed = read_network(setting.folder / PACKED_FILE)
     logits = jax.jit(partial(packed_logits, packed.model(), packed.variables, native=native))
     return lambda images: np.asarray(logits(images))

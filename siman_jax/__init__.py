@@ -17,7 +17,7 @@ def load(path: str | Path, *, exact: bool = False) -> "PackedModel":
       path: of the file.
       exact: compute layer by layer as evaluation on a CPU does, so that no rounding decides a bit
         or a prediction otherwise, where run and file are float32. Otherwise, and faster, the
-        native kernel may add real numbers up in another order, and once in some hundred images a
+        native library may add real numbers up in another order, and once in some hundred images a
         rounding decides a bit, seldom the class.
 
     Raises:

@@ -21,6 +21,7 @@ from siman_jax.flips import binary_bits
 from siman_jax.folding import fold, folded_twin
 from siman_jax.layers import BINARY_KERNEL, BITS, BinaryDense
 from siman_jax.models import MODELS, build_model
+from siman_jax.native import library
 from siman_jax.packed import kernels, native, network
 from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
 from siman_jax.packed.layers import (
@@ -97,7 +98,7 @@ def convolutions(draw):
 
 
 def cpp_conv(variant):
-    """The native kernel by one of its variants, with the arguments of the others."""
+    """The native convolution by one of its variants, with the arguments of the others."""
 
     def conv(bits, kernel, *, strides, padding):
         words, sums = kernel
@@ -110,16 +111,16 @@ PRODUCTS = {
     "chosen": kernels.binary_conv,
     "popcount": kernels.conv_by_popcount,
     "matrix unit": kernels.conv_by_matrix_unit,
-    **{variant: cpp_conv(variant) for variant in native.variants()},
+    **{variant: cpp_conv(variant) for variant in library.variants()},
 }
 
 
 @pytest.mark.skipif(
     not (shutil.which("c++") and platform.machine() in {"x86_64", "aarch64"}),
-    reason="nothing to build the native kernel with",
+    reason="nothing to build the native library with",
 )
-def test_the_native_kernel_was_built():
-    assert native.variants()
+def test_the_native_library_was_built():
+    assert library.variants()
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -150,12 +151,12 @@ def test_convolution_is_exact_beyond_one_block(name, channels, features):
 
 
 @pytest.mark.parametrize("built", ["not", "for another system"])
-def test_a_machine_without_the_native_kernel_says_so_once(built, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+def test_a_machine_without_the_native_library_says_so_once(built, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     if built != "not":
-        (tmp_path / f"_native{native.EXTENSION_SUFFIXES[0]}").write_text("no library")
-    native.variants.cache_clear()
-    native.indices.cache_clear()
+        (tmp_path / f"_native{library.EXTENSION_SUFFIXES[0]}").write_text("no library")
+    library.variants.cache_clear()
+    library.indices.cache_clear()
     bits, kernel = random_bits(0, 1, 4, 5, 40), random_bits(1, 3, 3, 40, 6)
     packed = kernels.pack_kernel(jnp.asarray(kernel))
     try:
@@ -164,9 +165,9 @@ def test_a_machine_without_the_native_kernel_says_so_once(built, tmp_path, monke
             y = kernels.binary_conv(bits, packed, padding=padding)
             np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
     finally:
-        native.variants.cache_clear()
-        native.indices.cache_clear()
-    message = "without its native kernel" if built == "not" else "install siman-jax again"
+        library.variants.cache_clear()
+        library.indices.cache_clear()
+    message = "without its native library" if built == "not" else "install siman-jax again"
     assert caplog.text.count(message) == 1
 
 
@@ -296,7 +297,7 @@ def test_every_integer_of_every_network(name, x64):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_evaluation(name):
-    """Bit for bit, by XLA and by the native kernel: what is unpacked is folded alike."""
+    """Bit for bit, by XLA and by the native library: what is unpacked is folded alike."""
     model, variables, images = trained(name, jnp.float32)
     variables = with_random_bits(variables)
     folded = jax.jit(partial(fold, model))(variables)

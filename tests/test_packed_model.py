@@ -49,7 +49,7 @@ def test_logits_are_those_of_the_normalized_images(model, images):
 
 
 def test_exact_logits_are_xla_s_bit_for_bit(images):
-    """Of a network that the native kernel would run as a whole."""
+    """Of a network that the native library would run as a whole."""
     residual = packed_network("cifar.resnet20_1w1a")
     model = PackedModel(residual, exact=True)
     twin = packed_twin(residual.model(), native=False)

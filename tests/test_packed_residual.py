@@ -10,11 +10,12 @@ from test_packed import assert_close, trained, with_random_bits
 
 from siman_jax.binarize import REAL
 from siman_jax.models import build_model
-from siman_jax.packed import native, residual
+from siman_jax.native import library
+from siman_jax.packed import residual
 from siman_jax.packed.network import pack_variables, packed_logits, packed_twin
 
 COVERED = ["cifar.resnet20_1w1a", "imagenet.resnet18_1w1a"]
-needs_native = pytest.mark.skipif(not native.variants(), reason="no native kernel here")
+needs_native = pytest.mark.skipif(not library.variants(), reason="no native library here")
 
 
 def by_xla(model, packed, images):
@@ -33,7 +34,7 @@ def test_logits_are_those_of_xla(name, rule):
     model, variables, images = trained(name, jnp.float32, activation_rule=rule)
     packed = pack_variables(model, with_random_bits(variables))
     expected = by_xla(model, packed, images)
-    for variant in native.variants():
+    for variant in library.variants():
         assert_close(natively(model, packed, images, variant), expected, 1e-5)
 
 
@@ -53,7 +54,7 @@ def test_logits_of_odd_shapes(name, width, shape):
     model, variables, images = trained(name, jnp.float32, **arguments)
     packed = pack_variables(model, with_random_bits(variables))
     expected = by_xla(model, packed, images)
-    for variant in native.variants():
+    for variant in library.variants():
         assert_close(natively(model, packed, images, variant), expected, 1e-5)
 
 
@@ -78,7 +79,7 @@ def test_packed_logits_are_native_where_they_can_be(monkeypatch):
         for choice in (True, False)
     ]
     assert ["siman_residual_logits" in program for program in text] == [True, False]
-    monkeypatch.setattr(native, "variants", tuple)
+    monkeypatch.setattr(library, "variants", tuple)
     assert not residual.covers(model)
 
 

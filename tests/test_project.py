@@ -83,7 +83,7 @@ def test_imports_run_one_way():
     }
 
 
-BINARIZE = {"binarize", "order_statistics", "errors"}
+BINARIZE = {"binarize", "order_statistics", "errors", "native"}
 RULES = BINARIZE | {"rules", "sign_rules", "rotation", "estimators"}
 PACKED = RULES | {"packed", "models", "layers", "folding"}
 
@@ -91,11 +91,12 @@ PACKED = RULES | {"packed", "models", "layers", "folding"}
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
+        ("siman_jax.native.library", set()),
         ("siman_jax.binarize", BINARIZE - {"binarize"}),
         ("siman_jax.rules", RULES - {"rules"}),
         ("siman_jax.layers", RULES),
         ("siman_jax.models", RULES | {"models", "layers"}),
-        ("siman_jax.packed.kernels", {"packed"}),
+        ("siman_jax.packed.kernels", {"packed", "native"}),
         ("siman_jax.folding", RULES | {"layers"}),
         ("siman_jax.packed.network", PACKED),
         ("siman_jax.packed.file", PACKED | {"output"}),

@@ -26,7 +26,7 @@ def inference(
       network: with its variables.
       notes: of normalization.
       exact: round as evaluation does; see `network.packed_logits`.
-      portable: leave out what is for this machine, the native kernel and the pieces of a batch.
+      portable: leave out what is for this machine, the native library and the pieces of a batch.
     """
     model = network.model()
     apply: Callable[..., Any] = partial(packed_logits, model, exact=exact)

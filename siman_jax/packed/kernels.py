@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from siman_jax.native import library
 from siman_jax.packed import native as cpp
 from siman_jax.packed.bits import pack, signs, unpack
 
@@ -95,7 +96,7 @@ def binary_conv(
     Returns:
       int32 `[batch, height', width', out]`, exact.
     """
-    on_cpu = conv_by_cpp if native and cpp.variants() else conv_by_popcount
+    on_cpu = conv_by_cpp if native and library.variants() else conv_by_popcount
     return lax.platform_dependent(
         bits,
         kernel,
@@ -143,7 +144,7 @@ def conv_by_matrix_unit(
 
 
 def conv_by_cpp(bits: Array, kernel: PackedKernel, *, strides: int, padding: Padding) -> Array:
-    """Do what `binary_conv` does by the native kernel."""
+    """Do what `binary_conv` does by the native library."""
     return cpp.conv(bits, kernel.words, kernel.corner_sums, strides=strides, padding=padding)
 
 

@@ -1,31 +1,16 @@
-"""What there is in C++, for processors with a variant in `cpp/variants.h`.
+"""Packed inference's calls of the native library: single convolutions, and whole networks."""
 
-It is built with the package where there is a compiler, and nothing depends on it: XLA's own code
-in `kernels` gives the same integers on every machine.
-"""
-
-import ctypes
-import functools
-import logging
 from collections.abc import Sequence
-from importlib.machinery import EXTENSION_SUFFIXES
-from itertools import count, takewhile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-_CONV, _RESIDUAL = "siman_binary_conv", "siman_residual_logits"
+from siman_jax.native import library
+
 # Filters that the fewest and the most vector registers of any variant hold together.
 _LANES, _BLOCK = 16, 64
-
-
-@functools.cache
-def variants() -> tuple[str, ...]:
-    """Names of the variants that this machine can run, the fastest first; none if not built."""
-    return tuple(indices())
 
 
 def conv(
@@ -45,7 +30,7 @@ def conv(
       corner_sums: int32, of the same.
       strides: step, the same both ways.
       padding: zeros before and after, for height and width.
-      variant: one of `variants()`; the first of them if None.
+      variant: one of `library.variants()`; the first of them if None.
 
     Returns:
       int32 `[batch, height', width', out]`, exact.
@@ -57,7 +42,7 @@ def conv(
     words, corner_sums = whole_lanes(words), whole_lanes(corner_sums)
     sizes = ((padded[1] - taps_down) // strides + 1, (padded[2] - taps_across) // strides + 1)
     y, _ = jax.ffi.ffi_call(
-        _CONV,
+        library.BINARY_CONV,
         (
             jax.ShapeDtypeStruct((batch, *sizes, words.shape[-1]), jnp.int32),
             jax.ShapeDtypeStruct(padded, jnp.uint32),  # where the call packs its input
@@ -67,7 +52,7 @@ def conv(
         bits,
         words,
         corner_sums,
-        variant=indices()[variant or variants()[0]],
+        variant=library.indices()[variant or library.variants()[0]],
         stride=strides,
         top=top,
         left=left,
@@ -103,7 +88,7 @@ def residual_logits(
         norm; otherwise it has zeros around the channels.
       strides: of the stem and the units.
       channels: of the images, the stem and the units.
-      variant: one of `variants()`; the first of them if None.
+      variant: one of `library.variants()`; the first of them if None.
 
     Returns:
       float32 `[batch, classes]`. Integers are exact, but real sums have an order of their own.
@@ -113,13 +98,13 @@ def residual_logits(
         for x in (images, *weights)
     )
     logits = jax.ffi.ffi_call(
-        _RESIDUAL,
+        library.RESIDUAL_LOGITS,
         jax.ShapeDtypeStruct((images.shape[0], weights[-1].shape[0]), jnp.float32),
         vmap_method="sequential",
     )(
         images,
         *weights,
-        variant=indices()[variant or variants()[0]],
+        variant=library.indices()[variant or library.variants()[0]],
         centred=centred,
         pooled=pooled,
         real_shortcuts=real_shortcuts,
@@ -149,40 +134,3 @@ def whole_lanes(x: Array, axis: int = -1) -> Array:
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % _LANES)
     return jnp.pad(x, padding)
-
-
-@functools.cache
-def indices() -> dict[str, int]:
-    """Place of each usable variant in the library, which this loads and registers."""
-    try:
-        library = _register()
-    except (OSError, AttributeError, RuntimeError) as error:  # built for another system or JAX
-        _warn(f"the native kernel cannot be used; install siman-jax again to build it ({error})")
-        return {}
-    if library is None:
-        _warn("siman-jax was built without its native kernel, for want of a C++ compiler")
-        return {}
-    library.siman_variant_name.restype = ctypes.c_char_p
-    names = takewhile(lambda name: name is not None, map(library.siman_variant_name, count()))
-    return {
-        name.decode(): index
-        for index, name in enumerate(names)
-        if library.siman_variant_supported(index)
-    }
-
-
-def _register() -> ctypes.CDLL | None:
-    paths = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return None
-    library = ctypes.CDLL(str(path))
-    for target in (_CONV, _RESIDUAL):
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), "cpu")
-    return library
-
-
-def _warn(reason: str) -> None:
-    logging.getLogger(__name__).warning(
-        "%s. Packed networks run by XLA: the same integers, more slowly.", reason
-    )

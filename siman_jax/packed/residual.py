@@ -15,6 +15,7 @@ from jax import Array
 from siman_jax.binarize import REAL
 from siman_jax.layers import BinaryConv
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut, real_shortcut
+from siman_jax.native import library
 from siman_jax.packed import native
 from siman_jax.packed.layers import (
     ACTIVATION_BITS,
@@ -35,7 +36,7 @@ def covers(model: nn.Module) -> TypeGuard[ResNet]:
         and model.stem_activation is nn.relu
         and model.dtype == jnp.float32
         and REAL not in (_convolution(model).weight_rule, _convolution(model).activation_rule)
-        and bool(native.variants())
+        and bool(library.variants())
     )
 
 
@@ -52,7 +53,7 @@ def residual_logits(
       model: a network that `covers` approves.
       packed: from `network.pack_variables`.
       images: normalized, float32 `[batch, height, width, channels]`.
-      variant: one of `native.variants()`; the first of them if None.
+      variant: one of `library.variants()`; the first of them if None.
 
     Returns:
       Logits, float32 `[batch, classes]`.
@@ -96,7 +97,7 @@ def residual_logits(
 
 
 def pair_kernel(kernel: Array) -> Array:
-    """Transform the 7x7 kernel of a stem for two outputs at once; `cpp/stem.h` tells how.
+    """Transform the 7x7 kernel of a stem for two outputs at once; `native/stem.h` tells how.
 
     Args:
       kernel: float32 `[7, 7, in, out]`.

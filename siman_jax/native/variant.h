@@ -1,4 +1,9 @@
-// What an instruction set contributes: the inner loops, as functions that are chosen at run time.
+// What an instruction set contributes: the inner loops, as functions that are chosen when the
+// program runs. All else in the library is plain C++.
+//
+// A set has a file and a namespace of its own, and each function there names its target by an
+// attribute. Flags or pragmas would reach what the file includes, too, and of an inline function
+// that several files compile, the linker keeps one, for all machines.
 
 #ifndef SIMAN_VARIANT_H_
 #define SIMAN_VARIANT_H_
@@ -35,8 +40,8 @@ struct Variant {
                           int64_t filters, float* const* y);
 
   // y += all - (inner - above - before + both)
-  void (*add_border)(int64_t length, const int32_t* all, const int32_t* inner,
-                     const int32_t* above, const int32_t* before, const int32_t* both, int32_t* y);
+  void (*add_border)(int64_t length, const int32_t* all, const int32_t* inner, const int32_t* above,
+                     const int32_t* before, const int32_t* both, int32_t* y);
 
   // y[p] = PReLU(gain * sums[p] + offset + y[p]); adds all of y to kLanes totals.
   void (*finish_unit)(int64_t pixels, int64_t filters, const int32_t* const* sums,
@@ -60,6 +65,10 @@ struct Variant {
   // y += x
   void (*add)(int64_t length, const float* x, float* y);
 };
+
+// A namespace's functions for these fields, in their order.
+#define SIMAN_LOOPS \
+  MultiplyBits, MultiplyFloats, AddBorder, FinishUnit, Normalize, Pack, Max3, Unfold, Add
 
 }  // namespace siman
 

@@ -1,7 +1,4 @@
 // Packed networks on XLA's CPU backend: the functions that Python calls.
-//
-// An instruction set contributes inner loops (`variant.h`), and which one's, is decided when the
-// program runs. The rest is plain C++.
 
 #include <cstdint>
 
@@ -40,24 +37,26 @@ Convolution SamePadded(int64_t height, int64_t width, int64_t depth, int64_t tap
                        int64_t out) {
   const int64_t before = (taps - 1) / 2, both = taps - 1;
   const int64_t rows = (height - 1) / stride + 1, columns = (width - 1) / stride + 1;
-  return {height, width,   height + both, width + both, depth,  taps, taps,
+  return {height, width,   height + both, width + both, depth,  taps,  taps,
           rows,   columns, out,           before,       before, stride};
 }
 
 // `strides` of the stem and the units; `channels` of the images, the stem and the units. Widths in
 // memory, which are multiples of kLanes, are those of the vectors among the weights.
 ffi::Error ResidualLogits(ffi::ThreadPool pool, Images images, ffi::RemainingArgs buffers,
-                         ffi::Result<Logits> logits, int64_t variant, bool centred, bool pooled,
-                         bool real_shortcuts, Integers strides, Integers channels) {
+                          ffi::Result<Logits> logits, int64_t variant, bool centred, bool pooled,
+                          bool real_shortcuts, Integers strides, Integers channels) {
   const auto sizes = images.dimensions();
   Weights weights(buffers);
-  Network network{&kVariants[variant], centred, {}, {}, {}};
+  Network network{kVariants[variant], centred, {}, {}, {}};
 
   const float* kernel = weights.Floats();
   const auto gain = weights.Next();
   int64_t width = gain.dimensions()[0];
   network.stem = {SamePadded(sizes[1], sizes[2], channels[0], pooled ? 7 : 3, strides[0], width),
-                  kernel, {gain.typed_data<float>(), weights.Floats()}, pooled};
+                  kernel,
+                  {gain.typed_data<float>(), weights.Floats()},
+                  pooled};
   int64_t rows = network.stem.rows(), columns = network.stem.columns();
   for (size_t i = 1; i < strides.size(); ++i) {
     Unit unit{};
@@ -95,11 +94,6 @@ ffi::Error ResidualLogits(ffi::ThreadPool pool, Images images, ffi::RemainingArg
 }  // namespace siman
 
 extern "C" {
-
-// Name of a variant, in order of speed; null beyond the last one.
-const char* siman_variant_name(int index) { return siman::kVariants[index].name; }
-
-int siman_variant_supported(int index) { return siman::kVariants[index].supported; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_binary_conv, siman::BinaryConv,
                               xla::ffi::Ffi::Bind()

@@ -50,8 +50,7 @@ inline void PackRow(const Convolution& n, int64_t channels, int64_t index, const
   const uint8_t* from = bits + (sample * n.height + row) * n.width * channels;
   to += n.left * n.depth;
   if (channels % kWordBits == 0) return PackBytes(from, n.width * channels, to);
-  for (int64_t x = 0; x < n.width; ++x)
-    PackBytes(from + x * channels, channels, to + x * n.depth);
+  for (int64_t x = 0; x < n.width; ++x) PackBytes(from + x * channels, channels, to + x * n.depth);
 }
 
 inline ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, CornerSums corner_sums,
@@ -83,7 +82,7 @@ inline ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, Corn
       int32_t* sums[kPixels];
       for (int64_t p = 0; p < kPixels; ++p)
         sums[p] = y->typed_data() + (first + std::min(p, group.count - 1)) * n.out + filter;
-      MultiplyGroup(kVariants[variant], n, n.taps(n.out), group, channels, filters,
+      MultiplyGroup(*kVariants[variant], n, n.taps(n.out), group, channels, filters,
                     padded->typed_data(), kernel.typed_data() + filter,
                     corner_sums.typed_data() + filter, sums);
     });

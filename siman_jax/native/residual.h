@@ -73,9 +73,7 @@ class Tasks {
   int64_t results_, out_, blocks_, part_;
 };
 
-inline Tasks TasksOf(const Convolution& n) {
-  return {n.results(), n.out, n.kernel_values()};
-}
+inline Tasks TasksOf(const Convolution& n) { return {n.results(), n.out, n.kernel_values()}; }
 
 // What a sample needs in memory on its way through the network, and what a worker does.
 class Workspace {
@@ -123,7 +121,10 @@ class Workspace {
 class Sample {
  public:
   Sample(const Network& network, const Workspace& workspace, const float* image, float* logits)
-      : network_(network), run_(*network.variant), space_(workspace), image_(image),
+      : network_(network),
+        run_(*network.variant),
+        space_(workspace),
+        image_(image),
         logits_(logits) {}
 
   // The layers in turn, the stem in `parts`. `spaces` are those of the workers.
