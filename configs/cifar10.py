@@ -35,6 +35,7 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.keep_checkpoints = 2  # beside the best
     config.measure_kernels = False  # each epoch, for the log: fitted shape, best bits, cosines
     config.batch_norm_devices = 0  # that share batch norm's statistics; 0: all
+    config.native = True  # on a CPU train by the library in C++; False: by XLA alone
     config.shard_optimizer = False  # divide the optimiser's state among the devices
 
     config.model = ConfigDict()

@@ -8,6 +8,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError
+from siman_jax.native.library import keep_freed_memory
 from siman_jax.preemption import EXIT_CODE, Preempted
 
 
@@ -19,6 +20,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def start(argv: list[str]) -> None:
         _log_plainly()  # absl sets up its own log before
+        keep_freed_memory()
         main(argv)
 
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow what is no flag

@@ -18,16 +18,21 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax import Array
 
-from siman_jax.binarize import REAL, wide
+from siman_jax.binarize import REAL, identity, wide
 from siman_jax.layers import (
     BINARY_KERNEL,
     BITS,
     ROTATIONS,
+    Activation,
     BatchNorm,
     BinaryConv,
     Path,
+    Product,
     binary_activations,
+    computed,
     convolution,
+    exact_product,
+    finish,
     leaves_by_module,
     per_channel,
 )
@@ -42,14 +47,16 @@ class FoldedConv(BinaryConv):
     """
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def product(self, x: Array) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         bits = self.variable(BITS, BINARY_KERNEL, jnp.zeros, shape, bool).value
         code = jnp.where(bits, 1, -1).astype(self.dtype)
-        product = convolution(self.kernel_size, self.strides)
-        sums_in = wide(self.dtype)
-        return product(binary_activations(self, x), code, preferred_element_type=sums_in)
+        product = partial(
+            convolution(self.kernel_size, self.strides), preferred_element_type=wide(self.dtype)
+        )
+        activations = binary_activations(self, x)
+        return exact_product(self, product, activations, code)
 
 
 class FoldedNorm(BatchNorm):
@@ -59,15 +66,29 @@ class FoldedNorm(BatchNorm):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Map `[..., channels]`, floating or int32, to the same shape and the layer's dtype."""
+    def __call__(
+        self,
+        x: Array | Product,
+        train: bool,
+        shortcut: Array | None = None,
+        activation: Activation = identity,
+    ) -> Array:
+        """Give activation(gain * x + offset + shortcut), in the layer's dtype.
+
+        Args:
+          x: `[..., channels]`, floating or int32.
+          train: False.
+          shortcut: shape of `x`; None for none.
+          activation: a function, or a module such as `PReLU`.
+        """
         if train:
             raise ValueError("A folded network has no batch statistics to train with.")
         shape = x.shape[-1:]
         gain = self.param("gain", nn.initializers.ones, shape, jnp.float32)
         offset = self.param("offset", nn.initializers.zeros, shape, jnp.float32)
-        x = x.astype(wide(self.dtype))
-        return (x * per_channel(gain, x) + per_channel(offset, x)).astype(self.dtype)
+        x = computed(x).astype(wide(self.dtype))
+        y = (x * per_channel(gain, x) + per_channel(offset, x)).astype(self.dtype)
+        return finish(y, shortcut, activation)
 
 
 def folded_twin(model: nn.Module) -> nn.Module:

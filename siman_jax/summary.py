@@ -57,19 +57,22 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
       model: a network of this project.
       image_shape: `(height, width, channels)`.
     """
-    layers = []
+    layers: dict[tuple[str, ...], Layer | None] = {}  # in the order in which they are called
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        result = call(*args, **kwargs)
         module = context.module
+        if context.method_name not in ("__call__", "product"):
+            return call(*args, **kwargs)
+        layers.setdefault(module.path)
+        result = call(*args, **kwargs)
         own = {
             name: leaf
             for collection in module.variables.values()
             for name, leaf in collection.items()
             if not isinstance(leaf, dict)
         }
-        if context.method_name == "__call__" and own:
-            layers.append(_layer(module, own, result.shape[1:]))
+        if own:
+            layers[module.path] = _layer(module, own, result.shape[1:])
         return result
 
     def forward(images: jax.Array) -> None:
@@ -77,7 +80,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
             model.init(jax.random.key(0), images, train=False)
 
     jax.eval_shape(forward, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-    return layers
+    return [layer for layer in layers.values() if layer is not None]
 
 
 def _layer(module: nn.Module, own: dict[str, Any], shape: tuple[int, ...]) -> Layer:

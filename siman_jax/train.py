@@ -35,6 +35,7 @@ from siman_jax.epoch import (
 )
 from siman_jax.errors import UsageError
 from siman_jax.flips import shares_flipped
+from siman_jax.native.library import describe
 from siman_jax.preemption import Preempted, SigtermWatch
 from siman_jax.progress import TrainingProgress
 from siman_jax.record import Record
@@ -97,7 +98,9 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
         check_writable(workdir)
         check_resumable(workdir)
     config, count = next(iter(configs.values())), len(configs)
-    task = build_task(config, mesh)
+    task = build_task(config, mesh, count)
+    if mesh.devices.flat[0].platform == "cpu":
+        _log.info("%s", describe(task.model.native))
     layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
     keys = [jax.random.split(jax.random.key(own.seed), 3) for own in configs.values()]
     snapshots = []
@@ -243,7 +246,8 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         "best": load_run(config, workdir, mesh, best=True),
     }
     dataset = load_dataset(config.data)
-    evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
+    model = model_from_config(config, native=config.native and mesh.size == 1)
+    evaluate = _evaluator(config, model, dataset.test, mesh)
     steps_per_epoch = steps_in_epoch(dataset.train, config.batch_size)
     results = {}
     for name, snapshot in snapshots.items():

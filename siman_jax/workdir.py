@@ -12,13 +12,14 @@ from siman_jax.devices import all_agree, is_first_process
 from siman_jax.errors import UsageError
 
 _CONFIG_FILE = "config.json"
-# A run may go on with other values of these: no number depends on them, if folders that moved hold
-# what they held.
+# A run may go on with other values of these: no number depends on them but by rounding, if folders
+# that moved hold what they held.
 _OPERATIONAL = {
     "config.eval_batch_size",
     "config.steps_per_dispatch",
     "config.keep_checkpoints",
     "config.measure_kernels",
+    "config.native",
     "config.shard_optimizer",
     "config.data.cache_dir",
     "config.data.root",

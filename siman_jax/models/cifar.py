@@ -17,6 +17,7 @@ from siman_jax.models.resnet import (
     binary_shortcut,
     pad_shortcut,
 )
+from siman_jax.native.real_convolution import real_conv
 
 
 def resnet20_1w1a(
@@ -27,6 +28,7 @@ def resnet20_1w1a(
     activation_rule: str = "siman",
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
+    native: bool = True,
 ) -> ResNet:
     """ResNet-20 of 3 x 3 blocks, two shortcuts in each, zero-padded between stages.
 
@@ -38,6 +40,7 @@ def resnet20_1w1a(
         real-valued twin.
       norm_groups: parts of the batch that are normalized apart, see `BatchNorm.groups`.
       dtype: dtype to compute in.
+      native: train by the library in C++, on a CPU and in float32.
 
     Source: He et al., arXiv 1512.03385, section 4.2; binarized in arXiv 2102.07981.
     """
@@ -48,14 +51,19 @@ def resnet20_1w1a(
         block=TwoShortcutBlock,
         shortcut=pad_shortcut,
         conv=partial(
-            BinaryConv, weight_rule=weight_rule, activation_rule=activation_rule, dtype=dtype
+            BinaryConv,
+            weight_rule=weight_rule,
+            activation_rule=activation_rule,
+            dtype=dtype,
+            native=native,
         ),
-        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, native=native),
         stem_activation=nn.relu,
         imagenet_stem=False,
         real_init=kaiming_normal,
         classifier_init=kaiming_normal,
         dtype=dtype,
+        native=native,
     )
 
 
@@ -67,6 +75,7 @@ def resnet18_1w1a(
     activation_rule: str = "siman",
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
+    native: bool = True,
 ) -> ResNet:
     """ResNet-18 for small images: 4 x 2 blocks, hardtanh, binary 1x1 shortcuts.
 
@@ -86,13 +95,15 @@ def resnet18_1w1a(
             activation_rule=activation_rule,
             kernel_init=fan_in_uniform,
             dtype=dtype,
+            native=native,
         ),
-        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, native=native),
         stem_activation=identity,
         imagenet_stem=False,
         real_init=fan_in_uniform,
         classifier_init=fan_in_uniform,
         dtype=dtype,
+        native=native,
     )
 
 
@@ -104,6 +115,7 @@ def vgg_small_1w1a(
     activation_rule: str = "siman",
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
+    native: bool = True,
 ) -> "VggSmall":
     """VGG-small: one real and five binary convolutions, three poolings, one classifier.
 
@@ -120,9 +132,11 @@ def vgg_small_1w1a(
             activation_rule=activation_rule,
             kernel_init=_normal_fan_out,
             dtype=dtype,
+            native=native,
         ),
-        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, native=native),
         dtype=dtype,
+        native=native,
     )
 
 
@@ -136,6 +150,7 @@ class VggSmall(nn.Module):
       conv: makes the binary convolutions: `BinaryConv` with its rules and dtype set.
       norm: makes the batch norms.
       dtype: dtype to compute in; logits are at least float32.
+      native: train the first convolution by the library in C++.
       max_pool: pools, with the arguments of `nn.max_pool`.
     """
 
@@ -144,6 +159,7 @@ class VggSmall(nn.Module):
     conv: partial[BinaryConv]
     norm: partial[BatchNorm]
     dtype: DTypeLike = jnp.float32
+    native: bool = True
     max_pool: Callable[..., Array] = nn.max_pool
 
     @nn.compact
@@ -156,14 +172,14 @@ class VggSmall(nn.Module):
             use_bias=False,
             kernel_init=_normal_fan_out,
             dtype=self.dtype,
+            conv_general_dilated=real_conv if train and self.native else None,
             name="conv0",
         )(x)
-        x = PReLU(name="prelu0")(self.norm(name="bn0")(x, train))
+        x = self.norm(name="bn0")(x, train, activation=PReLU(name="prelu0"))
         for index in range(1, 6):
-            x = self.conv(self.width * 2 ** (index // 2), name=f"conv{index}")(x)
-            if index % 2 == 1:
-                x = self.max_pool(x, (2, 2), (2, 2))
-            x = PReLU(name=f"prelu{index}")(self.norm(name=f"bn{index}")(x, train))
+            conv = self.conv(self.width * 2 ** (index // 2), name=f"conv{index}")
+            y = self.max_pool(conv(x), (2, 2), (2, 2)) if index % 2 == 1 else conv.product(x)
+            x = self.norm(name=f"bn{index}")(y, train, activation=PReLU(name=f"prelu{index}"))
         # Channel-first, so that published classifier weights fit as they are.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.Dense(

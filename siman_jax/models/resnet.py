@@ -9,7 +9,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from siman_jax.binarize import wide
-from siman_jax.layers import BatchNorm, BinaryConv, Initializer, PReLU
+from siman_jax.layers import Activation, BatchNorm, BinaryConv, Initializer, PReLU
+from siman_jax.native.real_convolution import real_conv
 
 Shortcut = Callable[..., Array]
 
@@ -26,12 +27,11 @@ class TwoShortcutBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
-        y = self.conv(self.features, strides=self.strides, name="conv1")(x)
-        y = self.norm(name="bn1")(y, train)
-        x = PReLU(name="prelu1")(y + self.shortcut(self, x, train))
-        y = self.conv(self.features, name="conv2")(x)
-        y = self.norm(name="bn2")(y, train)
-        return PReLU(name="prelu2")(y + x)
+        y = self.conv(self.features, strides=self.strides, name="conv1").product(x)
+        shortcut = self.shortcut(self, x, train)
+        x = self.norm(name="bn1")(y, train, shortcut, PReLU(name="prelu1"))
+        y = self.conv(self.features, name="conv2").product(x)
+        return self.norm(name="bn2")(y, train, x, PReLU(name="prelu2"))
 
 
 class OneShortcutBlock(nn.Module):
@@ -46,16 +46,18 @@ class OneShortcutBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
-        y = self.conv(self.features, strides=self.strides, name="conv1")(x)
-        y = nn.hard_tanh(self.norm(name="bn1")(y, train))
-        y = self.conv(self.features, name="conv2")(y)
-        y = self.norm(name="bn2")(y, train)
-        return nn.hard_tanh(y + self.shortcut(self, x, train))
+        y = self.conv(self.features, strides=self.strides, name="conv1").product(x)
+        y = self.norm(name="bn1")(y, train, activation=nn.hard_tanh)
+        y = self.conv(self.features, name="conv2").product(y)
+        shortcut = self.shortcut(self, x, train)
+        return self.norm(name="bn2")(y, train, shortcut, nn.hard_tanh)
 
 
 def pad_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
     """Subsample in space and pad with channels of zeros, as many before as after."""
     del train
+    if x.shape[-1] == block.features and block.strides == 1:
+        return x
     x = x[:, :: block.strides, :: block.strides]
     missing = block.features - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
@@ -66,7 +68,7 @@ def binary_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
     if x.shape[-1] == block.features and block.strides == 1:
         return x
     conv = block.conv(block.features, kernel_size=1, strides=block.strides, name="shortcut_conv")
-    return block.norm(name="shortcut_bn")(conv(x), train)
+    return block.norm(name="shortcut_bn")(conv.product(x), train)
 
 
 def real_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
@@ -100,6 +102,7 @@ class ResNet(nn.Module):
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
+      native: train the stem's convolution by the library in C++.
       max_pool: the stem's pooling, with the arguments of `nn.max_pool`.
     """
 
@@ -110,11 +113,12 @@ class ResNet(nn.Module):
     shortcut: Shortcut
     conv: Callable[..., BinaryConv]
     norm: Callable[..., BatchNorm]
-    stem_activation: Callable[[Array], Array]
+    stem_activation: Activation
     imagenet_stem: bool
     real_init: Initializer
     classifier_init: Initializer
     dtype: DTypeLike = jnp.float32
+    native: bool = True
     max_pool: Callable[..., Array] = nn.max_pool
 
     @nn.compact
@@ -129,9 +133,10 @@ class ResNet(nn.Module):
             use_bias=False,
             kernel_init=self.real_init,
             dtype=self.dtype,
+            conv_general_dilated=real_conv if train and self.native else None,
             name="conv1",
         )(x)
-        x = self.stem_activation(self.norm(name="bn1")(x, train))
+        x = self.norm(name="bn1")(x, train, activation=self.stem_activation)
         if self.imagenet_stem:
             x = self.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stages):

@@ -23,6 +23,7 @@ SIMAN_TARGET inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
+#include "training.inc"
 
 // Without an instruction for it, ones are looked up by half bytes and summed in bytes, which hold
 // 255: 31 words of at most 8 ones each.
@@ -77,7 +78,7 @@ SIMAN_TARGET void MultiplyBits(const Taps& taps, const uint32_t* const* pixels,
 }
 
 const Variant kVariant = {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
-                          SIMAN_LOOPS};
+                          SIMAN_LOOPS, &kTraining};
 
 }  // namespace siman::avx2
 

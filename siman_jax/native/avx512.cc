@@ -21,6 +21,7 @@ SIMAN_TARGET inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
+#include "training.inc"
 
 template <int kVectors>
 SIMAN_TARGET void MultiplyBitVectors(const Taps& taps, const uint32_t* const* pixels,
@@ -61,7 +62,7 @@ SIMAN_TARGET void MultiplyBits(const Taps& taps, const uint32_t* const* pixels,
   }
 }
 
-const Variant kVariant = {"avx512", __builtin_cpu_supports("avx512vpopcntdq") != 0, SIMAN_LOOPS};
+const Variant kVariant = {"avx512", __builtin_cpu_supports("avx512vpopcntdq") != 0, SIMAN_LOOPS, &kTraining};
 
 }  // namespace siman::avx512
 

@@ -9,17 +9,9 @@
 
 #include "convolution.h"
 #include "threads.h"
-#include "variants.h"
-#include "xla/ffi/api/ffi.h"
+#include "variant.h"
 
 namespace siman {
-
-namespace ffi = xla::ffi;
-
-using Bits = ffi::Buffer<ffi::PRED, 4>;
-using Words = ffi::Buffer<ffi::U32, 4>;
-using CornerSums = ffi::Buffer<ffi::S32, 3>;
-using Products = ffi::Buffer<ffi::S32, 4>;
 
 // Packs bytes 0 or 1 into words; bits beyond `length` are 0.
 inline void PackBytes(const uint8_t* bytes, int64_t length, uint32_t* words) {
@@ -53,22 +45,16 @@ inline void PackRow(const Convolution& n, int64_t channels, int64_t index, const
   for (int64_t x = 0; x < n.width; ++x) PackBytes(from + x * channels, channels, to + x * n.depth);
 }
 
-inline ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, CornerSums corner_sums,
-                             ffi::Result<Products> y, ffi::Result<Words> padded, int64_t variant,
-                             int64_t stride, int64_t top, int64_t left) {
-  const auto image = bits.dimensions(), words = padded->dimensions(), taps = kernel.dimensions(),
-             to = y->dimensions();
-  const int64_t batch = image[0], channels = image[3];
-  const Convolution n{image[1], image[2], words[1], words[2], words[3], taps[0], taps[1],
-                      to[1],    to[2],    to[3],    top,      left,     stride};
-  if (n.out % kLanes != 0) return ffi::Error::InvalidArgument("filters come in multiples of 16");
+// y [batch, rows, columns, out] from `bits` [batch, height, width, channels], bytes 0 or 1; out
+// comes in whole lanes. `padded` is scratch of a padded image for each sample.
+inline void RunBinaryConv(const Pool& pool, const Variant& variant, const Convolution& n,
+                          int64_t batch, int64_t channels, const uint8_t* bits,
+                          const uint32_t* kernel, const int32_t* corner_sums, uint32_t* padded,
+                          int32_t* y) {
   const int64_t results = batch * n.results();
-  if (results == 0 || n.out == 0) return ffi::Error::Success();
+  if (results == 0 || n.out == 0) return;
 
-  auto pack = [&](int64_t index, int64_t) {
-    PackRow(n, channels, index, reinterpret_cast<const uint8_t*>(bits.typed_data()),
-            padded->typed_data());
-  };
+  auto pack = [&](int64_t index, int64_t) { PackRow(n, channels, index, bits, padded); };
   // Some parts for every thread, so that all end at about the same time.
   const int64_t workers = Workers(pool);
   const int64_t blocks = (n.out + kFilters - 1) / kFilters;
@@ -81,14 +67,12 @@ inline ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, Corn
     ForGroups(n, begin, std::min(results, begin + part), [&](int64_t first, const Group& group) {
       int32_t* sums[kPixels];
       for (int64_t p = 0; p < kPixels; ++p)
-        sums[p] = y->typed_data() + (first + std::min(p, group.count - 1)) * n.out + filter;
-      MultiplyGroup(*kVariants[variant], n, n.taps(n.out), group, channels, filters,
-                    padded->typed_data(), kernel.typed_data() + filter,
-                    corner_sums.typed_data() + filter, sums);
+        sums[p] = y + (first + std::min(p, group.count - 1)) * n.out + filter;
+      MultiplyGroup(variant, n, n.taps(n.out), group, channels, filters, padded, kernel + filter,
+                    corner_sums + filter, sums);
     });
   };
   RunPhases(pool, workers, {{batch * n.padded_height, pack}, {blocks * parts, multiply}});
-  return ffi::Error::Success();
 }
 
 }  // namespace siman

@@ -3,16 +3,38 @@
 import ctypes
 import functools
 import logging
+import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
 
 # Functions that XLA calls, by the names of their handlers.
 BINARY_CONV = "siman_binary_conv"
 RESIDUAL_LOGITS = "siman_residual_logits"
-_TARGETS = (BINARY_CONV, RESIDUAL_LOGITS)
+CONV_FORWARD, CONV_BACKWARD = "siman_conv_forward", "siman_conv_backward"
+REAL_FORWARD, REAL_KERNEL_GRADIENT = "siman_real_forward", "siman_real_kernel_gradient"
+EXCEEDS_KTH, KTH_OF_ALL = "siman_exceeds_kth", "siman_kth_of_all"
+NORM_STATISTICS, NORM_SUMS = "siman_norm_statistics", "siman_norm_sums"
+NORM_FORWARD, NORM_BACKWARD = "siman_norm_forward", "siman_norm_backward"
+_TARGETS = (
+    BINARY_CONV,
+    RESIDUAL_LOGITS,
+    CONV_FORWARD,
+    CONV_BACKWARD,
+    REAL_FORWARD,
+    REAL_KERNEL_GRADIENT,
+    EXCEEDS_KTH,
+    KTH_OF_ALL,
+    NORM_STATISTICS,
+    NORM_SUMS,
+    NORM_FORWARD,
+    NORM_BACKWARD,
+)
 
 
 @functools.cache
@@ -24,13 +46,14 @@ def variants() -> tuple[str, ...]:
 @functools.cache
 def indices() -> dict[str, int]:
     """Place of each usable variant in the library, which this loads and registers."""
-    try:
-        library = _register()
-    except (OSError, AttributeError, RuntimeError) as error:  # built for another system or JAX
-        _warn(f"the native library cannot be used; install siman-jax again to build it ({error})")
-        return {}
+    library = _load()
     if library is None:
-        _warn("siman-jax was built without its native library, for want of a C++ compiler")
+        return {}
+    try:
+        for target in _TARGETS:
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), "cpu")
+    except (AttributeError, RuntimeError) as error:  # built for another JAX
+        _warn(f"the native library cannot be used; install siman-jax again to build it ({error})")
         return {}
     library.siman_variant_name.restype = ctypes.c_char_p
     names = takewhile(lambda name: name is not None, map(library.siman_variant_name, count()))
@@ -41,15 +64,56 @@ def indices() -> dict[str, int]:
     }
 
 
-def _register() -> ctypes.CDLL | None:
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, which commands call as they start.
+
+    XLA asks for the temporaries of every training step anew. To get them from the system each time
+    takes a quarter of a step. It works for the threads that are started later, so call it before
+    the first computation. Without the library, or without glibc, it does nothing.
+    """
+    library = _load()
+    if library is not None:
+        library.siman_keep_memory()
+
+
+def describe(native: bool) -> str:
+    """Say how layers run on this CPU: path, instruction set and number of threads."""
+    how = f"natively ({variants()[0]})" if native and variants() else "by XLA alone"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"on a CPU, layers run {how}, on {cores} threads"
+
+
+def call(target: str, result: Any, *operands: Array, **attributes: Any) -> Any:
+    """Call a function of the library, by its fastest variant.
+
+    Args:
+      target: name of the handler.
+      result: shape and dtype of what it gives, or a tuple of these.
+      operands: its operands.
+      **attributes: its attributes.
+    """
+    given = {
+        name: np.int64(value) if type(value) is int else value for name, value in attributes.items()
+    }
+    return jax.ffi.ffi_call(target, result)(*operands, variant=np.int64(_fastest()), **given)
+
+
+def _fastest() -> int:
+    return indices()[variants()[0]]
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | None:
     paths = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
+        _warn("siman-jax was built without its native library, for want of a C++ compiler")
         return None
-    library = ctypes.CDLL(str(path))
-    for target in _TARGETS:
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), "cpu")
-    return library
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # built for another system
+        _warn(f"the native library cannot be used; install siman-jax again to build it ({error})")
+        return None
 
 
 def _warn(reason: str) -> None:

@@ -23,6 +23,7 @@ inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
+#include "training.inc"
 
 // Ones are counted and summed in bytes, which hold 255: 31 words of at most 8 ones each.
 void MultiplyBits(const Taps& taps, const uint32_t* const* pixels, const uint32_t* kernel,
@@ -61,7 +62,7 @@ void MultiplyBits(const Taps& taps, const uint32_t* const* pixels, const uint32_
   }
 }
 
-const Variant kVariant = {"neon", true, SIMAN_LOOPS};
+const Variant kVariant = {"neon", true, SIMAN_LOOPS, &kTraining};
 
 }  // namespace siman::neon
 

@@ -1,4 +1,4 @@
-// Work on XLA's own threads and the calling one.
+// Work on the threads of a pool and the calling one.
 
 #ifndef SIMAN_THREADS_H_
 #define SIMAN_THREADS_H_
@@ -12,9 +12,13 @@
 #include <utility>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
 namespace siman {
+
+// Somebody else's threads, to which `schedule` hands work and returns.
+struct Pool {
+  int64_t threads;
+  std::function<void(std::function<void()> work)> schedule;
+};
 
 // Calls of `run` with task 0 to tasks - 1, each once, in any order and at the same time. `worker`
 // tells the threads at work apart: it is below their number.
@@ -24,9 +28,7 @@ struct Phase {
 };
 
 // How many threads `RunPhases` may employ.
-inline int64_t Workers(const xla::ffi::ThreadPool& pool) {
-  return std::max<int64_t>(1, pool.num_threads());
-}
+inline int64_t Workers(const Pool& pool) { return std::max<int64_t>(1, pool.threads); }
 
 // Waits until `count` has come to `goal`; after some thousand looks offers the processor to others.
 inline void WaitFor(const std::atomic<int64_t>& count, int64_t goal) {
@@ -50,7 +52,7 @@ inline void WaitFor(const std::atomic<int64_t>& count, int64_t goal) {
 //
 // A worker begins with its own share of the tasks, so that what it wrote in one phase is in its
 // cache in the next, and then helps the others.
-inline void RunPhases(xla::ffi::ThreadPool& pool, int64_t workers, std::vector<Phase> phases) {
+inline void RunPhases(const Pool& pool, int64_t workers, std::vector<Phase> phases) {
   using Counter = std::atomic<int64_t>;
   struct State {
     State(std::vector<Phase> all, int64_t workers)
@@ -77,7 +79,7 @@ inline void RunPhases(xla::ffi::ThreadPool& pool, int64_t workers, std::vector<P
       WaitFor(state->finished[i], phase.tasks);
     }
   };
-  for (int64_t helper = 1; helper < workers; ++helper) pool.Schedule([work] { work(); });
+  for (int64_t helper = 1; helper < workers; ++helper) pool.schedule(work);
   work();
 }
 

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "training.h"
+
 namespace siman {
 
 constexpr int64_t kLanes = 16;    // filters, and channels in memory, come in multiples of this
@@ -64,6 +66,8 @@ struct Variant {
 
   // y += x
   void (*add)(int64_t length, const float* x, float* y);
+
+  const Training* training;
 };
 
 // A namespace's functions for these fields, in their order.

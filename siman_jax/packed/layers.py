@@ -36,13 +36,11 @@ class PackedConv(BinaryConv):
     the layer's dtype. The bits have been chosen, so the weight rule is of no more use.
 
     Attributes:
-      native: use the C++ kernel on the CPU where it was built.
+      native: use the library in C++, on a CPU where it was built.
     """
 
-    native: bool = True
-
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def product(self, x: Array) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
         size = self.kernel_size
         kernel = _packed_kernel(self, (size, size, x.shape[-1], self.features))

@@ -1,0 +1,145 @@
+"""Batch norm in training with the shortcut and the activation behind it, natively."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from siman_jax.native.dispatch import Function, differentiable
+from siman_jax.native.library import (
+    NORM_BACKWARD,
+    NORM_FORWARD,
+    NORM_STATISTICS,
+    NORM_SUMS,
+    call,
+)
+
+# Activations by the numbers that the library knows them by.
+NONE, PRELU, HARD_TANH = range(3)
+
+Normalized = tuple[Array, Array, Array]
+
+
+class Channels(NamedTuple):
+    """What a norm does to each channel, all `[channels]`.
+
+    z = (y - centre) * gain + offset + shortcut
+    """
+
+    centre: Array
+    gain: Array
+    offset: Array
+    slope: Array  # of the PReLU
+
+
+def batch_norm(reference: Function, epsilon: float, activation: int) -> Function:
+    """Build the function of y `[..., channels]`, gamma, beta, slope and shortcut.
+
+        out = activation((y - mean(y)) / sqrt(var(y) + epsilon) * gamma + beta + shortcut)
+
+    Where there is no shortcut it has no elements; slopes are the PReLU's, `[channels]`, or have
+    none.
+
+    Args:
+      reference: the same function in `jax.numpy`; gives out, mean and variance, the latter two
+        `[channels]` and without a derivative.
+      epsilon: added to the variance.
+      activation: `NONE`, `PRELU` or `HARD_TANH`.
+    """
+
+    def forward(y: Array, gamma: Array, beta: Array, slope: Array, shortcut: Array) -> Any:
+        images = as_samples(y)
+        shape = jax.ShapeDtypeStruct((2, y.shape[-1]), jnp.float32)
+        mean, var = call(NORM_STATISTICS, shape, images)
+        deviation = jax.lax.rsqrt(var + epsilon)
+        channels = Channels(mean, gamma * deviation, beta, with_slopes(slope, y.shape[-1]))
+        out = normalize(images, shortcut, channels, activation).reshape(y.shape)
+        return (out, mean, var), (channels, deviation)
+
+    def backward(arrays: Any, kept: Any, g: Normalized) -> Any:
+        y, gamma, _, slope, shortcut = arrays
+        channels, deviation = kept
+        images = as_samples(y)
+        sums = gradient_sums(g[0], images, shortcut, channels, activation)
+        rows = gradient_rows(channels, sums, y.size // y.shape[-1], gamma, deviation)
+        dy, dshortcut = call(
+            NORM_BACKWARD,
+            (
+                jax.ShapeDtypeStruct(images.shape, jnp.float32),
+                jax.ShapeDtypeStruct(as_samples(shortcut).shape, jnp.float32),
+            ),
+            g[0].reshape(images.shape),
+            images,
+            as_samples(shortcut),
+            rows,
+            activation=activation,
+        )
+        return (
+            dy.reshape(y.shape),
+            sums[1] * deviation,
+            sums[0],
+            sums[2] if slope.size else slope,
+            dshortcut.reshape(shortcut.shape),
+        )
+
+    return differentiable(reference, forward, backward)
+
+
+def as_samples(x: Array) -> Array:
+    """Shape `[samples, pixels, channels]`; of what has no elements, `[0, 0, 0]`."""
+    if not x.size:
+        return x.reshape(0, 0, 0)
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def with_slopes(slope: Array, channels: int) -> Array:
+    """The slopes, or zeros where there are none."""
+    return slope if slope.size else jnp.zeros(channels, jnp.float32)
+
+
+def normalize(y: Array, shortcut: Array, channels: Channels, activation: int) -> Array:
+    """Normalize, add and activate y `[samples, pixels, channels]`, float32 or int16."""
+    return call(
+        NORM_FORWARD,
+        jax.ShapeDtypeStruct(y.shape, jnp.float32),
+        y,
+        as_samples(shortcut),
+        jnp.stack(channels),
+        activation=activation,
+    )
+
+
+def gradient_sums(
+    g: Array, y: Array, shortcut: Array, channels: Channels, activation: int
+) -> Array:
+    """Sum over pixels dz, dz * (y - centre) and the slope's gradient: `[3, channels]`."""
+    return call(
+        NORM_SUMS,
+        jax.ShapeDtypeStruct((3, y.shape[-1]), jnp.float32),
+        g.reshape(y.shape),
+        y,
+        as_samples(shortcut),
+        jnp.stack(channels),
+        activation=activation,
+    )
+
+
+def gradient_rows(
+    channels: Channels, sums: Array, count: int, gamma: Array, deviation: Array, scale: Any = 1.0
+) -> Array:
+    """What the library takes of a norm and its gradient: `[7, channels]`.
+
+        dy = gamma * deviation * (dz - mean(dz) - normalized(y) * mean(dz * normalized(y)))
+
+    Args:
+      channels: of the norm, for inputs y / scale.
+      sums: from `gradient_sums`, for the same inputs.
+      count: of pixels.
+      gamma: of the norm.
+      deviation: one over the deviation of y.
+      scale: of y in its inputs.
+    """
+    gain = gamma * deviation
+    slant = gain * jnp.square(scale * deviation) * sums[1] / count
+    return jnp.stack([*channels, gain, gain * sums[0] / count, slant])

@@ -1,0 +1,274 @@
+// Training on XLA's CPU backend: the functions that Python calls, see `training.py`.
+
+#include <cstdint>
+
+#include "norms.h"
+#include "real_conv.h"
+#include "select.h"
+#include "training_conv.h"
+#include "variants.h"
+#include "xla/ffi/api/ffi.h"
+#include "xla_pool.h"
+
+namespace siman {
+namespace {
+
+namespace ffi = xla::ffi;
+
+using Floats4 = ffi::Buffer<ffi::F32, 4>;
+using Floats2 = ffi::Buffer<ffi::F32, 2>;
+using Floats1 = ffi::Buffer<ffi::F32, 1>;
+using Sums = ffi::Buffer<ffi::S16, 4>;
+using Ranks = ffi::Buffer<ffi::S32, 1>;
+using Flags = ffi::Buffer<ffi::PRED, 2>;
+
+// What stands for nothing has no elements.
+float* OrNull(ffi::AnyBuffer buffer) {
+  return buffer.element_count() == 0 ? nullptr : buffer.typed_data<float>();
+}
+
+BatchNorm NormOf(const Floats2& rows, int64_t activation) {
+  return NormOf(rows.typed_data(), rows.dimensions()[1], static_cast<Activation>(activation));
+}
+
+Numbers NumbersOf(const ffi::AnyBuffer& y) {
+  if (y.element_type() == ffi::S16) return {nullptr, y.typed_data<int16_t>()};
+  return {y.typed_data<float>(), nullptr};
+}
+
+Samples SamplesOf(const ffi::AnyBuffer& y) {
+  const auto sizes = y.dimensions();
+  return {sizes[0], sizes[1], sizes[2]};
+}
+
+ffi::Error ConvForward(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 scale,
+                       ffi::Result<Floats2> moments, ffi::Result<Sums> sums,
+                       ffi::Result<Floats2> statistics, ffi::Result<Floats4> y, int64_t variant,
+                       int64_t stride, int64_t top, int64_t left, bool centred) {
+  const bool scaled = sums->element_count() == 0;
+  const auto result = scaled ? y->dimensions() : sums->dimensions();
+  const TrainingConv conv = MakeTrainingConv(kVariants[variant], x.dimensions().begin(),
+                                             code.dimensions().begin(), result.begin() + 1, stride,
+                                             top, left, centred, x.typed_data(), code.typed_data());
+  RunForward(PoolOf(pool), conv, scale.typed_data(), moments->typed_data(),
+             scaled ? nullptr : sums->typed_data(), statistics->typed_data(), y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 scale,
+                        Floats2 moments, Floats4 g, Sums sums, ffi::AnyBuffer shortcut,
+                        Floats2 norm, ffi::Result<Floats4> kernel, ffi::Result<Floats4> dx,
+                        ffi::Result<ffi::AnyBuffer> dshortcut, int64_t variant, int64_t stride,
+                        int64_t top, int64_t left, bool centred, int64_t estimator,
+                        int64_t activation, bool shortcut_is_input) {
+  const TrainingConv conv = MakeTrainingConv(
+      kVariants[variant], x.dimensions().begin(), code.dimensions().begin(),
+      g.dimensions().begin() + 1, stride, top, left, centred, x.typed_data(), code.typed_data());
+  ResultGradient source{};
+  if (sums.element_count() == 0) {
+    source.dy = g.typed_data();
+  } else {
+    source.norm = NormOf(norm, activation);
+    source.gradient = GradientOf(norm.typed_data(), conv.filters);
+    source.dout = g.typed_data();
+    source.sums = sums.typed_data();
+    source.shortcut = shortcut_is_input ? x.typed_data() : OrNull(shortcut);
+  }
+  const ConvGradients to{kernel->typed_data(), dx->typed_data(), OrNull(*dshortcut),
+                         shortcut_is_input};
+  ConvBackward(PoolOf(pool), conv, moments.typed_data(), static_cast<Estimator>(estimator),
+               scale.typed_data(), source, to)
+      .Run();
+  return ffi::Error::Success();
+}
+
+ffi::Error RealForward(ffi::ThreadPool pool, Floats4 x, Floats4 kernel, ffi::Result<Floats4> y,
+                       int64_t variant, int64_t stride, int64_t top, int64_t left) {
+  const RealConv conv =
+      MakeRealConv(kVariants[variant], x.dimensions().begin(), kernel.dimensions().begin(),
+                   y->dimensions().begin() + 1, stride, top, left, x.typed_data());
+  RunRealForward(PoolOf(pool), conv, kernel.typed_data(), y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error RealKernelGradient(ffi::ThreadPool pool, Floats4 x, Floats4 g,
+                              ffi::Result<Floats4> kernel, int64_t variant, int64_t stride,
+                              int64_t top, int64_t left) {
+  const RealConv conv =
+      MakeRealConv(kVariants[variant], x.dimensions().begin(), kernel->dimensions().begin(),
+                   g.dimensions().begin() + 1, stride, top, left, x.typed_data());
+  RunRealKernelGradient(PoolOf(pool), conv, g.typed_data(), kernel->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error ExceedsKthCall(ffi::ThreadPool pool, Floats2 x, Ranks ranks, ffi::Result<Flags> exceeds,
+                          int64_t variant) {
+  ExceedsKth(PoolOf(pool), *kVariants[variant]->training, x.dimensions()[0], x.dimensions()[1],
+             x.typed_data(), ranks.typed_data(), exceeds->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error KthOfAllCall(ffi::ThreadPool pool, Floats1 x, Ranks ranks, ffi::Result<Floats1> found,
+                        int64_t variant) {
+  KthOfAll(PoolOf(pool), *kVariants[variant]->training, x.dimensions()[0], x.typed_data(),
+           ranks.dimensions()[0], ranks.typed_data(), found->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error NormStatistics(ffi::ThreadPool pool, ffi::AnyBuffer y, ffi::Result<Floats2> statistics,
+                          int64_t variant) {
+  RunNormStatistics(PoolOf(pool), *kVariants[variant]->training, SamplesOf(y), NumbersOf(y),
+                    statistics->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error NormForward(ffi::ThreadPool pool, ffi::AnyBuffer y, ffi::AnyBuffer shortcut,
+                       Floats2 rows, ffi::Result<ffi::AnyBuffer> out, int64_t variant,
+                       int64_t activation) {
+  RunNormForward(PoolOf(pool), *kVariants[variant]->training, SamplesOf(y),
+                 NormOf(rows, activation), NumbersOf(y), OrNull(shortcut),
+                 out->typed_data<float>());
+  return ffi::Error::Success();
+}
+
+ffi::Error NormSums(ffi::ThreadPool pool, ffi::AnyBuffer dout, ffi::AnyBuffer y,
+                    ffi::AnyBuffer shortcut, Floats2 rows, ffi::Result<Floats2> sums,
+                    int64_t variant, int64_t activation) {
+  RunNormSums(PoolOf(pool), *kVariants[variant]->training, SamplesOf(y), NormOf(rows, activation),
+              dout.typed_data<float>(), NumbersOf(y), OrNull(shortcut), sums->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error NormBackward(ffi::ThreadPool pool, ffi::AnyBuffer dout, ffi::AnyBuffer y,
+                        ffi::AnyBuffer shortcut, Floats2 rows, ffi::Result<ffi::AnyBuffer> dy,
+                        ffi::Result<ffi::AnyBuffer> dshortcut, int64_t variant,
+                        int64_t activation) {
+  const Samples all = SamplesOf(y);
+  RunNormBackward(PoolOf(pool), *kVariants[variant]->training, all, NormOf(rows, activation),
+                  GradientOf(rows.typed_data(), all.channels), dout.typed_data<float>(),
+                  NumbersOf(y), OrNull(shortcut), dy->typed_data<float>(), OrNull(*dshortcut));
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace siman
+
+extern "C" {
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_forward, siman::ConvForward,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats4>()
+                                  .Arg<siman::Floats4>()
+                                  .Arg<siman::Floats1>()
+                                  .Ret<siman::Floats2>()
+                                  .Ret<siman::Sums>()
+                                  .Ret<siman::Floats2>()
+                                  .Ret<siman::Floats4>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left")
+                                  .Attr<bool>("centred"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_backward, siman::ConvGradient,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats4>()
+                                  .Arg<siman::Floats4>()
+                                  .Arg<siman::Floats1>()
+                                  .Arg<siman::Floats2>()
+                                  .Arg<siman::Floats4>()
+                                  .Arg<siman::Sums>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<siman::Floats2>()
+                                  .Ret<siman::Floats4>()
+                                  .Ret<siman::Floats4>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left")
+                                  .Attr<bool>("centred")
+                                  .Attr<int64_t>("estimator")
+                                  .Attr<int64_t>("activation")
+                                  .Attr<bool>("shortcut_is_input"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_real_forward, siman::RealForward,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats4>()
+                                  .Arg<siman::Floats4>()
+                                  .Ret<siman::Floats4>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_real_kernel_gradient, siman::RealKernelGradient,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats4>()
+                                  .Arg<siman::Floats4>()
+                                  .Ret<siman::Floats4>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_exceeds_kth, siman::ExceedsKthCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats2>()
+                                  .Arg<siman::Ranks>()
+                                  .Ret<siman::Flags>()
+                                  .Attr<int64_t>("variant"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_kth_of_all, siman::KthOfAllCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats1>()
+                                  .Arg<siman::Ranks>()
+                                  .Ret<siman::Floats1>()
+                                  .Attr<int64_t>("variant"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_norm_statistics, siman::NormStatistics,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<siman::Floats2>()
+                                  .Attr<int64_t>("variant"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_norm_forward, siman::NormForward,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<siman::Floats2>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("activation"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_norm_sums, siman::NormSums,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<siman::Floats2>()
+                                  .Ret<siman::Floats2>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("activation"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_norm_backward, siman::NormBackward,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<siman::Floats2>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("activation"));
+}

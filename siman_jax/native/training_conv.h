@@ -1,0 +1,454 @@
+// A binary convolution in training: its sums, and both gradients.
+
+#ifndef SIMAN_TRAINING_CONV_H_
+#define SIMAN_TRAINING_CONV_H_
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "convolution.h"
+#include "input_gradient.h"
+#include "kernel_gradient.h"
+#include "memory.h"
+#include "norms.h"
+#include "threads.h"
+#include "training.h"
+#include "variant.h"
+
+namespace siman {
+
+// Arrays are those of `siman_jax/native/training.py`.
+struct TrainingConv {
+  const Variant* variant;
+  int64_t batch, channels, filters;
+  Convolution n;  // depth in words of bits, out in whole lanes
+  const float* x;
+  const float* code;  // [taps down, taps across, channels, filters], +1 where it is not negative
+  bool centred;       // bits are signs about the sample's mean, not about 0
+
+  int64_t sample() const { return n.height * n.width * channels; }
+  int64_t results() const { return n.results() * filters; }  // of a sample
+  int64_t taps() const { return n.taps_down * n.taps_across; }
+  const Training& run() const { return *variant->training; }
+};
+
+inline TrainingConv MakeTrainingConv(const Variant* variant, const int64_t* image,
+                                     const int64_t* kernel, const int64_t* result, int64_t stride,
+                                     int64_t top, int64_t left, bool centred, const float* x,
+                                     const float* code) {
+  TrainingConv conv{};
+  conv.variant = variant;
+  conv.batch = image[0];
+  conv.channels = image[3];
+  conv.filters = kernel[3];
+  conv.centred = centred;
+  conv.x = x;
+  conv.code = code;
+  const int64_t rows = result[0], columns = result[1];
+  conv.n = {image[1],
+            image[2],
+            std::max(image[1] + top, (rows - 1) * stride + kernel[0]),
+            std::max(image[2] + left, (columns - 1) * stride + kernel[1]),
+            (conv.channels + kWordBits - 1) / kWordBits,
+            kernel[0],
+            kernel[1],
+            rows,
+            columns,
+            RoundUp(conv.filters, kLanes),
+            top,
+            left,
+            stride};
+  return conv;
+}
+
+// The kernel as `MultiplyGroup` takes it.
+class KernelBits {
+ public:
+  explicit KernelBits(const TrainingConv& conv)
+      : conv_(conv), words_(conv.n.kernel_values() * conv.n.out),
+        sums_((conv.n.taps_down + 1) * (conv.n.taps_across + 1) * conv.n.out) {}
+
+  const uint32_t* words() const { return words_.data(); }
+  const int32_t* corner_sums() const { return sums_.data(); }
+
+  // Packs one tap, and leaves its sums where `AddUp` finds them.
+  void PackTap(int64_t tap) {
+    const Convolution& n = conv_.n;
+    const float* code = conv_.code + tap * conv_.channels * conv_.filters;
+    uint32_t* words = words_.data() + tap * n.depth * n.out;
+    int32_t* sums = SumsAt(tap / n.taps_across + 1, tap % n.taps_across + 1);
+    std::fill_n(words, n.depth * n.out, 0);
+    std::fill_n(sums, n.out, 0);
+    for (int64_t channel = 0; channel < conv_.channels; ++channel, code += conv_.filters) {
+      uint32_t* to = words + channel / kWordBits * n.out;
+      const int64_t place = channel % kWordBits;
+      for (int64_t filter = 0; filter < conv_.filters; ++filter) {
+        const uint32_t bit = code[filter] >= 0 ? 1 : 0;
+        to[filter] |= bit << place;
+        sums[filter] += bit ? 1 : -1;
+      }
+    }
+  }
+
+  // From sums of taps to sums of all taps above and before.
+  void AddUp() {
+    const Convolution& n = conv_.n;
+    std::fill_n(SumsAt(0, 0), (n.taps_across + 1) * n.out, 0);
+    for (int64_t row = 1; row <= n.taps_down; ++row) {
+      std::fill_n(SumsAt(row, 0), n.out, 0);
+      for (int64_t column = 1; column <= n.taps_across; ++column)
+        for (int64_t filter = 0; filter < n.out; ++filter)
+          SumsAt(row, column)[filter] += SumsAt(row - 1, column)[filter] +
+                                         SumsAt(row, column - 1)[filter] -
+                                         SumsAt(row - 1, column - 1)[filter];
+    }
+  }
+
+ private:
+  int32_t* SumsAt(int64_t row, int64_t column) {
+    return sums_.data() + (row * (conv_.n.taps_across + 1) + column) * conv_.n.out;
+  }
+
+  const TrainingConv& conv_;
+  std::vector<uint32_t> words_;
+  std::vector<int32_t> sums_;
+};
+
+// Mean of a sample, and one over its deviation, with the epsilon of `binarize.standardize`.
+inline void Moments(const TrainingConv& conv, const float* x, float* moments) {
+  constexpr double kEpsilon = 1e-5;
+  const int64_t size = conv.sample();
+  if (!conv.centred) {
+    moments[0] = 0;
+    moments[1] = 1;
+    return;
+  }
+  const auto mean = static_cast<float>(conv.run().sum(size, x) / static_cast<double>(size));
+  const double variance = conv.run().squares(size, x, mean) / static_cast<double>(size - 1);
+  moments[0] = mean;
+  moments[1] = static_cast<float>(1 / std::sqrt(variance + kEpsilon));
+}
+
+// The padded image of a sample in words. `bytes` is scratch for a row.
+inline void PackImage(const TrainingConv& conv, const float* x, float least, uint8_t* bytes,
+                      uint32_t* words) {
+  const Convolution& n = conv.n;
+  std::fill_n(words, n.padded_size(), 0);
+  for (int64_t row = 0; row < n.height; ++row, x += n.width * conv.channels) {
+    uint32_t* to = words + (row + n.top) * n.image_row() + n.left * n.depth;
+    if (conv.channels % kWordBits == 0) {
+      conv.variant->pack(n.width * conv.channels, x, least, to);
+    } else if (conv.channels % kLanes == 0) {
+      for (int64_t column = 0; column < n.width; ++column)
+        conv.variant->pack(conv.channels, x + column * conv.channels, least, to + column * n.depth);
+    } else {
+      conv.run().to_bytes(n.width * conv.channels, x, least, bytes);
+      for (int64_t i = 0; i < n.width * conv.channels; ++i) {
+        const int64_t column = i / conv.channels, channel = i % conv.channels;
+        const uint32_t bit = bytes[i] != 0;
+        to[column * n.depth + channel / kWordBits] |= bit << channel % kWordBits;
+      }
+    }
+  }
+}
+
+// The convolution forwards: either `sums`, with the statistics of each filter, or `y`, which is the
+// sums times `scale`. `moments` is [batch, 2]; `statistics` [2, filters], mean and variance.
+inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* scale,
+                       float* moments, int16_t* sums, float* statistics, float* y) {
+  const Convolution& n = conv.n;
+  const int64_t workers = Workers(pool);
+  KernelBits kernel(conv);
+  std::vector<std::vector<uint32_t>> images(workers);
+  std::vector<std::vector<uint8_t>> rows(workers);
+  std::optional<Statistics> of_filters;
+  if (sums != nullptr) of_filters.emplace(conv.run(), conv.batch, n.results(), conv.filters);
+
+  auto sample = [&](int64_t index, int64_t worker) {
+    const float* x = conv.x + index * conv.sample();
+    Moments(conv, x, moments + 2 * index);
+    images[worker].resize(n.padded_size());
+    rows[worker].resize(n.width * conv.channels);
+    PackImage(conv, x, moments[2 * index], rows[worker].data(), images[worker].data());
+    for (int64_t filter = 0; filter < n.out; filter += kFilters) {
+      const int64_t block = std::min(kFilters, n.out - filter);
+      const int64_t filters = std::min(block, conv.filters - filter);
+      ForGroups(n, 0, n.results(), [&](int64_t first, const Group& group) {
+        int32_t products[kPixels][kFilters];
+        int32_t* to[kPixels];
+        for (int64_t p = 0; p < kPixels; ++p) to[p] = products[p];
+        MultiplyGroup(*conv.variant, n, n.taps(n.out), group, conv.channels, block,
+                      images[worker].data(), kernel.words() + filter,
+                      kernel.corner_sums() + filter, to);
+        const int64_t at = index * conv.results() + first * conv.filters + filter;
+        for (int64_t p = 0; p < group.count; ++p) {
+          if (sums != nullptr)
+            conv.run().to_shorts(filters, products[p], sums + at + p * conv.filters);
+          else
+            conv.run().scale_sums(filters, products[p], scale + filter, y + at + p * conv.filters);
+        }
+      });
+    }
+    if (sums != nullptr) of_filters->AddSample(index, {nullptr, sums + index * conv.results()});
+  };
+  std::vector<Phase> phases = {
+      {conv.taps(), [&](int64_t tap, int64_t) { kernel.PackTap(tap); }},
+      {1, [&](int64_t, int64_t) { kernel.AddUp(); }},
+      {conv.batch, sample},
+  };
+  if (sums != nullptr)
+    phases.push_back({1, [&](int64_t, int64_t) { of_filters->Finish(statistics); }});
+  RunPhases(pool, workers, std::move(phases));
+}
+
+// Where the gradient of a convolution's result y = scale * sums comes from: either from `dy`, or
+// through a norm from `dout`.
+struct ResultGradient {
+  const float* dy;  // null where a norm gives it
+  BatchNorm norm;
+  BatchNormGradient gradient;
+  const float* dout;
+  const int16_t* sums;
+  const float* shortcut;  // null where there is none
+};
+
+struct ConvGradients {
+  float* kernel;  // of the kernel that y = conv(signs of x, kernel) has
+  float* x;
+  float* shortcut;          // where dz goes; null for nowhere
+  bool shortcut_is_input;  // dz is then added to x
+};
+
+// Both gradients, of a convolution whose results were scaled by `scale` [filters].
+class ConvBackward {
+ public:
+  ConvBackward(const Pool& pool, const TrainingConv& conv, const float* moments,
+               Estimator estimator, const float* scale, const ResultGradient& source,
+               const ConvGradients& to)
+      : pool_(pool), conv_(conv), moments_(moments), estimator_(estimator), scale_(scale),
+        source_(source), to_(to), layout_(conv.n, conv.channels),
+        group_(InputGradient::Samples(conv.run(), conv.n, conv.batch, conv.sample())),
+        input_(conv.run(), conv.n, conv.channels, conv.filters, group_, conv.code) {
+    // Sums of few filters fit the second cache, and then one task does all for its samples.
+    constexpr int64_t kCached = 65536;
+    const int64_t groups = (conv.batch + group_ - 1) / group_;
+    together_ = KernelGradient::SumsSize(conv.n, layout_, conv.filters) <= kCached;
+    filters_ = together_ ? RoundUp(conv.filters, kTableFilters)
+                         : std::min<int64_t>(4 * kTableFilters,
+                                             RoundUp(conv.filters, kTableFilters));
+    ranges_ = (conv.filters + filters_ - 1) / filters_;
+    const int64_t blocks = std::min<int64_t>(groups, together_ ? 32 : (15 + ranges_) / ranges_);
+    groups_per_block_ = (groups + blocks - 1) / blocks;
+    blocks_ = (groups + groups_per_block_ - 1) / groups_per_block_;
+  }
+
+  void Run() {
+    const int64_t workers = Workers(pool_);
+    sums_size_ = KernelGradient::SumsSize(conv_.n, layout_, filters_) +
+                 KernelGradient::BorderSize(conv_.n, filters_);
+    sums_.emplace(blocks_ * ranges_ * sums_size_);
+    for (int64_t worker = 0; worker < workers; ++worker) spaces_.emplace_back(SpaceSize());
+    std::vector<Phase> phases;
+    phases.push_back({input_.tasks(), [this](int64_t task, int64_t) { input_.Prepare(task); }});
+    phases.push_back({blocks_ * ranges_, [this](int64_t task, int64_t worker) {
+                        KernelTask(task / ranges_, task % ranges_, worker);
+                      }});
+    if (!together_)
+      phases.push_back({blocks_ * groups_per_block_, [this](int64_t group, int64_t worker) {
+                          if (Samples(group) == 0) return;
+                          float* g = Clear(worker);
+                          LoadGradient(group, 0, conv_.filters, GradientWidth(), g, More(worker));
+                          InputTask(group, g, GradientWidth(), worker);
+                        }});
+    phases.push_back({conv_.taps(), [this](int64_t tap, int64_t) { Combine(tap); }});
+    RunPhases(pool_, workers, std::move(phases));
+  }
+
+ private:
+  // A worker's scratch: the gradient of a group's results, its images in bytes and joined by fours,
+  // tables, the input's gradient and what that takes, and the shortcut's.
+  int64_t GradientWidth() const { return RoundUp(conv_.filters, kTableFilters); }
+  int64_t GradientSize() const { return group_ * layout_.pixels() * GradientWidth(); }
+  int64_t BytesSize() const { return RoundUp(group_ * layout_.image / 4 + kLanes, kLanes); }
+  int64_t InputSize() const { return RoundUp(group_ * conv_.sample(), kLanes); }
+  int64_t MoreSize() const {
+    return to_.shortcut_is_input ? RoundUp(group_ * conv_.results(), kLanes) : 0;
+  }
+  int64_t SpaceSize() const {
+    return GradientSize() + 2 * BytesSize() + KernelGradient::kMostFours * kFloatsOfTable +
+           InputSize() + MoreSize() + input_.ScratchSize();
+  }
+  float* Gradient(int64_t worker) { return spaces_[worker].data(); }
+  uint8_t* ImageOf(int64_t worker) {
+    return reinterpret_cast<uint8_t*>(Gradient(worker) + GradientSize());
+  }
+  uint8_t* Places(int64_t worker) { return ImageOf(worker) + 4 * BytesSize(); }
+  float* Tables(int64_t worker) {
+    return Gradient(worker) + GradientSize() + 2 * BytesSize();
+  }
+  float* InputOf(int64_t worker) {
+    return Tables(worker) + KernelGradient::kMostFours * kFloatsOfTable;
+  }
+  float* More(int64_t worker) {
+    return to_.shortcut_is_input ? InputOf(worker) + InputSize() : nullptr;
+  }
+  float* Scratch(int64_t worker) { return InputOf(worker) + InputSize() + MoreSize(); }
+
+  float* Clear(int64_t worker) {
+    std::fill_n(Gradient(worker), GradientSize(), 0.0f);
+    return Gradient(worker);
+  }
+
+  int64_t First(int64_t group) const { return group * group_; }
+  int64_t Samples(int64_t group) const {
+    return std::clamp<int64_t>(conv_.batch - First(group), 0, group_);
+  }
+
+  // The gradient of y of a group's samples for `count` filters, [samples, layout.pixels(), width].
+  // dz goes to `more`, too, or where the caller wants it.
+  void LoadGradient(int64_t group, int64_t filter, int64_t count, int64_t width, float* g,
+                    float* more) {
+    const Convolution& n = conv_.n;
+    const int64_t across = layout_.fours_across * kFour;
+    // Whole samples at once where no pixels are added.
+    const int64_t rows = across == n.columns ? 1 : n.rows, pixels = n.results() / rows;
+    for (int64_t sample = 0; sample < Samples(group); ++sample) {
+      for (int64_t row = 0; row < rows; ++row) {
+        const int64_t pixel = row * pixels;
+        const int64_t at = (First(group) + sample) * conv_.results() + pixel * conv_.filters +
+                           filter;
+        float* to = g + (sample * layout_.pixels() + row * across) * width;
+        if (source_.dy != nullptr) {
+          for (int64_t i = 0; i < pixels; ++i)
+            std::copy_n(source_.dy + at + i * conv_.filters, count, to + i * width);
+          continue;
+        }
+        float* dz = nullptr;
+        if (more != nullptr)
+          dz = more + sample * conv_.results() + pixel * conv_.filters + filter;
+        else if (to_.shortcut != nullptr)
+          dz = to_.shortcut + at;
+        conv_.run().norm_gradient(pixels, count, At(source_.norm, filter),
+                                  {source_.gradient.scale + filter,
+                                   source_.gradient.shift + filter,
+                                   source_.gradient.slant + filter},
+                                  conv_.filters, source_.dout + at, {nullptr, source_.sums + at},
+                                  source_.shortcut == nullptr ? nullptr : source_.shortcut + at,
+                                  width, to, dz);
+      }
+    }
+  }
+
+  static BatchNorm At(BatchNorm norm, int64_t channel) {
+    norm.centre += channel;
+    norm.gain += channel;
+    norm.offset += channel;
+    if (norm.slope != nullptr) norm.slope += channel;
+    return norm;
+  }
+
+  void KernelTask(int64_t block, int64_t range, int64_t worker) {
+    float* sums = Sums(block, range);
+    std::fill_n(sums, sums_size_, 0.0f);
+    const int64_t filter = range * filters_, count = std::min(filters_, conv_.filters - filter);
+    KernelGradient kernel(conv_.run(), conv_.n, layout_, filters_, sums,
+                          sums + KernelGradient::SumsSize(conv_.n, layout_, filters_),
+                          Tables(worker));
+    float* g = Clear(worker);
+    std::fill_n(ImageOf(worker), 4 * BytesSize(), 0);
+    for (int64_t group = block * groups_per_block_;
+         group < std::min((block + 1) * groups_per_block_, Groups()); ++group) {
+      const int64_t samples = Samples(group);
+      LoadGradient(group, filter, count, filters_, g, together_ ? More(worker) : nullptr);
+      for (int64_t sample = 0; sample < samples; ++sample)
+        ImageBytes(conv_.run(), conv_.n, layout_, conv_.channels, X(group, sample),
+                   Mean(group, sample), ImageOf(worker) + sample * layout_.image);
+      conv_.run().join_bytes(
+          samples * layout_.image - (kFour - 1) * conv_.n.stride * layout_.channels,
+          ImageOf(worker), conv_.n.stride * layout_.channels, Places(worker));
+      kernel.Add(samples, g, Places(worker));
+      if (together_) InputTask(group, g, filters_, worker);
+    }
+  }
+
+  void InputTask(int64_t group, const float* g, int64_t width, int64_t worker) {
+    const Training& run = conv_.run();
+    const int64_t size = conv_.sample();
+    input_.Run(Samples(group), g, layout_.pixels() * width, layout_.fours_across * kFour, width,
+               scale_, Scratch(worker), InputOf(worker));
+    for (int64_t sample = 0; sample < Samples(group); ++sample) {
+      const float* x = X(group, sample);
+      float* da = InputOf(worker) + sample * size;
+      const float* more = More(worker);
+      const float mean = Mean(group, sample), scale = moments_[2 * (First(group) + sample) + 1];
+      double totals[2];
+      run.estimate(size, estimator_, x, mean, scale, da, totals);
+      const double shift = conv_.centred ? totals[0] / static_cast<double>(size) : 0;
+      const double slant = conv_.centred ? totals[1] / static_cast<double>(size - 1) : 0;
+      run.standardize_back(size, x, mean, scale, static_cast<float>(shift),
+                           static_cast<float>(slant), da,
+                           more == nullptr ? nullptr : more + sample * size,
+                           to_.x + (First(group) + sample) * size);
+    }
+  }
+
+  // The kernel's gradient of one tap, from all blocks in their order.
+  void Combine(int64_t tap) {
+    const int64_t border = KernelGradient::SumsSize(conv_.n, layout_, filters_);
+    for (int64_t filter = 0; filter < conv_.filters; filter += kTableFilters) {
+      const int64_t range = filter / filters_, own = filter % filters_;
+      const int64_t count = std::min(kTableFilters, conv_.filters - filter);
+      const int64_t first = (own / kTableFilters * conv_.taps() + tap) * layout_.channels;
+      double outside[kTableFilters] = {};
+      for (int64_t block = 0; block < blocks_; ++block)
+        for (int64_t i = 0; i < kTableFilters; ++i)
+          outside[i] += Sums(block, range)[border + tap * filters_ + own + i];
+      for (int64_t channel = 0; channel < conv_.channels; ++channel) {
+        double total[kTableFilters];
+        std::copy_n(outside, kTableFilters, total);
+        for (int64_t block = 0; block < blocks_; ++block) {
+          const float* from = Sums(block, range) + (first + channel) * kTableFilters;
+          for (int64_t i = 0; i < kTableFilters; ++i) total[i] += from[i];
+        }
+        float* to = to_.kernel + (tap * conv_.channels + channel) * conv_.filters + filter;
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(total[i]);
+      }
+    }
+  }
+
+  float* Sums(int64_t block, int64_t range) {
+    return sums_->data() + (block * ranges_ + range) * sums_size_;
+  }
+
+  int64_t Groups() const { return (conv_.batch + group_ - 1) / group_; }
+  const float* X(int64_t group, int64_t sample) const {
+    return conv_.x + (First(group) + sample) * conv_.sample();
+  }
+  float Mean(int64_t group, int64_t sample) const {
+    return moments_[2 * (First(group) + sample)];
+  }
+
+  const Pool& pool_;
+  const TrainingConv& conv_;
+  const float* moments_;
+  Estimator estimator_;
+  const float* scale_;
+  const ResultGradient& source_;
+  const ConvGradients& to_;
+  KernelGradientLayout layout_;
+  int64_t group_;  // samples that are handled together
+  InputGradient input_;
+  bool together_;
+  int64_t filters_, ranges_;  // of filters, of one task
+  int64_t groups_per_block_, blocks_;
+  int64_t sums_size_;
+  std::optional<Memory> sums_;
+  std::vector<Memory> spaces_;
+};
+
+}  // namespace siman
+
+#endif  // SIMAN_TRAINING_CONV_H_

@@ -1,0 +1,22 @@
+// XLA's own threads as a pool.
+
+#ifndef SIMAN_XLA_POOL_H_
+#define SIMAN_XLA_POOL_H_
+
+#include <functional>
+#include <utility>
+
+#include "threads.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace siman {
+
+// The pool is of use as long as `threads` is.
+inline Pool PoolOf(xla::ffi::ThreadPool& threads) {
+  return {threads.num_threads(),
+          [&threads](std::function<void()> work) { threads.Schedule(std::move(work)); }};
+}
+
+}  // namespace siman
+
+#endif  // SIMAN_XLA_POOL_H_
