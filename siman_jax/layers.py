@@ -299,9 +299,16 @@ class BinaryDense(nn.Module):
         return computed(_binary_product(self, product, x, shape, (x.shape[0], self.features)))
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("x", "kernel", "alpha"),
+    meta_fields=("scaled", "shape", "compute", "geometry"),
+)
 @dataclass(frozen=True)
 class Product:
     """A product of bits that is yet to be computed, so that what follows can be computed with it.
+
+    It is a pytree of its operands, so that it may leave a network, as an intermediate result.
 
     Attributes:
       x: what is binarized.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv
+from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv, computed
 from siman_jax.models import build_model
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.network import pack_variables
@@ -51,4 +51,4 @@ def outputs_of(model, variables, images, compiler_options=None):
     )
     logits, state = jax.jit(apply, compiler_options=compiler_options)(variables, images)
     outputs = flatten_dict(state["intermediates"])
-    return logits, {path[:-1]: output for path, (output,) in outputs.items()}
+    return logits, {path[:-1]: computed(output) for path, (output,) in outputs.items()}
