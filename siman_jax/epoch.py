@@ -21,6 +21,7 @@ from siman_jax.devices import replicated
 from siman_jax.errors import UsageError
 from siman_jax.folding import fold, folded_twin
 from siman_jax.metrics import Sums
+from siman_jax.native.dispatch import native
 from siman_jax.normalization import normalize
 from siman_jax.step import TrainState, eval_step
 
@@ -83,7 +84,8 @@ def compile_steps(
         return progress, (bad, jnp.min(progress.sums.count))
 
     started = time.perf_counter()
-    compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
+    with native(is_native(config, mesh)):
+        compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
     _log.info("compiled the training step in %.1f s", time.perf_counter() - started)
     if mesh.size > 1:
         _log.info("%s", describe(communication(compiled.as_text() or ""), mesh.size))
@@ -168,13 +170,19 @@ def make_evaluator(
         return sums + eval_step(folded, images, batch.labels, model=twin)
 
     def evaluate(variables: Any) -> dict[str, float]:
-        sums, folded = no_sums(mesh), settle(variables)
-        for batch in batches:
-            sums = step(sums, folded, batch)
+        with native(is_native(config, mesh)):
+            sums, folded = no_sums(mesh), settle(variables)
+            for batch in batches:
+                sums = step(sums, folded, batch)
         check_damage(config, examples - int(sums.count), "test")
         return sums.means()
 
     return evaluate
+
+
+def is_native(config: ConfigDict, mesh: Mesh) -> bool:
+    """Whether a run may use the library in C++, which computes on one device."""
+    return config.native and mesh.size == 1
 
 
 def no_sums(mesh: Mesh) -> Sums:

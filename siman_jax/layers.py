@@ -9,6 +9,9 @@ Two collections beside the parameters serve some rules: `rotations`, a pair of m
 and `schedule`, scalars that all layers share, which a training step hands to `apply` at the top
 level, such as `{"schedule": {"sharpness": 0.1}}`. Without it, as in evaluation, gradients would be
 those of the end of training; outputs do not depend on it.
+
+On a CPU, float32 layers train by the library in C++, `siman_jax.native`: the same sums of bits, and
+gradients that differ by rounding.
 """
 
 import math
@@ -85,13 +88,11 @@ class BatchNorm(nn.Module):
       groups: how many parts of the batch, examples next to each other, are normalized each by
         its own statistics, as devices do that do not synchronise; the running ones take the
         mean of the parts'.
-      native: train by the library in C++, on a CPU and in float32.
     """
 
     dtype: DTypeLike = jnp.float32
     scale_init: float = 1.0
     groups: int = 1
-    native: bool = True
     momentum: float = 0.9
     epsilon: float = 1e-5
 
@@ -138,7 +139,7 @@ class BatchNorm(nn.Module):
         activation: Activation,
     ) -> tuple[Array, Array, Array]:
         """The result, and mean and variance of each group: `[..., channels]`."""
-        native = self.native and self.groups == 1 and self.dtype == jnp.float32
+        native = self.groups == 1 and self.dtype == jnp.float32
         if not (native and isinstance(x, Product) and x.geometry):
             x = computed(x)
         operand = x.x if isinstance(x, Product) else x
@@ -248,8 +249,6 @@ class BinaryConv(nn.Module):
       activation_rule: key of `rules.ACTIVATION_RULES`.
       dtype: dtype of the operands and of the output; products of +-1 are summed in float32
         (float64 if that is `dtype`), so their sums are exact in every dtype.
-      native: train by the library in C++, on a CPU and in float32: the same sums, and gradients
-        that differ by rounding.
 
     Source: arXiv 2102.07981.
     """
@@ -261,7 +260,6 @@ class BinaryConv(nn.Module):
     activation_rule: str = "siman"
     kernel_init: Initializer = kaiming_normal
     dtype: DTypeLike = jnp.float32
-    native: bool = True
 
     def __call__(self, x: Array) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
@@ -423,7 +421,7 @@ def _native_geometry(
     layer: BinaryConv | BinaryDense, x: Array, kernel: Array
 ) -> native_convolution.Geometry | None:
     """What the library takes of a layer; None where XLA is to compute it."""
-    if not isinstance(layer, BinaryConv) or not layer.native or layer.activation_rule == REAL:
+    if not isinstance(layer, BinaryConv) or layer.activation_rule == REAL:
         return None
     if not available(x, kernel) or not native_convolution.fits(x, kernel.shape):
         return None

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from siman_jax.epoch import Progress, Step
 from siman_jax.metrics import Sums
+from siman_jax.native.dispatch import native
 from siman_jax.step import TrainState
 
 Tree = TypeVar("Tree")
@@ -61,7 +62,13 @@ def over_seeds(step: Step, state: TrainState, count: int) -> Step:
     if count == 1:
         return step
     axes = replace(jax.tree.map(lambda _: 0, state), step=None)
-    return jax.vmap(step, in_axes=(axes, 0, 0), out_axes=(axes, 0))
+
+    def step_of_all(*arguments: Any) -> Any:
+        # The library would be left out under `vmap`, with its backward pass computed twice.
+        with native(False):
+            return jax.vmap(step, in_axes=(axes, 0, 0), out_axes=(axes, 0))(*arguments)
+
+    return step_of_all
 
 
 def no_sums_yet(sums: Sums, count: int) -> Sums:

@@ -70,13 +70,8 @@ class Task:
     optimizer: optax.GradientTransformation
 
 
-def build_task(config: ConfigDict, mesh: Mesh, seeds: int = 1) -> Task:
+def build_task(config: ConfigDict, mesh: Mesh) -> Task:
     """Build what `config` describes, to run on `mesh`.
-
-    Args:
-      config: of the run.
-      mesh: the devices to run on.
-      seeds: how many are trained as one program.
 
     Raises:
       UsageError: the config names something unknown, does not fit the mesh, or its data cannot
@@ -85,9 +80,7 @@ def build_task(config: ConfigDict, mesh: Mesh, seeds: int = 1) -> Task:
     _check_numbers(config)
     _check_batch(config, mesh)
     groups = mesh.size // config.batch_norm_devices if config.batch_norm_devices else 1
-    # The library knows nothing of other devices, and `vmap` over seeds would not call it.
-    native = config.native and mesh.size == 1 and seeds == 1
-    model = model_from_config(config, norm_groups=groups, native=native)
+    model = model_from_config(config, norm_groups=groups)
     dataset = load_dataset(config.data)
     if config.batch_size > len(dataset.train):
         raise UsageError(
@@ -130,13 +123,12 @@ def activation_rule(config: ConfigDict) -> str:
     return resolve_activation_rule(config.model.activation_rule, config.model.weight_rule)
 
 
-def model_from_config(config: ConfigDict, norm_groups: int = 1, native: bool = True) -> nn.Module:
+def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
     """Build the network of `config.model` for the classes of `config.data`.
 
     Args:
       config: of the run.
       norm_groups: parts of the batch that are normalized apart.
-      native: use the library in C++, on a CPU and in float32.
 
     Raises:
       UsageError: the network, a rule or the dtype is unknown.
@@ -145,9 +137,7 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1, native: bool = T
     name = arguments.pop("name")
     arguments["dtype"] = choose(DTYPES, config.model.dtype, "dtype")
     arguments["activation_rule"] = activation_rule(config)
-    return build_model(
-        name, num_classes(config.data), norm_groups=norm_groups, native=native, **arguments
-    )
+    return build_model(name, num_classes(config.data), norm_groups=norm_groups, **arguments)
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ from siman_jax.epoch import (
     Evaluator,
     Progress,
     diverged,
+    is_native,
     make_epoch_runner,
     make_evaluator,
     no_sums,
@@ -98,9 +99,9 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
         check_writable(workdir)
         check_resumable(workdir)
     config, count = next(iter(configs.values())), len(configs)
-    task = build_task(config, mesh, count)
+    task = build_task(config, mesh)
     if mesh.devices.flat[0].platform == "cpu":
-        _log.info("%s", describe(task.model.native))
+        _log.info("%s", describe(is_native(config, mesh) and count == 1))
     layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
     keys = [jax.random.split(jax.random.key(own.seed), 3) for own in configs.values()]
     snapshots = []
@@ -246,8 +247,7 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         "best": load_run(config, workdir, mesh, best=True),
     }
     dataset = load_dataset(config.data)
-    model = model_from_config(config, native=config.native and mesh.size == 1)
-    evaluate = _evaluator(config, model, dataset.test, mesh)
+    evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
     steps_per_epoch = steps_in_epoch(dataset.train, config.batch_size)
     results = {}
     for name, snapshot in snapshots.items():

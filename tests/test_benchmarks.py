@@ -3,12 +3,22 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from benchmarks.train_step import read_instructions
+from configs import cifar10
+from siman_jax.models import MODELS, build_model
+from siman_jax.optimizer import build_optimizer
+from siman_jax.step import TrainState, train_step
+from siman_jax.torch_names import variables_from_torch
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -33,6 +43,87 @@ def test_packed_inference_writes_numbers_and_a_chart(tmp_path):
     # Which interpreter has it is for the user to say.
     assert report["left_out"][network][missing].startswith("not installed")
     assert (tmp_path / f"{network}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_training_writes_numbers_and_a_chart(tmp_path):
+    # Not PyTorch's compiled side, which takes minutes to compile.
+    xla, torch, network = "siman-jax (XLA only)", "PyTorch", "cifar.resnet20_1w1a"
+    flags = ["--quick", "--threads=1", f"--networks={network}", f"--sides={xla},{torch}"]
+    paths = [f"--json={tmp_path / 'training.json'}", f"--chart={tmp_path / 'training.png'}"]
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.training", *flags, *paths], cwd=REPOSITORY, check=True
+    )
+    report = json.loads((tmp_path / "training.json").read_text())
+    left_out = report["left_out"][network]
+    assert all(reason.startswith("not installed") for reason in left_out.values())
+    assert {row["side"] for row in report["speed"]} == {xla, torch} - left_out.keys()
+    assert xla not in left_out
+    for row in report["speed"]:
+        assert 0 < min(row["rounds"]) <= row["images_per_second"]
+        assert 0 < row["imported_mb"] < row["peak_in_steps_mb"]
+        assert row["seconds_to_first_step"] > 0
+    assert report["speed"][0]["xla_temporaries_mb"] > 0
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"imagenet.resnet34_1w1a"}))
+def test_the_step_in_pytorch_is_the_same(name):
+    torch = pytest.importorskip("torch")
+    from benchmarks.torch_training import Training, build_network
+
+    classes, width, size, batch = 5, 8, 32, 4
+    rng, _ = np.random.default_rng(0), torch.manual_seed(0)
+    images, labels = rng.standard_normal((batch, size, size, 3)), rng.integers(0, classes, batch)
+    network = build_network(name, classes, width, size).double()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.8, 1.2)  # so that binary convolutions count
+            # An output of exactly 0 leaves a saturated shortcut at 1, where hardtanh has a corner.
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+
+    def variables(arrays):
+        arrays = {key: array.detach().numpy().copy() for key, array in arrays.items()}
+        return variables_from_torch(name, arrays, size)
+
+    before = variables(network.state_dict())
+    rate, decay, percent = 0.1, 5e-4, 10.0
+    training = Training(
+        network,
+        torch.from_numpy(images.transpose(0, 3, 1, 2)),
+        torch.from_numpy(labels),
+        learning_rate=rate,
+        weight_decay=decay,
+        percent=percent,
+    )
+    losses = [float(training.step()) for _ in range(2)]
+    after = variables(network.state_dict())
+
+    config = cifar10.get_config().optimizer
+    config.weight_decay = decay
+    optimizer = build_optimizer(config, rate)
+    with jax.enable_x64(True):
+        model = build_model(name, classes, width=width, dtype=jnp.float64)
+        step = jax.jit(
+            partial(
+                train_step,
+                model=model,
+                optimizer=optimizer,
+                clip_percent=lambda _: jnp.float64(percent),
+            ),
+            compiler_options={"xla_backend_optimization_level": 0},  # compiles faster
+        )
+        params, batch_stats = before["params"], before["batch_stats"]
+        state = TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))
+        for loss in losses:
+            state, sums = step(state, jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+            np.testing.assert_allclose(sums.loss / batch, loss, rtol=1e-9)
+    start, end, expected = map(flatten_dict, (before, after, jax.device_get(state.variables())))
+    assert end.keys() == expected.keys()
+    for path, array in end.items():
+        error = np.abs(array - expected[path]).max()
+        assert error < 1e-7 * np.abs(expected[path] - start[path]).max(), path
 
 
 @pytest.mark.slow

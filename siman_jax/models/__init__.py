@@ -22,8 +22,8 @@ def build_model(name: str, num_classes: int, **arguments: object) -> nn.Module:
     Args:
       name: key of `MODELS`.
       num_classes: width of the classifier.
-      **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups`, `dtype`, `native`, as
-        the function takes.
+      **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups`, `dtype`, as the
+        function takes.
 
     Raises:
       UsageError: no network has that name.

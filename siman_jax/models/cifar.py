@@ -28,7 +28,6 @@ def resnet20_1w1a(
     activation_rule: str = "siman",
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
-    native: bool = True,
 ) -> ResNet:
     """ResNet-20 of 3 x 3 blocks, two shortcuts in each, zero-padded between stages.
 
@@ -40,7 +39,6 @@ def resnet20_1w1a(
         real-valued twin.
       norm_groups: parts of the batch that are normalized apart, see `BatchNorm.groups`.
       dtype: dtype to compute in.
-      native: train by the library in C++, on a CPU and in float32.
 
     Source: He et al., arXiv 1512.03385, section 4.2; binarized in arXiv 2102.07981.
     """
@@ -55,15 +53,13 @@ def resnet20_1w1a(
             weight_rule=weight_rule,
             activation_rule=activation_rule,
             dtype=dtype,
-            native=native,
         ),
-        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, native=native),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
         stem_activation=nn.relu,
         imagenet_stem=False,
         real_init=kaiming_normal,
         classifier_init=kaiming_normal,
         dtype=dtype,
-        native=native,
     )
 
 
@@ -75,7 +71,6 @@ def resnet18_1w1a(
     activation_rule: str = "siman",
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
-    native: bool = True,
 ) -> ResNet:
     """ResNet-18 for small images: 4 x 2 blocks, hardtanh, binary 1x1 shortcuts.
 
@@ -95,15 +90,13 @@ def resnet18_1w1a(
             activation_rule=activation_rule,
             kernel_init=fan_in_uniform,
             dtype=dtype,
-            native=native,
         ),
-        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, native=native),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
         stem_activation=identity,
         imagenet_stem=False,
         real_init=fan_in_uniform,
         classifier_init=fan_in_uniform,
         dtype=dtype,
-        native=native,
     )
 
 
@@ -115,7 +108,6 @@ def vgg_small_1w1a(
     activation_rule: str = "siman",
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
-    native: bool = True,
 ) -> "VggSmall":
     """VGG-small: one real and five binary convolutions, three poolings, one classifier.
 
@@ -132,11 +124,9 @@ def vgg_small_1w1a(
             activation_rule=activation_rule,
             kernel_init=_normal_fan_out,
             dtype=dtype,
-            native=native,
         ),
-        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, native=native),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
         dtype=dtype,
-        native=native,
     )
 
 
@@ -150,7 +140,6 @@ class VggSmall(nn.Module):
       conv: makes the binary convolutions: `BinaryConv` with its rules and dtype set.
       norm: makes the batch norms.
       dtype: dtype to compute in; logits are at least float32.
-      native: train the first convolution by the library in C++.
       max_pool: pools, with the arguments of `nn.max_pool`.
     """
 
@@ -159,7 +148,6 @@ class VggSmall(nn.Module):
     conv: partial[BinaryConv]
     norm: partial[BatchNorm]
     dtype: DTypeLike = jnp.float32
-    native: bool = True
     max_pool: Callable[..., Array] = nn.max_pool
 
     @nn.compact
@@ -172,7 +160,7 @@ class VggSmall(nn.Module):
             use_bias=False,
             kernel_init=_normal_fan_out,
             dtype=self.dtype,
-            conv_general_dilated=real_conv if train and self.native else None,
+            conv_general_dilated=real_conv if train else None,
             name="conv0",
         )(x)
         x = self.norm(name="bn0")(x, train, activation=PReLU(name="prelu0"))

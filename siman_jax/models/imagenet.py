@@ -19,7 +19,6 @@ def resnet18_1w1a(
     activation_rule: str = "siman",
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
-    native: bool = True,
 ) -> ResNet:
     """ResNet-18 of 2, 2, 2, 2 blocks, two shortcuts in each, real-valued 1x1 downsampling.
 
@@ -31,12 +30,11 @@ def resnet18_1w1a(
         real-valued twin.
       norm_groups: parts of the batch that are normalized apart, see `BatchNorm.groups`.
       dtype: dtype to compute in.
-      native: train by the library in C++, on a CPU and in float32.
 
     Source: He et al., arXiv 1512.03385, table 1; binarized in arXiv 2102.07981.
     """
     return _resnet(
-        (2, 2, 2, 2), num_classes, width, weight_rule, activation_rule, norm_groups, dtype, native
+        (2, 2, 2, 2), num_classes, width, weight_rule, activation_rule, norm_groups, dtype
     )
 
 
@@ -48,11 +46,10 @@ def resnet34_1w1a(
     activation_rule: str = "siman",
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
-    native: bool = True,
 ) -> ResNet:
     """ResNet-34 of 3, 4, 6, 3 blocks; the rest, arguments too, is `resnet18_1w1a`."""
     return _resnet(
-        (3, 4, 6, 3), num_classes, width, weight_rule, activation_rule, norm_groups, dtype, native
+        (3, 4, 6, 3), num_classes, width, weight_rule, activation_rule, norm_groups, dtype
     )
 
 
@@ -64,7 +61,6 @@ def _resnet(
     activation_rule: str,
     norm_groups: int,
     dtype: DTypeLike,
-    native: bool,
 ) -> ResNet:
     return ResNet(
         num_classes,
@@ -77,14 +73,12 @@ def _resnet(
             weight_rule=weight_rule,
             activation_rule=activation_rule,
             dtype=dtype,
-            native=native,
         ),
         # At the start what bypasses the convolutions is all that counts.
-        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, scale_init=1e-8, native=native),
+        norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, scale_init=1e-8),
         stem_activation=nn.relu,
         imagenet_stem=True,
         real_init=kaiming_normal,
         classifier_init=fan_in_uniform,
         dtype=dtype,
-        native=native,
     )

@@ -102,7 +102,6 @@ class ResNet(nn.Module):
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
-      native: train the stem's convolution by the library in C++.
       max_pool: the stem's pooling, with the arguments of `nn.max_pool`.
     """
 
@@ -118,7 +117,6 @@ class ResNet(nn.Module):
     real_init: Initializer
     classifier_init: Initializer
     dtype: DTypeLike = jnp.float32
-    native: bool = True
     max_pool: Callable[..., Array] = nn.max_pool
 
     @nn.compact
@@ -133,7 +131,7 @@ class ResNet(nn.Module):
             use_bias=False,
             kernel_init=self.real_init,
             dtype=self.dtype,
-            conv_general_dilated=real_conv if train and self.native else None,
+            conv_general_dilated=real_conv if train else None,
             name="conv1",
         )(x)
         x = self.norm(name="bn1")(x, train, activation=self.stem_activation)

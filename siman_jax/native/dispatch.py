@@ -1,6 +1,8 @@
 """Where a computation is native and where it is XLA's own: decided here, and only here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -14,24 +16,46 @@ from siman_jax.native.library import variants
 Function = Callable[..., Any]
 
 
+_ALLOWED: ContextVar[bool] = ContextVar("allowed", default=True)
+
+
+@contextmanager
+def native(allowed: bool) -> Iterator[None]:
+    """Whether what is traced in this context may use the library; elsewhere it may.
+
+    What `jax.jit` has traced before stays as it is.
+
+    >>> with native(False):
+    ...     available()
+    False
+    """
+    token = _ALLOWED.set(allowed)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
 def available(*arrays: Array | None) -> bool:
-    """Whether the library was built for this machine, and all `arrays` are float32."""
-    return bool(variants()) and all(x is None or x.dtype == jnp.float32 for x in arrays)
+    """Whether to use the library: it was built for this machine, and all `arrays` are float32."""
+    if not (_ALLOWED.get() and variants()):
+        return False
+    return all(x is None or x.dtype == jnp.float32 for x in arrays)
 
 
-def on_cpu(native: Function, reference: Function) -> Function:
-    """Build a function of arrays that is `native` on a CPU, and has no derivative.
+def on_cpu(function: Function, reference: Function) -> Function:
+    """Build a function of arrays that is `function` on a CPU, and has no derivative.
 
     On other platforms, and under `vmap` on all of them, it is `reference`.
     """
-    native_or_vmap = custom_vmap(native)
+    function_or_vmap = custom_vmap(function)
 
-    @native_or_vmap.def_vmap
+    @function_or_vmap.def_vmap
     def _(size: int, batched: Any, *arrays: Array) -> tuple[Any, Any]:
         result = _mapped(reference, size, batched, *arrays)
         return result, jax.tree.map(lambda _: True, result)
 
-    return partial(_choose, native_or_vmap, reference)
+    return partial(_choose, function_or_vmap, reference)
 
 
 def differentiable(reference: Function, forward: Function, backward: Function) -> Function:
@@ -72,23 +96,22 @@ def differentiable(reference: Function, forward: Function, backward: Function) -
         return result, jax.tree.map(lambda _: True, result)
 
     @jax.custom_vjp
-    def native(*arrays: Array) -> Any:
+    def on_library(*arrays: Array) -> Any:
         return forward_or_vmap(*arrays)[0]
 
-    def native_fwd(*arrays: Array) -> tuple[Any, Any]:
+    def on_library_fwd(*arrays: Array) -> tuple[Any, Any]:
         result, kept = forward_or_vmap(*arrays)
         return result, (arrays, kept)
 
-    def native_bwd(residuals: Any, g: Any) -> Any:
+    def on_library_bwd(residuals: Any, g: Any) -> Any:
         return backward_or_vmap(*residuals, g)
 
-    native.defvjp(native_fwd, native_bwd)
+    on_library.defvjp(on_library_fwd, on_library_bwd)
+    return partial(_choose, on_library, reference)
 
-    return partial(_choose, native, reference)
 
-
-def _choose(native: Function, reference: Function, *arrays: Array) -> Any:
-    return lax.platform_dependent(*arrays, cpu=native, default=reference)
+def _choose(on_library: Function, reference: Function, *arrays: Array) -> Any:
+    return lax.platform_dependent(*arrays, cpu=on_library, default=reference)
 
 
 def _mapped(function: Function, size: int, batched: Any, *trees: Any) -> Any:

@@ -39,6 +39,8 @@ class PackedConv(BinaryConv):
       native: use the library in C++, on a CPU where it was built.
     """
 
+    native: bool = True
+
     @nn.compact
     def product(self, x: Array) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""

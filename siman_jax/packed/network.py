@@ -74,7 +74,7 @@ def packed_twin(model: nn.Module, *, native: bool = True) -> nn.Module:
       A module for the variables of `pack_variables`, to `apply` with `train=False`.
     """
     return model.clone(
-        conv=partial(_packed_conv, **{**model.conv.keywords, "native": native}),
+        conv=partial(_packed_conv, native=native, **model.conv.keywords),
         norm=partial(FoldedNorm, **model.norm.keywords),
         max_pool=max_pool,
     )
@@ -92,7 +92,7 @@ def _in_pieces(apply: Callable[..., Any], piece: int, images: jax.Array) -> jax.
 
 def _packed_conv(features: int, *, native: bool, weight_rule: str, **attributes: Any) -> BinaryConv:
     if weight_rule == REAL:
-        return BinaryConv(features, weight_rule=weight_rule, native=native, **attributes)
+        return BinaryConv(features, weight_rule=weight_rule, **attributes)
     return PackedConv(features, weight_rule=weight_rule, native=native, **attributes)
 
 

@@ -1,0 +1,349 @@
+"""Training speed on a CPU: this project, natively and by XLA alone, against PyTorch.
+
+    pip install -e . 'torch>=2.6'
+    python -m benchmarks.training --json training.json --chart training.png
+    python -m benchmarks.training --networks=cifar.resnet20_1w1a --threads=2 --rounds=9
+
+Every side takes the same step in float32 (projection, bits, both passes, update) of the published
+recipe, on one random batch that is in memory. This project's is the one that `siman_jax.main`
+runs, from uint8 images on, with its counts of loss and hits. PyTorch's is `torch_training`, as it
+is and by `torch.compile`, from images that are normalized already.
+
+Each side is a process of its own (see `training_worker`) for each network and number of threads,
+on as many cores. All of them stay alive and take some steps in turn, round after round, so that
+drift hits all alike; nothing else should run meanwhile. Speeds are medians over the rounds, and
+ratios medians of those within a round. Memory is what a process had at most beyond its imports,
+until its first step was done and in later ones. The time to the first step counts from the end of
+the imports, with all that is compiled. What is not installed is left out and named.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.engines import Case
+from benchmarks.inference_report import describe
+from benchmarks.training_worker import OURS, SIDES
+
+REPOSITORY = Path(__file__).parent.parent
+# A case and its batch size, by the network's name.
+NETWORKS = {
+    case.network: (case, batch)
+    for case, batch in (
+        (Case("cifar.resnet20_1w1a", 32, 10, 16), 256),
+        (Case("cifar.resnet18_1w1a", 32, 10, 64), 64),
+        (Case("cifar.vgg_small_1w1a", 32, 10, 128), 64),
+        (Case("imagenet.resnet18_1w1a", 224, 1000, 64), 32),
+        (Case("imagenet.resnet34_1w1a", 224, 1000, 64), 32),
+    )
+}
+# Between two turns, for threads that spin a while before they sleep.
+PAUSE = 0.1
+
+# Blue for this project, greys for the rest; darker is more threads.
+_OUR_COLOURS = ("#6fa0e6", "#1f4e9c", "#12305f")
+_OTHER_COLOURS = ("#bdbdbd", "#757575", "#424242")
+
+
+class SideError(Exception):
+    """A side that cannot be run here, and why."""
+
+
+class Worker:
+    """The benchmark's end of a `training_worker`."""
+
+    def __init__(self, name: str, case: Case, batch: int, threads: int, folder: Path) -> None:
+        self._name = name
+        own = Path(tempfile.mkdtemp(dir=folder))
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "TORCHINDUCTOR_CACHE_DIR": str(own),
+        }
+        self._log = own / "log.txt"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.training_worker", name]
+                + [str(argument) for argument in (*case, batch, threads)],
+                cwd=REPOSITORY,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+    def answer(self) -> dict:
+        """Wait for the next line."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"failed": "it ended without a word"}
+        if "missing" in answer:
+            raise SideError(f"not installed: {SIDES[self._name].install} ({answer['missing']})")
+        if "failed" in answer:
+            tail = " | ".join(self._log.read_text().splitlines()[-3:])
+            raise SideError(f"failed: {answer['failed']} ({tail})"[:1000])
+        return answer
+
+    def ask(self, command: str, **arguments: object) -> dict:
+        """Send a command and wait for what comes of it."""
+        assert self._process.stdin
+        with suppress(BrokenPipeError):  # the answer says why
+            print(
+                json.dumps({"command": command, **arguments}), file=self._process.stdin, flush=True
+            )
+        return self.answer()
+
+    def close(self) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+        self._process.wait()
+
+
+def measure(
+    case: Case, batch: int, threads: int, args: argparse.Namespace, report: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Measure one network with one number of threads.
+
+    Args:
+      case: the network and its input.
+      batch: images of a step.
+      threads: of each side.
+      args: with `sides`, `steps` and `rounds`.
+      report: takes the versions of each side, and why those that are left out are.
+
+    Returns:
+      A row for each side that could be measured.
+    """
+    built: dict[str, dict] = {}
+    workers: dict[str, Worker] = {}
+
+    @contextmanager
+    def leaving_out(name: str) -> Iterator[None]:
+        try:
+            yield
+        except SideError as error:
+            workers.pop(name, None)
+            report["left_out"][case.network][name] = str(error)
+            print(f"{case.network}: {name} is left out. {error}", flush=True)
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in args.sides:
+            with leaving_out(name):
+                worker = Worker(name, case, batch, threads, folder)
+                stack.callback(worker.close)
+                worker.answer()
+                built[name] = worker.ask("build")
+                report["versions"][name] = built[name].pop("versions")
+                worker.ask("time", steps=1)
+                workers[name] = worker
+        turns: dict[str, list[dict]] = {name: [] for name in workers}
+        for round_ in range(args.rounds):
+            # In an order of its own, so that nobody always follows the same one.
+            for name in random.Random(round_).sample(list(workers), len(workers)):
+                time.sleep(PAUSE)
+                with leaving_out(name):
+                    turns[name].append(workers[name].ask("time", steps=args.steps))
+        about = {"network": case.network, "batch": batch, "threads": threads}
+        return [
+            {
+                **about,
+                "side": name,
+                **summarize(turns[name], turns.get(OURS) if OURS in workers else None),
+                **built[name],
+                **worker.ask("memory"),
+            }
+            for name, worker in workers.items()
+        ]
+
+
+def summarize(turns: list[dict], ours: list[dict] | None) -> dict[str, Any]:
+    """Medians over the rounds; ratios are taken within a round."""
+    rates = [turn["images_per_second"] for turn in turns]
+    ratio = None
+    if ours:
+        ratio = median(
+            own["images_per_second"] / rate for own, rate in zip(ours, rates, strict=True)
+        )
+    return {
+        "images_per_second": median(rates),
+        "ours_is_faster_by": ratio,
+        "cores_used": median(turn["cores_used"] for turn in turns),
+        "rounds": rates,
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+
+    def listed(text: str) -> list[str]:
+        return [part.strip() for part in text.split(",")]
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--networks", type=listed, default=list(NETWORKS), help=", ".join(NETWORKS))
+    add(
+        "--batch",
+        type=numbers,
+        help="one for all networks, or one for each; else 256, 64, 64, 32, 32",
+    )
+    add("--threads", type=numbers, default=[n for n in (1, 2) if n <= (cores or 1)])
+    add("--sides", type=listed, default=list(SIDES), help=", ".join(SIDES))
+    add("--rounds", type=int, default=5)
+    add("--steps", type=int, default=3, help="a side's turn in a round")
+    add("--json", type=Path, help="file to write the result to")
+    add("--chart", type=Path, help="PNG file to draw it in")
+    add("--quick", action="store_true", help="tiny networks, two short rounds: does it run?")
+    args = parser.parse_args()
+    for given, known in ((args.networks, NETWORKS), (args.sides, SIDES)):
+        for name in given:
+            if name not in known:
+                parser.error(f"there is no {name!r}; there are {', '.join(known)}")
+    if args.quick:
+        args.rounds, args.steps, args.threads = 2, 1, args.threads[:1]
+    if args.batch is None:
+        args.batch = [8 if args.quick else NETWORKS[name][1] for name in args.networks]
+    if len(args.batch) == 1:
+        args.batch *= len(args.networks)
+    if len(args.batch) != len(args.networks):
+        parser.error(f"--batch has {len(args.batch)} numbers for {len(args.networks)} networks")
+    if min(args.rounds, args.steps, *args.threads, *args.batch) <= 0:
+        parser.error("--rounds, --steps, --threads and --batch must be above 0")
+    if cores and max(args.threads) > cores:
+        parser.error(
+            f"--threads {max(args.threads)} asks for more than the {cores} cores there are"
+        )
+    for path in (args.json, args.chart):
+        if path and not path.absolute().parent.is_dir():
+            parser.error(f"there is no folder {path.absolute().parent} to write {path} to")
+    return args
+
+
+def main() -> None:
+    """Measure every network, print tables, and write what --json and --chart ask for."""
+    args = parse_arguments()
+    report: dict[str, Any] = {
+        "command": " ".join(["python -m benchmarks.training", *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": describe(),
+        "rounds": args.rounds,
+        "steps": args.steps,
+        "versions": {},
+        "left_out": {network: {} for network in args.networks},
+        "speed": [],
+    }
+    for network, batch in zip(args.networks, args.batch, strict=True):
+        case = NETWORKS[network][0]
+        if args.quick:
+            case = case._replace(image_size=32, num_classes=10, width=8)
+        for threads in args.threads:
+            rows = measure(case, batch, threads, args, report)
+            print_table(rows)
+            report["speed"] += rows
+            if args.json:  # so that a run that is cut short leaves what it has
+                args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.chart and report["speed"]:
+        draw(report, args.chart)
+
+
+def commit() -> str | None:
+    """Hash of the commit that is checked out, with a plus if files differ from it."""
+    try:
+        run = [
+            subprocess.run(
+                ["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run[0] + "+" * bool(run[1])
+
+
+def print_table(rows: list[dict]) -> None:
+    """Print a line for each side of one network with one number of threads."""
+    if not rows:
+        return
+    first = rows[0]
+    print(
+        f"\n{first['network']}, batch {first['batch']}, {first['threads']} thread"
+        f"{'s' * (first['threads'] > 1)}\n"
+        f"{'':22} {'images/s':>9} {'ours / it':>10} {'first step':>11} {'memory, MB: building':>21}"
+        f" {'in steps':>9} {'XLA temporaries':>16} {'cores used':>11}"
+    )
+    for row in rows:
+        ratio, temporaries = row["ours_is_faster_by"], row.get("xla_temporaries_mb")
+        print(
+            f"{row['side']:22} {row['images_per_second']:9.2f}"
+            f" {'-' if ratio is None else f'{ratio:.2f}':>10}"
+            f" {row['seconds_to_first_step']:9.1f} s"
+            f" {row['peak_building_mb'] - row['imported_mb']:21.0f}"
+            f" {row['peak_in_steps_mb'] - row['imported_mb']:9.0f}"
+            f" {'-' if temporaries is None else f'{temporaries:.0f}':>16}"
+            f" {row['cores_used']:11.2f}",
+            flush=True,
+        )
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Draw images per second, one panel for each network."""
+    from matplotlib.figure import Figure
+
+    rows = report["speed"]
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    threads = sorted({row["threads"] for row in rows})
+    sides = [name for name in SIDES if any(row["side"] == name for row in rows)]
+    size = (2 + 3.2 * len(networks), 1.4 + 0.24 * len(sides) * (len(threads) + 0.6))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    height = 0.8 / len(threads)
+    for axes, network in zip(panels, networks, strict=True):
+        here = [row for row in rows if row["network"] == network]
+        for row in here:
+            shade = threads.index(row["threads"])
+            colours = _OUR_COLOURS if row["side"].startswith(OURS) else _OTHER_COLOURS
+            place = sides.index(row["side"]) + (shade + 0.5) * height - 0.4
+            rate, ratio = row["images_per_second"], row["ours_is_faster_by"]
+            axes.barh(place, rate, height * 0.92, color=colours[shade % len(colours)])
+            text = f" {rate:.3g}"
+            if ratio is not None and row["side"] != OURS:
+                text += f"  ({ratio:.2f})"
+            axes.text(rate, place, text, va="center", fontsize=8)
+        axes.set_xlim(0, 1.45 * max(row["images_per_second"] for row in here))
+        axes.set_title(f"{network}, batch {here[0]['batch']}", fontsize=9)
+        axes.set_xlabel("images/s, median", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(sides)), sides, fontsize=9)
+    panels[0].invert_yaxis()
+    figure.suptitle(
+        f"Training on {report['machine']['cpu']}, float32\n"
+        f"(threads, upper bar first: {', '.join(map(str, threads))}; in brackets: siman-jax / it)",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=140)
+
+
+if __name__ == "__main__":
+    main()

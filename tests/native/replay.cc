@@ -1,0 +1,394 @@
+// Replays the cases that `record.py` left in a file, with every variant that this machine can run,
+// on one thread and on several: results must be those expected, and bit for bit the same again. A
+// run has a process of its own, so that one that a sanitizer ends is counted and others go on, and
+// so that memory it asks for is new.
+//
+// The file is of 64-bit integers, of bytes, and of strings: a length and bytes. It holds the number
+// of cases; of each its name, how many numbers it has and each by name, and how many arrays and of
+// each its name, type, number of sizes, sizes and bytes. A case's first word says what to call; an
+// array "expected y" is what y must be.
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "binary_conv.h"
+#include "network.h"
+#include "norms.h"
+#include "real_conv.h"
+#include "select.h"
+#include "training_conv.h"
+#include "variants.h"
+
+namespace siman {
+
+#if defined(__x86_64__)
+namespace portable16 {
+extern const Variant kVariant;
+}
+namespace portable64 {
+extern const Variant kVariant;
+}
+#endif
+
+namespace {
+
+constexpr char kExpected[] = "expected ";
+constexpr double kTolerance = 1e-5;  // of floats, relative to the largest beside them
+
+[[noreturn]] void Fail(const std::string& message) {
+  std::fprintf(stderr, "%s\n", message.c_str());
+  std::exit(2);
+}
+
+struct Array {
+  std::string type;
+  std::vector<int64_t> sizes;
+  std::vector<char> bytes;
+
+  template <typename T>
+  T* data() {
+    return reinterpret_cast<T*>(bytes.data());
+  }
+  template <typename T>
+  const T* data() const {
+    return reinterpret_cast<const T*>(bytes.data());
+  }
+  template <typename T>
+  const T* OrNull() const {
+    return bytes.empty() ? nullptr : data<T>();
+  }
+};
+
+struct Case {
+  std::string name;
+  std::map<std::string, int64_t> numbers;
+  std::map<std::string, Array> arrays;
+};
+
+class Reader {
+ public:
+  explicit Reader(const char* path) : file_(path, std::ios::binary) {}
+
+  std::vector<Case> Cases() {
+    std::vector<Case> cases(Integer());
+    for (Case& own : cases) {
+      own.name = String();
+      for (int64_t left = Integer(); left > 0; --left) {
+        const std::string name = String();
+        own.numbers[name] = Integer();
+      }
+      for (int64_t left = Integer(); left > 0; --left) {
+        Array& array = own.arrays[String()];
+        array.type = String();
+        array.sizes.resize(Integer());
+        for (int64_t& size : array.sizes) size = Integer();
+        array.bytes.resize(Integer());
+        Read(array.bytes.data(), array.bytes.size());
+      }
+    }
+    return cases;
+  }
+
+ private:
+  void Read(void* to, size_t size) {
+    if (!file_.read(static_cast<char*>(to), static_cast<std::streamsize>(size)))
+      Fail("the file of cases is not whole");
+  }
+  int64_t Integer() {
+    int64_t number;
+    Read(&number, sizeof(number));
+    return number;
+  }
+  std::string String() {
+    std::string text(Integer(), ' ');
+    Read(text.data(), text.size());
+    return text;
+  }
+
+  std::ifstream file_;
+};
+
+// A pool whose threads begin together, the caller with them, so that short work is shared too.
+class Threads {
+ public:
+  explicit Threads(int64_t count) : helpers_(count - 1) {}
+  ~Threads() {
+    for (std::thread& thread : all_) thread.join();
+  }
+  Pool pool() {
+    return {helpers_ + 1, [this](std::function<void()> work) { Start(std::move(work)); }};
+  }
+
+ private:
+  void Start(std::function<void()> work) {
+    const auto goal = static_cast<int64_t>(all_.size()) / helpers_ * helpers_ + helpers_;
+    all_.emplace_back([this, goal, work = std::move(work)] {
+      ready_.fetch_add(1);
+      WaitFor(ready_, goal);
+      work();
+    });
+    if (static_cast<int64_t>(all_.size()) == goal) WaitFor(ready_, goal);
+  }
+
+  int64_t helpers_;
+  std::atomic<int64_t> ready_{0};
+  std::vector<std::thread> all_;
+};
+
+// A case while it runs.
+class Call {
+ public:
+  Call(const Case& own, const Variant* variant, Pool pool)
+      : variant(variant), pool(std::move(pool)), own_(own) {}
+
+  int64_t Number(const char* name) const { return own_.numbers.at(name); }
+  const Array& In(const std::string& name) const { return own_.arrays.at(name); }
+  template <typename T>
+  const T* Data(const char* name) const {
+    return In(name).data<T>();
+  }
+  bool Expects(const char* name) const { return own_.arrays.count(kExpected + std::string(name)); }
+  const int64_t* Sizes(const char* name) const {
+    return In(kExpected + std::string(name)).sizes.data();
+  }
+  // Memory for a result that is of no type's usual values; null where none is expected.
+  template <typename T>
+  T* Out(const char* name) {
+    if (!Expects(name)) return nullptr;
+    Array& result = results[name] = In(kExpected + std::string(name));
+    std::fill(result.bytes.begin(), result.bytes.end(), static_cast<char>(0xff));
+    return result.data<T>();
+  }
+
+  const Variant* variant;
+  const Pool pool;
+  std::map<std::string, Array> results;
+
+ private:
+  const Case& own_;
+};
+
+void RunConvForward(Call& call) {
+  const Array &x = call.In("x"), &code = call.In("code");
+  const bool sums = call.Expects("sums");
+  const TrainingConv conv = MakeTrainingConv(
+      call.variant, x.sizes.data(), code.sizes.data(), call.Sizes(sums ? "sums" : "y") + 1,
+      call.Number("stride"), call.Number("top"), call.Number("left"), call.Number("centred") != 0,
+      x.data<float>(), code.data<float>());
+  RunForward(call.pool, conv, call.Data<float>("scale"), call.Out<float>("moments"),
+             call.Out<int16_t>("sums"), call.Out<float>("statistics"), call.Out<float>("y"));
+}
+
+void RunConvBackward(Call& call) {
+  const Array &x = call.In("x"), &code = call.In("code"), &g = call.In("g");
+  const TrainingConv conv = MakeTrainingConv(
+      call.variant, x.sizes.data(), code.sizes.data(), g.sizes.data() + 1, call.Number("stride"),
+      call.Number("top"), call.Number("left"), call.Number("centred") != 0, x.data<float>(),
+      code.data<float>());
+  const bool shortcut_is_input = call.Number("shortcut_is_input") != 0;
+  const Array& sums = call.In("sums");
+  ResultGradient source{};
+  if (sums.bytes.empty()) {
+    source.dy = g.data<float>();
+  } else {
+    const auto* rows = call.Data<float>("norm");
+    source.norm = NormOf(rows, conv.filters, static_cast<Activation>(call.Number("activation")));
+    source.gradient = GradientOf(rows, conv.filters);
+    source.dout = g.data<float>();
+    source.sums = sums.data<int16_t>();
+    source.shortcut = shortcut_is_input ? x.data<float>() : call.In("shortcut").OrNull<float>();
+  }
+  const ConvGradients to{call.Out<float>("kernel"), call.Out<float>("dx"),
+                         call.Out<float>("dshortcut"), shortcut_is_input};
+  ConvBackward(call.pool, conv, call.Data<float>("moments"),
+               static_cast<Estimator>(call.Number("estimator")), call.Data<float>("scale"), source,
+               to)
+      .Run();
+}
+
+RealConv RealConvOf(const Call& call, const int64_t* kernel, const int64_t* result) {
+  const Array& x = call.In("x");
+  return MakeRealConv(call.variant, x.sizes.data(), kernel, result + 1, call.Number("stride"),
+                      call.Number("top"), call.Number("left"), x.data<float>());
+}
+
+void RunRealForward(Call& call) {
+  const Array& kernel = call.In("kernel");
+  RunRealForward(call.pool, RealConvOf(call, kernel.sizes.data(), call.Sizes("y")),
+                 kernel.data<float>(), call.Out<float>("y"));
+}
+
+void RunRealGradient(Call& call) {
+  const Array& g = call.In("g");
+  RunRealKernelGradient(call.pool, RealConvOf(call, call.Sizes("kernel"), g.sizes.data()),
+                        g.data<float>(), call.Out<float>("kernel"));
+}
+
+void RunExceedsKth(Call& call) {
+  const Array& x = call.In("x");
+  ExceedsKth(call.pool, *call.variant->training, x.sizes[0], x.sizes[1], x.data<float>(),
+             call.Data<int32_t>("ranks"), call.Out<bool>("exceeds"));
+}
+
+void RunKthOfAll(Call& call) {
+  const Array &x = call.In("x"), &ranks = call.In("ranks");
+  KthOfAll(call.pool, *call.variant->training, x.sizes[0], x.data<float>(), ranks.sizes[0],
+           ranks.data<int32_t>(), call.Out<float>("found"));
+}
+
+// The four calls that a norm makes in a step.
+void RunNorm(Call& call) {
+  const Array &y = call.In("y"), &shortcut = call.In("shortcut");
+  const Training& run = *call.variant->training;
+  const Samples all{y.sizes[0], y.sizes[1], y.sizes[2]};
+  Numbers numbers{y.data<float>(), nullptr};
+  if (y.type == "i2") numbers = {nullptr, y.data<int16_t>()};
+  const auto *rows = call.Data<float>("norm"), *g = call.Data<float>("g"),
+             *more = shortcut.OrNull<float>();
+  const BatchNorm norm =
+      NormOf(rows, all.channels, static_cast<Activation>(call.Number("activation")));
+  RunNormStatistics(call.pool, run, all, numbers, call.Out<float>("statistics"));
+  RunNormForward(call.pool, run, all, norm, numbers, more, call.Out<float>("out"));
+  RunNormSums(call.pool, run, all, norm, g, numbers, more, call.Out<float>("sums"));
+  RunNormBackward(call.pool, run, all, norm, GradientOf(rows, all.channels), g, numbers, more,
+                  call.Out<float>("dy"), call.Out<float>("dshortcut"));
+}
+
+void RunBits(Call& call) {
+  const Array &bits = call.In("bits"), &kernel = call.In("kernel");
+  const int64_t *image = bits.sizes.data(), *words = call.Sizes("padded"), *taps = kernel.sizes.data(),
+                *to = call.Sizes("y");
+  const Convolution n{image[1], image[2], words[1], words[2], words[3], taps[0], taps[1], to[1],
+                      to[2], to[3], call.Number("top"), call.Number("left"),
+                      call.Number("stride")};
+  RunBinaryConv(call.pool, *call.variant, n, image[0], image[3], bits.data<uint8_t>(),
+                kernel.data<uint32_t>(), call.Data<int32_t>("corner_sums"),
+                call.Out<uint32_t>("padded"), call.Out<int32_t>("y"));
+}
+
+void RunResidual(Call& call) {
+  const Array &images = call.In("images"), &strides = call.In("strides"),
+              &channels = call.In("channels");
+  auto integers = [](const Array& array) {
+    const auto* data = array.data<int64_t>();
+    return std::vector<int64_t>(data, data + array.sizes[0]);
+  };
+  std::vector<Weight> weights;
+  for (int64_t i = 0; i < call.Number("weights"); ++i) {
+    const Array& weight = call.In("weight " + std::to_string(i));
+    weights.push_back({weight.bytes.data(), weight.sizes.data()});
+  }
+  const std::vector<int64_t>& sizes = images.sizes;
+  const NetworkShape shape{call.Number("centred") != 0, call.Number("pooled") != 0,
+                           call.Number("real_shortcuts") != 0, integers(strides),
+                           integers(channels), sizes[1], sizes[2], call.Sizes("logits")[1]};
+  RunNetwork(call.pool, MakeNetwork(call.variant, shape, Weights(weights)), sizes[0],
+             sizes[1] * sizes[2] * sizes[3], images.data<float>(), call.Out<float>("logits"));
+}
+
+const std::map<std::string, void (*)(Call&)> kCalls = {
+    {"conv_forward", RunConvForward}, {"conv_backward", RunConvBackward},
+    {"real_forward", RunRealForward}, {"real_gradient", RunRealGradient},
+    {"exceeds_kth", RunExceedsKth},   {"kth_of_all", RunKthOfAll},
+    {"norm", RunNorm},                {"bits", RunBits},
+    {"residual", RunResidual},
+};
+
+// Floats as far as `kTolerance` allows: of an array with two sizes, row by row.
+bool Close(const Array& found, const Array& expected) {
+  const auto size = static_cast<int64_t>(expected.bytes.size() / sizeof(float));
+  const int64_t row = expected.sizes.size() == 2 ? expected.sizes[1] : size;
+  for (int64_t start = 0; start < size; start += row) {
+    const float *a = found.data<float>() + start, *b = expected.data<float>() + start;
+    double largest = 0, error = 0;
+    for (int64_t i = 0; i < row; ++i) {
+      if (std::isnan(a[i])) return false;
+      largest = std::max(largest, std::abs(double{b[i]}));
+      error = std::max(error, std::abs(double{a[i]} - double{b[i]}));
+    }
+    if (error > kTolerance * largest) return false;
+  }
+  return true;
+}
+
+std::map<std::string, Array> Results(const Case& own, const Variant* variant, int64_t threads) {
+  Threads pool(threads);
+  Call call(own, variant, pool.pool());
+  kCalls.at(own.name.substr(0, own.name.find(' ')))(call);
+  return std::move(call.results);
+}
+
+bool Passes(const Case& own, const Variant* variant) {
+  const auto alone = Results(own, variant, 1), together = Results(own, variant, 3);
+  bool good = true;
+  auto complain = [&](const std::string& result, const char* what) {
+    std::fprintf(stderr, "%s, %s: %s %s\n", own.name.c_str(), variant->name, result.c_str(), what);
+    good = false;
+  };
+  for (const auto& [name, found] : alone) {
+    const Array& expected = own.arrays.at(kExpected + name);
+    const bool same = found.bytes == expected.bytes;
+    if (!same && !(expected.type == "f4" && Close(found, expected))) complain(name, "is wrong");
+    if (found.bytes != together.at(name).bytes) complain(name, "differs on three threads");
+  }
+  if (alone.empty()) complain("nothing", "is expected");
+  return good;
+}
+
+std::vector<const Variant*> Variants() {
+  std::vector<const Variant*> all;
+  for (int i = 0; kVariants[i] != nullptr; ++i)
+    if (kVariants[i]->supported) all.push_back(kVariants[i]);
+#if defined(__x86_64__)
+  all.push_back(&portable16::kVariant);
+  all.push_back(&portable64::kVariant);
+#endif
+  return all;
+}
+
+int Replay(const char* path) {
+  const std::vector<Case> cases = Reader(path).Cases();
+  std::string names;
+  int64_t runs = 0, failures = 0;
+  for (const Variant* variant : Variants()) {
+    names += std::string(names.empty() ? "" : ", ") + variant->name;
+    for (const Case& own : cases) {
+      const pid_t child = fork();
+      if (child < 0) Fail("cannot fork");
+      if (child == 0) _exit(Passes(own, variant) ? 0 : 1);
+      int status;
+      if (waitpid(child, &status, 0) != child) Fail("cannot wait");
+      ++runs;
+      if (status == 0) continue;
+      ++failures;
+      std::printf("FAILED: %s, %s\n", own.name.c_str(), variant->name);
+      std::fflush(stdout);
+    }
+  }
+  std::printf("%zu cases by %s: %lld of %lld runs failed\n", cases.size(), names.c_str(),
+              static_cast<long long>(failures), static_cast<long long>(runs));
+  return failures == 0 && runs > 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace siman
+
+int main(int count, char** arguments) {
+  if (count != 2) siman::Fail("usage: replay FILE");
+  return siman::Replay(arguments[1]);
+}

@@ -1,0 +1,368 @@
+"""Training in C++ against the authors' program, XLA in float64, and itself on other threads."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_data import FOLDER
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from siman_jax.binarize import identity, project
+from siman_jax.layers import BINARY_KERNEL, BatchNorm, BinaryConv, PReLU
+from siman_jax.native import library
+from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH, Geometry, conv
+from siman_jax.native.dispatch import native
+from siman_jax.native.real_convolution import real_conv
+from siman_jax.order_statistics import exceeds_kth_smallest, kth_smallest
+
+pytestmark = pytest.mark.skipif(not library.variants(), reason="the native library is not built")
+
+TOLERANCE = 1e-5
+ACTIVATIONS = {"identity": identity, "relu": nn.relu, "hard_tanh": nn.hard_tanh}
+
+
+def relative_error(found, expected):
+    scale = np.max(np.abs(expected), initial=0)
+    return np.max(np.abs(np.float64(found) - np.float64(expected)), initial=0) / (scale or 1)
+
+
+def calls(function, *arguments):
+    """Whether the compiled function calls the library."""
+    return "siman_" in jax.jit(function).lower(*arguments).as_text()
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_golden_layers_in_float32(index):
+    with np.load(FOLDER / "layers.npz") as file:
+        raw = {k[2:]: file[k] for k in file.files if k.startswith(f"{index}/")}
+    arrays = {name: raw[name].transpose(0, 2, 3, 1) for name in ("x", "g", "y", "dx")}
+    arrays |= {name: raw[name].transpose(2, 3, 1, 0) for name in ("w", "dw", "bits", "projected")}
+    size, strides, _, percent = raw["meta"][2:]
+    layer = BinaryConv(raw["alpha"].size, int(size), int(strides))
+    kernel = project(jnp.float32(arrays["w"]), percent)
+    params = {BINARY_KERNEL: kernel, "alpha": jnp.float32(raw["alpha"].ravel())}
+
+    def apply(params, x):
+        return layer.apply({"params": params}, x)
+
+    x = jnp.float32(arrays["x"])
+    assert calls(apply, params, x)
+    y, pullback = jax.vjp(jax.jit(apply), params, x)
+    gradients, dx = pullback(jnp.float32(arrays["g"]))
+    assert relative_error(y, arrays["y"]) < TOLERANCE
+    assert relative_error(dx, arrays["dx"]) < TOLERANCE
+    assert relative_error(gradients[BINARY_KERNEL], arrays["dw"]) < TOLERANCE
+    assert relative_error(gradients["alpha"], raw["dalpha"].ravel()) < TOLERANCE
+
+
+def convolve(x, kernel, strides, padding):
+    return lax.conv_general_dilated(
+        x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+sizes = st.tuples(
+    st.integers(1, 5),  # samples
+    st.integers(1, 11),  # height
+    st.integers(1, 11),  # width
+    st.integers(1, 40),  # channels
+    st.integers(1, 40),  # filters
+    st.integers(1, 5),  # taps down
+    st.integers(1, 5),  # taps across
+    st.integers(1, 3),  # strides
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, st.tuples(*[st.integers(0, 2)] * 4), st.integers(0, 2**32 - 1))
+def test_convolutions_of_given_signs(sizes, padding, seed):
+    """Sums equal bit for bit; gradients to 1e-5 of the largest, against float64."""
+    samples, height, width, channels, filters, down, across, strides = sizes
+    padding = (padding[:2], padding[2:])
+    if height + sum(padding[0]) < down or width + sum(padding[1]) < across:
+        return
+    rng = np.random.default_rng(seed)
+    x = rng.choice([-1.0, 1.0], (samples, height, width, channels))
+    kernel = rng.choice([-1.0, 1.0], (down, across, channels, filters))
+    geometry = Geometry(strides, padding, ONE, centred=False)
+    function = conv(None, geometry, scaled=False).args[0]  # the library's, whatever the platform
+    nothing = jnp.zeros(0, jnp.float32)
+    y, pullback = jax.vjp(
+        lambda x, kernel: function(x, kernel, nothing), jnp.float32(x), jnp.float32(kernel)
+    )
+    with jax.enable_x64(True):
+        expected, expected_pullback = jax.vjp(
+            partial(convolve, strides=strides, padding=padding), jnp.array(x), jnp.array(kernel)
+        )
+        np.testing.assert_array_equal(y, expected)
+        g = rng.standard_normal(expected.shape)
+        expected_gradients = [np.asarray(leaf) for leaf in expected_pullback(jnp.array(g))]
+    for found, exact in zip(pullback(jnp.float32(g)), expected_gradients, strict=True):
+        assert relative_error(found, exact) < TOLERANCE
+
+
+class Unit(nn.Module):
+    """A convolution of bits and what follows it."""
+
+    conv: partial
+    activation: str
+    shortcut: str
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, more):
+        layer = self.conv(dtype=self.dtype, name="conv")
+        shortcut = {"none": None, "input": x, "other": more}[self.shortcut]
+        activation = ACTIVATIONS.get(self.activation) or PReLU(name="prelu")
+        norm = BatchNorm(dtype=self.dtype, name="norm")
+        return norm(layer.product(x), True, shortcut, activation)
+
+
+def run_unit(unit, variables, x, more, g):
+    def apply(params, x, more):
+        y, updated = unit.apply({**variables, "params": params}, x, more, mutable=["batch_stats"])
+        return jnp.sum(y * g), (y, updated)
+
+    function = jax.jit(jax.value_and_grad(apply, (0, 1, 2), has_aux=True))
+    (_, (y, updated)), gradients = function(variables["params"], x, more)
+    return {"y": y, "updated": updated, "gradients": gradients}
+
+
+CASES = [
+    # samples, height, width, channels, features, size, strides, activation, shortcut, rules
+    (4, 8, 8, 16, 16, 3, 1, "prelu", "input", "half_half", "siman"),
+    (3, 32, 32, 16, 16, 3, 1, "prelu", "input", "half_half", "siman"),
+    (3, 7, 9, 20, 24, 3, 2, "hard_tanh", "other", "half_half", "siman"),
+    (3, 9, 6, 5, 7, 1, 2, "identity", "none", "half_half", "siman"),
+    (2, 5, 5, 130, 70, 5, 1, "relu", "other", "angle_optimal", "approx_sign"),
+    (9, 4, 4, 64, 144, 3, 1, "hard_tanh", "none", "bnn", "ste_sign"),
+    (2, 12, 7, 3, 3, 7, 3, "prelu", "none", "xnor_net", "swish_sign"),
+    (3, 8, 8, 16, 16, 3, 1, "prelu", "input", "bi_real", "approx_sign"),
+    (3, 6, 6, 33, 17, 2, 1, "relu", "other", "recu", "recu"),
+]
+
+
+def make_case(samples, height, width, channels, features, size, strides, seed=0):
+    rng = np.random.default_rng(seed)
+    result = (samples, -(-height // strides), -(-width // strides), features)
+    x = np.float32(0.7 * rng.standard_normal((samples, height, width, channels)) + 0.1)
+    more, g = np.float32(rng.standard_normal((2, *result)))
+    return x, more, g
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_convolutions_with_batch_norm(case):
+    """Against the same layers by XLA in float64."""
+    *shape, activation, shortcut, weight_rule, activation_rule = case
+    x, more, g = make_case(*shape)
+    layer = partial(
+        BinaryConv, *shape[4:], weight_rule=weight_rule, activation_rule=activation_rule
+    )
+    unit = Unit(layer, activation, shortcut)
+    variables = unit.init(jax.random.key(0), x, more)
+    assert calls(partial(unit.apply, mutable=["batch_stats"]), variables, x, more)
+    found = run_unit(unit, variables, x, more, g)
+    with jax.enable_x64(True):
+        exact = unit.clone(dtype="float64")
+        wide = partial(jax.tree.map, jnp.float64)
+        expected = run_unit(exact, wide(variables), *wide((x, more, g)))
+        expected = jax.tree.map(np.asarray, expected)
+    for (path, value), other in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        # Alpha's gradient is what epsilon leaves of large numbers that cancel.
+        limit = 1e-3 if "alpha" in name else 2 * TOLERANCE
+        assert relative_error(value, other) < limit, name
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (4, 3, 3, 17), (2, 8, 8, 32)])
+@pytest.mark.parametrize("activation", ["identity", "relu", "hard_tanh", "prelu"])
+def test_batch_norm_alone(shape, activation):
+    rng = np.random.default_rng(0)
+    x, shortcut, g = np.float32(rng.standard_normal((3, *shape)))
+
+    class Norm(nn.Module):
+        dtype: str
+
+        @nn.compact
+        def __call__(self, x, shortcut):
+            norm = BatchNorm(dtype=self.dtype)
+            act = ACTIVATIONS.get(activation) or PReLU()
+            return norm(3 * x + 5, True, shortcut, act)
+
+    norm = Norm("float32")
+    variables = norm.init(jax.random.key(0), x, shortcut)
+    assert calls(partial(norm.apply, mutable=["batch_stats"]), variables, x, shortcut)
+    found = run_unit(norm, variables, x, shortcut, g)
+    with jax.enable_x64(True):
+        wide = partial(jax.tree.map, jnp.float64)
+        exact = run_unit(Norm("float64"), wide(variables), *wide((x, shortcut, g)))
+    for value, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert relative_error(value, other) < TOLERANCE
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.tuples(*[st.integers(1, 12)] * 3), st.integers(1, 8), st.integers(1, 3), st.integers(1, 7),
+    st.integers(1, 3), st.integers(0, 3),
+)  # fmt: skip
+def test_real_convolutions(image, channels, blocks, taps, strides, pad):
+    samples, height, width = image
+    if min(height, width) + 2 * pad < taps:
+        return
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((samples, height, width, channels))
+    kernel = rng.standard_normal((taps, taps, channels, 16 * blocks))
+    padding = ((pad, pad), (pad, pad))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    function = partial(
+        real_conv, window_strides=(strides,) * 2, padding=padding, dimension_numbers=numbers
+    )
+    assert calls(function, jnp.float32(x), jnp.float32(kernel))
+    y, pullback = jax.vjp(function, jnp.float32(x), jnp.float32(kernel))
+    with jax.enable_x64(True):
+        exact, exact_pullback = jax.vjp(
+            partial(convolve, strides=strides, padding=padding), jnp.array(x), jnp.array(kernel)
+        )
+        g = rng.standard_normal(exact.shape)
+        expected = [np.asarray(leaf) for leaf in (exact, *exact_pullback(jnp.array(g)))]
+    for found, other in zip((y, *pullback(jnp.float32(g))), expected, strict=True):
+        assert relative_error(found, other) < TOLERANCE
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32 - 1), st.booleans())
+def test_order_statistics(rows, columns, seed, ties):
+    rng = np.random.default_rng(seed)
+    x = np.abs(np.float32(rng.standard_normal((rows, columns))))
+    if ties:
+        x = np.round(x, 1)
+        x[rng.random(x.shape) < 0.05] = np.nan
+    ranks = rng.integers(-1, rows, (1, columns)).astype(np.int32)
+    assert calls(exceeds_kth_smallest, x, ranks)
+    keys = x.view(np.int32)  # NaN ranks last, as in the sort
+    least = np.take_along_axis(np.sort(keys, 0), np.maximum(ranks, 0), 0)
+    expected = keys > np.where(ranks < 0, 0, least)
+    np.testing.assert_array_equal(jax.jit(exceeds_kth_smallest)(x, ranks), expected)
+    chosen = rng.integers(0, x.size, (1, 4)).astype(np.int32)
+    assert calls(kth_smallest, x.reshape(-1, 1), chosen)
+    np.testing.assert_array_equal(
+        np.asarray(jax.jit(kth_smallest)(x.reshape(-1, 1), chosen)).view(np.int32),
+        np.sort(keys.ravel())[chosen],
+    )
+
+
+def test_seeds_by_vmap_are_what_single_ones_are():
+    """Under `vmap` it is XLA's, gradients included."""
+    x, more, g = make_case(2, 6, 6, 8, 8, 3, 1)
+    unit = Unit(partial(BinaryConv, 8), "prelu", "input")
+    seeds = [unit.init(jax.random.key(seed), x, more) for seed in range(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+    mapped = jax.vmap(lambda variables: run_unit(unit, variables, x, more, g))
+    assert not calls(mapped, stacked)
+    together = mapped(stacked)
+    for index, variables in enumerate(seeds):
+        alone = run_unit(unit, variables, x, more, g)
+        for path, value in jax.tree_util.tree_leaves_with_path(alone):
+            if "alpha" in jax.tree_util.keystr(path):
+                continue
+            other = together
+            for key in path:
+                other = other[key.key if hasattr(key, "key") else key.idx]
+            assert relative_error(other[index], value) < 2 * TOLERANCE
+
+
+def test_what_the_library_cannot_do_is_left_to_xla():
+    x, more, _ = make_case(2, 6, 6, 8, 8, 3, 1)
+    unit = Unit(partial(BinaryConv, 8), "prelu", "input")
+    variables = unit.init(jax.random.key(0), x, more)
+    apply = partial(unit.apply, mutable=["batch_stats"])
+    assert calls(apply, variables, x, more)
+    with native(False):
+        assert not calls(partial(unit.clone().apply, mutable=["batch_stats"]), variables, x, more)
+    narrow = partial(unit.clone(dtype="bfloat16").apply, mutable=["batch_stats"])
+    text = jax.jit(narrow).lower(variables, jnp.bfloat16(x), jnp.bfloat16(more)).as_text()
+    assert "siman_conv" not in text
+    for platform in ("cuda", "tpu"):
+        lowered = jax.jit(apply).trace(variables, x, more).lower(lowering_platforms=(platform,))
+        assert "siman_" not in lowered.as_text()
+
+
+def test_on_several_devices_the_result_is_that_of_one():
+    devices = jax.devices()
+    mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
+    x, more, g = make_case(len(devices), 6, 6, 8, 8, 3, 1)
+    unit = Unit(partial(BinaryConv, 8), "prelu", "input")
+    variables = unit.init(jax.random.key(0), x, more)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    expected = run_unit(unit, variables, x, more, g)
+    found = run_unit(
+        unit, jax.device_put(variables, whole), *(jax.device_put(a, sharding) for a in (x, more, g))
+    )
+    for value, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(value, other) < TOLERANCE
+
+
+THREADS = """
+import hashlib, os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+from functools import partial
+import jax, numpy as np
+from test_native import CASES, Unit, make_case, run_unit
+from siman_jax.layers import BinaryConv
+digest = hashlib.sha256()
+for *shape, activation, shortcut, weight_rule, activation_rule in CASES:
+    x, more, g = make_case(*shape)
+    layer = partial(
+        BinaryConv, *shape[4:], weight_rule=weight_rule, activation_rule=activation_rule
+    )
+    unit = Unit(layer, activation, shortcut)
+    for leaf in jax.tree.leaves(run_unit(unit, unit.init(jax.random.key(0), x, more), x, more, g)):
+        digest.update(np.asarray(leaf).tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+def test_one_thread_and_two_give_equal_bits():
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", THREADS, threads],
+            env=environment, capture_output=True, text=True, check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }  # fmt: skip
+    assert len(digests) == 1
+    assert len(digests.pop().strip()) == hashlib.sha256().digest_size * 2
+
+
+def test_estimators_differ():
+    """Each number that the library knows an estimator by means what it says."""
+    x = jnp.array([-2.0, -0.75, 0.0, 0.25, 1.5]).reshape(1, 1, 5, 1)
+    kernel = jnp.ones((1, 1, 1, 1))
+    nothing = jnp.zeros(0)
+    for estimator, expected in (
+        (ONE, [1, 1, 1, 1, 1]),
+        (APPROX, [0, 0.5, 2, 1.5, 0]),
+        (STRAIGHT_THROUGH, [0, 1, 1, 1, 0]),
+    ):
+        geometry = Geometry(1, ((0, 0), (0, 0)), estimator, centred=False)
+        function = conv(None, geometry, scaled=False).args[0]
+        y, pullback = jax.vjp(lambda x: function(x, kernel, nothing), x)  # noqa: B023
+        np.testing.assert_array_equal(y.ravel(), [-1, -1, 1, 1, 1])
+        np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0].ravel(), expected)
