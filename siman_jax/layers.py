@@ -139,7 +139,7 @@ class BatchNorm(nn.Module):
         activation: Activation,
     ) -> tuple[Array, Array, Array]:
         """The result, and mean and variance of each group: `[..., channels]`."""
-        native = self.groups == 1 and self.dtype == jnp.float32
+        native = self.groups == 1 and jnp.dtype(self.dtype) == jnp.float32
         if not (native and isinstance(x, Product) and x.geometry):
             x = computed(x)
         operand = x.x if isinstance(x, Product) else x
