@@ -51,7 +51,9 @@ def build_jax(case: Case, batch: int, threads: int, *, native: bool) -> Program:
     del threads  # as many as the process has cores
     from benchmarks.train_step import OneBatch, Trainer, compile_training
     from siman_jax.devices import make_mesh
+    from siman_jax.native import library
 
+    library.keep_freed_memory()  # as the project's commands do
     config, mesh = jax_config(case), make_mesh(1)
     config.batch_size, config.native = batch, native
     feed = OneBatch(config, mesh)

@@ -144,7 +144,7 @@ CASES = [
     (3, 32, 32, 16, 16, 3, 1, "prelu", "input", "half_half", "siman"),
     (3, 7, 9, 20, 24, 3, 2, "hard_tanh", "other", "half_half", "siman"),
     (3, 9, 6, 5, 7, 1, 2, "identity", "none", "half_half", "siman"),
-    (2, 5, 5, 130, 70, 5, 1, "relu", "other", "angle_optimal", "approx_sign"),
+    (2, 5, 5, 130, 70, 5, 1, "relu", "other", "half_half", "approx_sign"),
     (9, 4, 4, 64, 144, 3, 1, "hard_tanh", "none", "bnn", "ste_sign"),
     (2, 12, 7, 3, 3, 7, 3, "prelu", "none", "xnor_net", "swish_sign"),
     (3, 8, 8, 16, 16, 3, 1, "prelu", "input", "bi_real", "approx_sign"),

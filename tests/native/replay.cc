@@ -48,6 +48,7 @@ extern const Variant kVariant;
 namespace {
 
 constexpr char kExpected[] = "expected ";
+constexpr unsigned kPatience = 120;  // seconds, for a run that takes less than one
 constexpr double kTolerance = 1e-5;  // of floats, relative to the largest beside them
 
 [[noreturn]] void Fail(const std::string& message) {
@@ -196,10 +197,10 @@ void RunConvForward(Call& call) {
 
 void RunConvBackward(Call& call) {
   const Array &x = call.In("x"), &code = call.In("code"), &g = call.In("g");
-  const TrainingConv conv = MakeTrainingConv(
-      call.variant, x.sizes.data(), code.sizes.data(), g.sizes.data() + 1, call.Number("stride"),
-      call.Number("top"), call.Number("left"), call.Number("centred") != 0, x.data<float>(),
-      code.data<float>());
+  const TrainingConv conv =
+      MakeTrainingConv(call.variant, x.sizes.data(), code.sizes.data(), g.sizes.data() + 1,
+                       call.Number("stride"), call.Number("top"), call.Number("left"),
+                       call.Number("centred") != 0, x.data<float>(), code.data<float>());
   const bool shortcut_is_input = call.Number("shortcut_is_input") != 0;
   const Array& sums = call.In("sums");
   ResultGradient source{};
@@ -271,10 +272,20 @@ void RunNorm(Call& call) {
 
 void RunBits(Call& call) {
   const Array &bits = call.In("bits"), &kernel = call.In("kernel");
-  const int64_t *image = bits.sizes.data(), *words = call.Sizes("padded"), *taps = kernel.sizes.data(),
-                *to = call.Sizes("y");
-  const Convolution n{image[1], image[2], words[1], words[2], words[3], taps[0], taps[1], to[1],
-                      to[2], to[3], call.Number("top"), call.Number("left"),
+  const int64_t *image = bits.sizes.data(), *words = call.Sizes("padded"),
+                *taps = kernel.sizes.data(), *to = call.Sizes("y");
+  const Convolution n{image[1],
+                      image[2],
+                      words[1],
+                      words[2],
+                      words[3],
+                      taps[0],
+                      taps[1],
+                      to[1],
+                      to[2],
+                      to[3],
+                      call.Number("top"),
+                      call.Number("left"),
                       call.Number("stride")};
   RunBinaryConv(call.pool, *call.variant, n, image[0], image[3], bits.data<uint8_t>(),
                 kernel.data<uint32_t>(), call.Data<int32_t>("corner_sums"),
@@ -294,18 +305,27 @@ void RunResidual(Call& call) {
     weights.push_back({weight.bytes.data(), weight.sizes.data()});
   }
   const std::vector<int64_t>& sizes = images.sizes;
-  const NetworkShape shape{call.Number("centred") != 0, call.Number("pooled") != 0,
-                           call.Number("real_shortcuts") != 0, integers(strides),
-                           integers(channels), sizes[1], sizes[2], call.Sizes("logits")[1]};
+  const NetworkShape shape{call.Number("centred") != 0,
+                           call.Number("pooled") != 0,
+                           call.Number("real_shortcuts") != 0,
+                           integers(strides),
+                           integers(channels),
+                           sizes[1],
+                           sizes[2],
+                           call.Sizes("logits")[1]};
   RunNetwork(call.pool, MakeNetwork(call.variant, shape, Weights(weights)), sizes[0],
              sizes[1] * sizes[2] * sizes[3], images.data<float>(), call.Out<float>("logits"));
 }
 
 const std::map<std::string, void (*)(Call&)> kCalls = {
-    {"conv_forward", RunConvForward}, {"conv_backward", RunConvBackward},
-    {"real_forward", RunRealForward}, {"real_gradient", RunRealGradient},
-    {"exceeds_kth", RunExceedsKth},   {"kth_of_all", RunKthOfAll},
-    {"norm", RunNorm},                {"bits", RunBits},
+    {"conv_forward", RunConvForward},
+    {"conv_backward", RunConvBackward},
+    {"real_forward", RunRealForward},
+    {"real_gradient", RunRealGradient},
+    {"exceeds_kth", RunExceedsKth},
+    {"kth_of_all", RunKthOfAll},
+    {"norm", RunNorm},
+    {"bits", RunBits},
     {"residual", RunResidual},
 };
 
@@ -370,7 +390,10 @@ int Replay(const char* path) {
     for (const Case& own : cases) {
       const pid_t child = fork();
       if (child < 0) Fail("cannot fork");
-      if (child == 0) _exit(Passes(own, variant) ? 0 : 1);
+      if (child == 0) {
+        alarm(kPatience);
+        _exit(Passes(own, variant) ? 0 : 1);
+      }
       int status;
       if (waitpid(child, &status, 0) != child) Fail("cannot wait");
       ++runs;
