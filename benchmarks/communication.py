@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from siman_jax.communication import communication, describe
 from siman_jax.devices import by_example, make_mesh, replicated
+from siman_jax.native.dispatch import native
 from siman_jax.optimizer import build_optimizer
 from siman_jax.step import create_state, train_step
 from siman_jax.summary import summarize
@@ -48,20 +49,19 @@ def main(argv: list[str]) -> None:
         model = model_from_config(config, norm_groups=groups)
         create = partial(create_state, model, optimizer, image_shape=shape)
         step = partial(train_step, model=model, optimizer=optimizer, clip_percent=lambda _: 10.0)
-        compiled = (
-            jax.jit(
-                step,
-                in_shardings=(replicated(mesh), by_example(mesh), by_example(mesh)),
-                out_shardings=replicated(mesh),
-                compiler_options={"xla_backend_optimization_level": 0},
-            )
-            .lower(
+        run = jax.jit(
+            step,
+            in_shardings=(replicated(mesh), by_example(mesh), by_example(mesh)),
+            out_shardings=replicated(mesh),
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
+        with native(False):  # as training has it on several devices
+            lowered = run.lower(
                 jax.eval_shape(create, jax.random.key(0)),
                 jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32),
                 jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
             )
-            .compile()
-        )
+        compiled = lowered.compile()
         traffic = communication(compiled.as_text() or "")
         print(f"batch norm over {label}: {describe(traffic, mesh.size)}")
         operations = sum(t.operations for t in traffic.values())

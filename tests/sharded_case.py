@@ -17,6 +17,7 @@ from configs import cifar10
 from siman_jax.devices import by_example, replicated
 from siman_jax.layers import BatchNorm, BinaryConv, kaiming_normal
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut
+from siman_jax.native.dispatch import native
 from siman_jax.optimizer import build_optimizer
 from siman_jax.step import create_state, train_step
 
@@ -73,8 +74,13 @@ def make_step(case, state, mesh):
         replicate=lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh)),
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+
+    def step_by_xla(*arguments):  # as training has it on several devices
+        with native(False):
+            return step(*arguments)
+
     return jax.jit(
-        step,
+        step_by_xla,
         in_shardings=(shardings, by_example(mesh), by_example(mesh)),
         out_shardings=(shardings, replicated(mesh)),
     )

@@ -41,11 +41,14 @@ class InputGradient {
   static int64_t Samples(const Training& run, const Convolution& n, int64_t batch,
                          int64_t sample_size) {
     constexpr int64_t kMost = 8, kCached = 32768, kVectors = 8;
+    // So that the places of the sums of four rows have 16 bits, in other classes too.
+    constexpr int64_t kLongest = 2048;
     int64_t best = 1;
     double least = 0;
     for (int64_t samples = 1; samples <= std::min(batch, kMost); ++samples) {
-      if (samples > 1 && samples * sample_size > kCached) break;
-      const int64_t vectors = Sizes(n, 0, 0, samples, run.width).sums / run.width;
+      const Class sizes = Sizes(n, 0, 0, samples, run.width);
+      if (samples > 1 && (samples * sample_size > kCached || sizes.row > kLongest)) break;
+      const int64_t vectors = sizes.sums / run.width;
       const auto cost = static_cast<double>(vectors + (vectors + kVectors - 1) / kVectors) /
                         static_cast<double>(samples);
       if (samples == 1 || cost < least * 0.97) {
