@@ -150,13 +150,18 @@ def test_convolution_is_exact_beyond_one_block(name, channels, features):
     np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
 
 
+def forget():
+    """Let the library be looked for anew."""
+    for function in (library.variants, library.indices, library._load):
+        function.cache_clear()
+
+
 @pytest.mark.parametrize("built", ["not", "for another system"])
 def test_a_machine_without_the_native_library_says_so_once(built, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     if built != "not":
         (tmp_path / f"_native{library.EXTENSION_SUFFIXES[0]}").write_text("no library")
-    library.variants.cache_clear()
-    library.indices.cache_clear()
+    forget()
     bits, kernel = random_bits(0, 1, 4, 5, 40), random_bits(1, 3, 3, 40, 6)
     packed = kernels.pack_kernel(jnp.asarray(kernel))
     try:
@@ -165,8 +170,7 @@ def test_a_machine_without_the_native_library_says_so_once(built, tmp_path, monk
             y = kernels.binary_conv(bits, packed, padding=padding)
             np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
     finally:
-        library.variants.cache_clear()
-        library.indices.cache_clear()
+        forget()
     message = "without its native library" if built == "not" else "install siman-jax again"
     assert caplog.text.count(message) == 1
 
