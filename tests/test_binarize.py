@@ -134,6 +134,7 @@ magnitudes = npst.arrays(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(magnitudes)
 def test_angle_optimal_bits_beat_every_other_choice(u):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli import call, run
-from golden_data import NETWORKS, load_golden
+from golden_data import NETWORKS, first_quickly, load_golden
 
 import siman_jax
 from configs import cifar10, cifar100, imagenet
@@ -66,7 +66,7 @@ def saved(folder, arrays):
     return folder / "checkpoint.npz"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", first_quickly(NETWORKS))
 def test_logits_of_the_authors(without_torch, name, tmp_path, capsys):
     path = saved(tmp_path, state(name, "module."))
     out = tmp_path / "model.safetensors"

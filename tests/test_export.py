@@ -88,6 +88,7 @@ def test_the_file_does_what_the_checkpoint_does(workdir, tmp_path, checkpoint):
     assert notes.accuracy["epoch"] == row["epoch"]
 
 
+@pytest.mark.slow
 def test_bits_of_another_weight_rule(tmp_path, capsys):
     """Of a run that was founded and never evaluated."""
     config = small_config()

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
-from golden_data import NETWORKS, Golden, load_golden
+from golden_data import NETWORKS, Golden, first_quickly, load_golden
 
 from configs import cifar10
 from siman_jax.flips import binary_bits
@@ -113,7 +113,7 @@ class Trained:
         }
 
 
-@pytest.fixture(scope="module", params=list(NETWORKS))
+@pytest.fixture(scope="module", params=first_quickly(NETWORKS))
 def trained(request: pytest.FixtureRequest) -> Iterator[Trained]:
     with jax.enable_x64(True):
         golden = load_golden(request.param)

@@ -75,6 +75,7 @@ def test_unknown_network_names_the_nearest():
         abstract_init("cifar.resnet20_1w1a", activation_rule="sign")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 64, 1024])
 def test_sums_of_plus_minus_one_are_exact_in_bfloat16(channels):
     """Up to 9,216 terms, far beyond the 256 integers that bfloat16 itself can hold."""
@@ -104,6 +105,7 @@ def test_sums_of_plus_minus_one_are_exact_in_bfloat16(channels):
     np.testing.assert_array_equal(y, exact)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_with_bfloat16_cotangents():
     layer = BinaryConv(8, dtype=jnp.bfloat16)
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4), jnp.bfloat16)
@@ -176,6 +178,7 @@ def init(name, **arguments):
     return compiled(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
 
 
+@pytest.mark.slow
 def test_initial_values_follow_the_authors():
     resnet20 = init("cifar.resnet20_1w1a")
     conv = resnet20["layer3_1"]["conv2"]

@@ -83,7 +83,8 @@ sizes = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@pytest.mark.slow
+@settings(deadline=None, max_examples=20)
 @given(sizes, st.tuples(*[st.integers(0, 2)] * 4), st.integers(0, 2**32 - 1))
 def test_convolutions_of_given_signs(sizes, padding, seed):
     """Sums equal bit for bit; gradients to 1e-5 of the largest, against float64."""
@@ -212,7 +213,8 @@ def test_batch_norm_alone(shape, activation):
         assert relative_error(value, other) < TOLERANCE
 
 
-@settings(deadline=None, max_examples=30)
+@pytest.mark.slow
+@settings(deadline=None, max_examples=20)
 @given(
     st.tuples(*[st.integers(1, 12)] * 3), st.integers(1, 8), st.integers(1, 3), st.integers(1, 7),
     st.integers(1, 3), st.integers(0, 3),
@@ -241,7 +243,7 @@ def test_real_convolutions(image, channels, blocks, taps, strides, pad):
         assert relative_error(found, other) < TOLERANCE
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32 - 1), st.booleans())
 def test_order_statistics(rows, columns, seed, ties):
     rng = np.random.default_rng(seed)
@@ -263,6 +265,7 @@ def test_order_statistics(rows, columns, seed, ties):
     )
 
 
+@pytest.mark.slow
 def test_seeds_by_vmap_are_what_single_ones_are():
     """Under `vmap` it is XLA's, gradients included."""
     x, more, g = make_case(2, 6, 6, 8, 8, 3, 1)

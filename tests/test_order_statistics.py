@@ -16,6 +16,7 @@ shapes = st.tuples(st.integers(1, 40), st.integers(1, 3))
 matrices = npst.arrays(np.float32, shapes, elements=values)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(matrices, st.data())
 def test_every_rank_is_that_of_sorting(x, data):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from golden_data import NETWORKS, load_golden
+from golden_data import NETWORKS, first_quickly, load_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -276,7 +276,7 @@ def assert_close(found, expected, tolerance):
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", first_quickly(MODELS))
 def test_every_integer_of_every_network(name, x64):
     """In float64, where no activation comes near enough its mean for rounding to decide the bit."""
     model, variables, images = trained(name, jnp.float64)
@@ -299,7 +299,7 @@ def test_every_integer_of_every_network(name, x64):
     assert_close(logits_of_bits, logits, 1e-12)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", first_quickly(MODELS))
 def test_logits_are_those_of_evaluation(name):
     """Bit for bit, by XLA and by the native library: what is unpacked is folded alike."""
     model, variables, images = trained(name, jnp.float32)
@@ -335,12 +335,13 @@ def test_logits_with_recomputed_bits():
     assert_logits_agree(*trained("cifar.vgg_small_1w1a", jnp.float32))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", first_quickly(MODELS))
 def test_logits_without_standardized_activations(name):
     model, variables, images = trained(name, jnp.float32, activation_rule="approx_sign")
     assert_logits_agree(model, with_random_bits(variables), images)
 
 
+@pytest.mark.slow
 def test_logits_with_bits_of_the_smallest_angle():
     """Stored: that optimum is flat, so that rounding moves a bit or two of a filter from one
     compilation to the next, the float network's own included.
@@ -405,7 +406,7 @@ def test_packed_variables_are_those_that_the_twin_expects():
     )
 
 
-@pytest.mark.parametrize("golden_name", NETWORKS)
+@pytest.mark.parametrize("golden_name", first_quickly(NETWORKS))
 def test_logits_of_the_authors(golden_name):
     """Their float64 logits, by their stored bits, to what float32 can."""
     golden, name = load_golden(golden_name), NETWORKS[golden_name]

@@ -248,6 +248,7 @@ def test_a_page_that_needs_nothing_else_and_its_numbers(runs, tmp_path, capsys):
     assert json.loads((out / "report.json").read_text())["runs"][0]["label"] == "logged"
 
 
+@pytest.mark.slow
 def test_logs_alone_tell_how_kernels_changed(runs, tmp_path):
     """What is kept of a study: no checkpoint, and nothing is missed."""
     kept = tmp_path / "variant" / "seed0"
@@ -278,6 +279,7 @@ def test_logs_alone_tell_how_kernels_changed(runs, tmp_path):
     assert "Kernels" in Page(text).text
 
 
+@pytest.mark.slow
 def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     broken = {
         name: tmp_path / name
@@ -380,6 +382,7 @@ def test_labels_are_shown_as_they_are(runs):
     assert "_$\\foo$_" in svg
 
 
+@pytest.mark.slow
 def test_a_network_without_binary_layers(runs, tmp_path):
     """Nothing to say of its layers, and no reason to stop."""
     config = read_config(runs / "seed0").copy_and_resolve_references().unlock()
@@ -433,6 +436,7 @@ class OneLayer(nn.Module):
         return BinaryDense(10, activation_rule="real")(images.reshape(len(images), -1))
 
 
+@pytest.mark.slow
 def test_gradients_agree_where_the_loss_is_smooth_and_less_on_a_staircase(runs, monkeypatch):
     config = read_config(runs / "seed0")
     monkeypatch.setattr(gradients, "model_from_config", lambda config: OneLayer())
@@ -449,6 +453,7 @@ def test_gradients_agree_where_the_loss_is_smooth_and_less_on_a_staircase(runs, 
     assert smooth.cosine > 0.999
 
 
+@pytest.mark.slow
 def test_gradients_on_data_that_are_streamed(tmp_path, monkeypatch):
     for split, name in itertools.product(("train", "val"), ("dark", "light")):
         (tmp_path / split / name).mkdir(parents=True)

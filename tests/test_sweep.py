@@ -203,6 +203,7 @@ def test_what_is_done_is_skipped(finished, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*/**/*")} == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_missing_is_made_alone(copy, finished, monkeypatch):
     shutil.rmtree(copy / "bnn" / "seed1")
     trained = []
@@ -253,6 +254,7 @@ def test_a_watch_hears_what_the_watch_around_it_heard_before():
         assert sweep.should_stop(0)
 
 
+@pytest.mark.slow
 def test_a_trained_run_that_lost_its_log_does_not_stop_the_others(copy):
     """Whether the last line is lost, or all of it."""
     log = copy / "dorefa" / "seed3" / "log.jsonl"

@@ -114,6 +114,7 @@ def test_nothing_saved_restores_as_none(tmp_path):
     assert restore_latest(tmp_path / "checkpoints", {"w": jnp.zeros(1)}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_every_example_is_evaluated_once(devices):
     """Ragged batches give what one batch of everything gives."""
@@ -323,6 +324,7 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
     assert (folder / "1").is_dir()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     """The last good checkpoint stays, the message says at which step."""
     schedule = task_module.learning_rate_schedule
@@ -443,6 +445,7 @@ def test_wrong_commands_give_one_clear_message(arguments, message):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_path, monkeypatch):
     """Stopped after the second step of the second epoch: state, log and flips are the same."""
     workdir, _ = finished
@@ -465,6 +468,7 @@ def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_p
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_stop_after_the_last_step_of_an_epoch_is_not_lost(finished, tmp_path, monkeypatch):
     """It waits for the evaluation; one dispatch takes the whole epoch here."""
     workdir, _ = finished
