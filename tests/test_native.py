@@ -22,6 +22,7 @@ from siman_jax.layers import BINARY_KERNEL, BatchNorm, BinaryConv, PReLU
 from siman_jax.native import library
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH, Geometry, conv
 from siman_jax.native.dispatch import native
+from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
 from siman_jax.order_statistics import exceeds_kth_smallest, kth_smallest
 
@@ -211,6 +212,37 @@ def test_batch_norm_alone(shape, activation):
         exact = run_unit(Norm("float64"), wide(variables), *wide((x, shortcut, g)))
     for value, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
         assert relative_error(value, other) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "strides", "padding"),
+    [
+        ((3, 12, 13, 64), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((2, 8, 8, 32), (2, 2), (2, 2), ((0, 0), (0, 0))),
+        ((3, 7, 9, 5), (3, 2), (1, 3), ((2, 0), (0, 1))),
+        ((2, 6, 5, 21), (2, 2), (3, 3), ((0, 0), (0, 0))),
+        ((1, 2, 3, 1), (5, 5), (2, 1), ((4, 3), (4, 3))),
+    ],
+)
+def test_max_pooling(shape, window, strides, padding):
+    """Bit for bit XLA's, also where many pixels of a window are its maximum."""
+    x = jnp.round(2 * jax.random.normal(jax.random.key(0), shape)) / 2
+    pool = partial(max_pool, window_shape=window, strides=strides, padding=padding)
+    assert calls(pool, x)
+    y, pullback = jax.vjp(pool, x)
+    with native(False):
+        expected, expected_pullback = jax.vjp(jax.jit(pool), x)
+    g = jax.random.normal(jax.random.key(1), y.shape)
+    np.testing.assert_array_equal(y, expected)
+    # Each pixel's gradients are added in the order of the windows.
+    np.testing.assert_allclose(pullback(g)[0], expected_pullback(g)[0], rtol=1e-6, atol=1e-7)
+
+
+def test_pooling_gives_nan_on():
+    x = jnp.zeros((1, 4, 4, 20)).at[0, 1, 1, 3].set(jnp.nan)
+    for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        y = max_pool(jnp.roll(x, place, (1, 2)), (2, 2), (2, 2))
+        assert np.isnan(y).sum() == 1
 
 
 @pytest.mark.slow

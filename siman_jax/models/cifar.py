@@ -17,6 +17,7 @@ from siman_jax.models.resnet import (
     binary_shortcut,
     pad_shortcut,
 )
+from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
 
 
@@ -140,7 +141,7 @@ class VggSmall(nn.Module):
       conv: makes the binary convolutions: `BinaryConv` with its rules and dtype set.
       norm: makes the batch norms.
       dtype: dtype to compute in; logits are at least float32.
-      max_pool: pools, with the arguments of `nn.max_pool`.
+      max_pool: pools, with the arguments of `native.pooling.max_pool`.
     """
 
     num_classes: int
@@ -148,7 +149,7 @@ class VggSmall(nn.Module):
     conv: partial[BinaryConv]
     norm: partial[BatchNorm]
     dtype: DTypeLike = jnp.float32
-    max_pool: Callable[..., Array] = nn.max_pool
+    max_pool: Callable[..., Array] = max_pool
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:

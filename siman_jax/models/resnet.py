@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from siman_jax.binarize import wide
 from siman_jax.layers import Activation, BatchNorm, BinaryConv, Initializer, PReLU
+from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
 
 Shortcut = Callable[..., Array]
@@ -102,7 +103,7 @@ class ResNet(nn.Module):
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
-      max_pool: the stem's pooling, with the arguments of `nn.max_pool`.
+      max_pool: the stem's pooling, with the arguments of `native.pooling.max_pool`.
     """
 
     num_classes: int
@@ -117,7 +118,7 @@ class ResNet(nn.Module):
     real_init: Initializer
     classifier_init: Initializer
     dtype: DTypeLike = jnp.float32
-    max_pool: Callable[..., Array] = nn.max_pool
+    max_pool: Callable[..., Array] = max_pool
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:

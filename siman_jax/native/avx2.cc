@@ -23,6 +23,8 @@ SIMAN_TARGET inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
+// No register holds a table of sixteen.
+#define SIMAN_BY_PIXELS nullptr, nullptr
 #include "training.inc"
 
 // Without an instruction for it, ones are looked up by half bytes and summed in bytes, which hold

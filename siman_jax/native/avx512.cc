@@ -21,6 +21,87 @@ SIMAN_TARGET inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
+
+// The signs of number `bit` of four in the sixteen sums.
+SIMAN_TARGET inline __m512 SignsOf(int bit) {
+  const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __mmask16 plus = _mm512_test_epi32_mask(places, _mm512_set1_epi32(1 << bit));
+  return _mm512_mask_blend_ps(plus, _mm512_set1_ps(-1.0f), _mm512_set1_ps(1.0f));
+}
+
+SIMAN_TARGET void PixelTables(int64_t pixels, int64_t fours, const float* g, int64_t g_step,
+                              const float* scale, float* to, int64_t to_step) {
+  const __m512 a = SignsOf(0), b = SignsOf(1), c = SignsOf(2), d = SignsOf(3);
+  for (int64_t p = 0; p < pixels; ++p, g += g_step, to += to_step) {
+    for (int64_t four = 0; four < fours; four += 4) {
+      float own[16];  // from where each is broadcast
+      _mm512_storeu_ps(
+          own, _mm512_mul_ps(_mm512_loadu_ps(g + 4 * four), _mm512_loadu_ps(scale + 4 * four)));
+      for (int i = 0; i < 4; ++i) {
+        const float* x = own + 4 * i;
+        const __m512 low =
+            _mm512_fmadd_ps(b, _mm512_set1_ps(x[1]), _mm512_mul_ps(a, _mm512_set1_ps(x[0])));
+        const __m512 high =
+            _mm512_fmadd_ps(d, _mm512_set1_ps(x[3]), _mm512_mul_ps(c, _mm512_set1_ps(x[2])));
+        _mm512_storeu_ps(to + (four + i) * 16, _mm512_add_ps(low, high));
+      }
+    }
+  }
+}
+
+template <int kPixels>
+SIMAN_TARGET void AddPixelsOf(int64_t channels, int64_t taps, const float* const* tables,
+                              int64_t first, int64_t table_step, int64_t fours,
+                              const uint32_t* const* places, bool fresh, float* sums,
+                              int64_t sums_step) {
+  for (int64_t c = 0; c < channels; c += 16) {
+    __m512 own[kPixels];
+    for (int p = 0; p < kPixels; ++p)
+      own[p] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + p * sums_step + c);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const float* table = tables[tap] + first;
+      // The look-up takes the lowest four bits of each.
+      __m512i place = _mm512_loadu_si512(places[tap] + c);
+      for (int64_t four = 0; four < fours; ++four, table += 16) {
+        for (int p = 0; p < kPixels; ++p)
+          own[p] = _mm512_add_ps(
+              own[p], _mm512_permutexvar_ps(place, _mm512_loadu_ps(table + p * table_step)));
+        place = _mm512_srli_epi32(place, 4);
+      }
+    }
+    for (int p = 0; p < kPixels; ++p) _mm512_storeu_ps(sums + p * sums_step + c, own[p]);
+  }
+}
+
+SIMAN_TARGET void AddPixels(int64_t pixels, int64_t channels, int64_t taps,
+                            const float* const* tables, int64_t table_step, int64_t fours,
+                            const uint32_t* const* places, bool fresh, float* sums,
+                            int64_t sums_step) {
+  constexpr int64_t kMost = 8;
+  for (int64_t p = 0; p < pixels;) {
+    // In equal parts, so that no part is left with few.
+    const int64_t parts = (pixels - p + kMost - 1) / kMost, own = (pixels - p + parts - 1) / parts;
+#define SIMAN_CASE(n)                                                                        \
+  case n:                                                                                    \
+    AddPixelsOf<n>(channels, taps, tables, p * table_step, table_step, fours, places, fresh, \
+                   sums + p * sums_step, sums_step);                                         \
+    break;
+    switch (own) {
+      SIMAN_CASE(1)
+      SIMAN_CASE(2)
+      SIMAN_CASE(3)
+      SIMAN_CASE(4)
+      SIMAN_CASE(5)
+      SIMAN_CASE(6)
+      SIMAN_CASE(7)
+      SIMAN_CASE(8)
+    }
+#undef SIMAN_CASE
+    p += own;
+  }
+}
+
+#define SIMAN_BY_PIXELS PixelTables, AddPixels
 #include "training.inc"
 
 template <int kVectors>
@@ -62,7 +143,8 @@ SIMAN_TARGET void MultiplyBits(const Taps& taps, const uint32_t* const* pixels,
   }
 }
 
-const Variant kVariant = {"avx512", __builtin_cpu_supports("avx512vpopcntdq") != 0, SIMAN_LOOPS, &kTraining};
+const Variant kVariant = {"avx512", __builtin_cpu_supports("avx512vpopcntdq") != 0, SIMAN_LOOPS,
+                          &kTraining};
 
 }  // namespace siman::avx512
 

@@ -1,9 +1,5 @@
 // The input's gradient of a binary convolution: for every pixel and channel the sum over taps and
 // filters of the kernel, +-1, times the gradient of the result there.
-//
-// Filters are taken by fours. Their gradients along a row of pixels make a table of rows, and the
-// four bits of a tap and a channel are the place in it. Rows of some samples stand side by side, so
-// that small images fill the vectors too.
 
 #ifndef SIMAN_INPUT_GRADIENT_H_
 #define SIMAN_INPUT_GRADIENT_H_
@@ -17,230 +13,63 @@
 
 namespace siman {
 
-// With a stride, pixels whose rows and columns leave the same rest meet the same taps: a class. To
-// them it is a convolution without stride, of the taps they meet.
 class InputGradient {
  public:
-  // Of a kernel `code` [taps down, taps across, channels, filters], +1 where it is not negative.
-  InputGradient(const Training& run, const Convolution& n, int64_t channels, int64_t filters,
-                int64_t samples, const float* code)
-      : run_(run), n_(n), channels_(channels), filters_(filters), samples_(samples), code_(code) {
-    for (int64_t row = 0; row < n.stride; ++row)
-      for (int64_t column = 0; column < n.stride; ++column) AddClass(row, column);
-  }
+  virtual ~InputGradient() = default;
 
   // What has to be done before `Run`, in as many tasks.
-  int64_t tasks() const { return static_cast<int64_t>(tasks_.size()); }
-  void Prepare(int64_t task) {
-    const auto [own, block, down] = tasks_[task];
-    Place(classes_[own], block, down);
-  }
-
-  // How many samples side by side take least time for each: one addition a vector, and about as
-  // long to find where they read.
-  static int64_t Samples(const Training& run, const Convolution& n, int64_t batch,
-                         int64_t sample_size) {
-    constexpr int64_t kMost = 8, kCached = 32768, kVectors = 8;
-    // So that the places of the sums of four rows have 16 bits, in other classes too.
-    constexpr int64_t kLongest = 2048;
-    int64_t best = 1;
-    double least = 0;
-    for (int64_t samples = 1; samples <= std::min(batch, kMost); ++samples) {
-      const Class sizes = Sizes(n, 0, 0, samples, run.width);
-      if (samples > 1 && (samples * sample_size > kCached || sizes.row > kLongest)) break;
-      const int64_t vectors = sizes.sums / run.width;
-      const auto cost = static_cast<double>(vectors + (vectors + kVectors - 1) / kVectors) /
-                        static_cast<double>(samples);
-      if (samples == 1 || cost < least * 0.97) {
-        least = cost;
-        best = samples;
-      }
-    }
-    return best;
-  }
+  virtual int64_t tasks() const = 0;
+  virtual void Prepare(int64_t task) = 0;
 
   // Floats of the scratch that `Run` takes.
-  int64_t ScratchSize() const {
-    int64_t size = 0;
-    for (const Class& own : classes_)
-      size = std::max(size, own.table * own.slots + own.fours * kFour * own.row +
-                                own.rows * channels_ * own.sums);
-    return size + kLanes;
-  }
+  virtual int64_t ScratchSize() const = 0;
 
   // da [samples, height, width, channels] from g [samples, pixels of a sample, g_step], whose rows
-  // are `across` pixels apart; g counts times `scale` [filters].
-  void Run(int64_t samples, const float* g, int64_t g_sample, int64_t across, int64_t g_step,
-           const float* scale, float* scratch, float* da) const {
-    for (const Class& own : classes_)
-      RunClass(own, samples, g, g_sample, across, g_step, scale, scratch, da);
-  }
+  // are `across` pixels apart; g counts times `scale` [filters]. Between the last filter and g_step
+  // g is 0.
+  virtual void Run(int64_t samples, const float* g, int64_t g_sample, int64_t across,
+                   int64_t g_step, const float* scale, float* scratch, float* da) const = 0;
+};
 
- private:
-  struct Class {
-    int64_t first_row, first_column;  // of the image
-    int64_t rows, columns;            // pixels of this class in the image
-    std::vector<int64_t> down, right;              // its taps
-    std::vector<int64_t> row_steps, column_steps;  // from a pixel to the result they meet there
-    int64_t left, pitch;  // lanes before the first sample, and between samples
-    int64_t lanes;        // that are computed
-    int64_t row, sums;    // lanes in memory: of what is read, and of what comes out
-    int64_t slots;        // rows of tables that are alive at a time
-    int64_t fours, table;  // fours of filters at a time, and the floats of their tables
-    // By block of fours, row of taps, channel, four and column of taps.
-    std::vector<uint16_t> places;
+// With a stride, pixels whose rows and columns leave the same rest meet the same taps: a class. To
+// them it is a convolution without stride, of the taps they meet.
+struct PixelClass {
+  int64_t first_row, first_column;               // of the image
+  int64_t rows, columns;                         // pixels of this class in the image
+  std::vector<int64_t> down, right;              // its taps
+  std::vector<int64_t> row_steps, column_steps;  // from a pixel to the result they meet there
+  int64_t low, high;  // the least and the greatest of column_steps, but at most and at least 0
+  int64_t slots;      // rows of results that a row of pixels meets, with those between them
 
-    int64_t terms() const { return fours * static_cast<int64_t>(right.size()); }
-  };
-
-  static Class Sizes(const Convolution& n, int64_t row, int64_t column, int64_t samples,
-                     int64_t width) {
-    Class own{};
-    own.first_row = row;
-    own.first_column = column;
-    own.rows = std::max<int64_t>(0, (n.height - row + n.stride - 1) / n.stride);
-    own.columns = std::max<int64_t>(0, (n.width - column + n.stride - 1) / n.stride);
-    auto taps = [&](int64_t place, int64_t count, std::vector<int64_t>& which,
-                    std::vector<int64_t>& steps) {
-      for (int64_t tap = 0; tap < count; ++tap) {
-        if ((place - tap) % n.stride != 0) continue;
-        which.push_back(tap);
-        steps.push_back((place - tap) / n.stride);
-      }
-    };
-    taps(row + n.top, n.taps_down, own.down, own.row_steps);
-    taps(column + n.left, n.taps_across, own.right, own.column_steps);
-    int64_t low = 0, high = 0;
-    for (const int64_t step : own.column_steps) {
+  PixelClass(const Convolution& n, int64_t row, int64_t column)
+      : first_row(row),
+        first_column(column),
+        rows(std::max<int64_t>(0, (n.height - row + n.stride - 1) / n.stride)),
+        columns(std::max<int64_t>(0, (n.width - column + n.stride - 1) / n.stride)),
+        low(0),
+        high(0),
+        slots(0) {
+    AddTaps(row + n.top, n.taps_down, n.stride, down, row_steps);
+    AddTaps(column + n.left, n.taps_across, n.stride, right, column_steps);
+    for (const int64_t step : column_steps) {
       low = std::min(low, step);
       high = std::max(high, step);
     }
-    own.left = -low;
-    // No sample may read what is another's.
-    own.pitch = std::max(own.columns + high, n.columns - low);
-    own.lanes = (samples - 1) * own.pitch + own.columns;
-    own.sums = RoundUp(own.lanes, width);
-    own.row = RoundUp(std::max(own.left + high + own.sums,
-                               own.left + (samples - 1) * own.pitch + n.columns), width);
-    if (!own.row_steps.empty())
-      own.slots = 1 + *std::max_element(own.row_steps.begin(), own.row_steps.end()) -
-                  *std::min_element(own.row_steps.begin(), own.row_steps.end());
-    return own;
+    if (!row_steps.empty() && !column_steps.empty()) slots = 1 + last_step() - first_step();
   }
 
-  void AddClass(int64_t row, int64_t column) {
-    Class own = Sizes(n_, row, column, samples_, run_.width);
-    const int64_t all = (filters_ + kFour - 1) / kFour;
-    if (own.slots > 0) {
-      // Tables that are alive at a time are to fit the first cache.
-      constexpr int64_t kCached = 8192;
-      own.fours = std::clamp<int64_t>(kCached / (own.slots * kSums * own.row), 1, all);
-      own.table = own.fours * kSums * own.row;
-      const int64_t blocks = (all + own.fours - 1) / own.fours;
-      own.places.resize(blocks * own.down.size() * channels_ * own.terms());
-      for (int64_t block = 0; block < blocks; ++block)
-        for (size_t down = 0; down < own.down.size(); ++down)
-          tasks_.push_back({classes_.size(), block, static_cast<int64_t>(down)});
-    }
-    classes_.push_back(std::move(own));
-  }
+  int64_t first_step() const { return *std::min_element(row_steps.begin(), row_steps.end()); }
+  int64_t last_step() const { return *std::max_element(row_steps.begin(), row_steps.end()); }
 
-  // The places of one block of fours and one row of taps.
-  void Place(Class& own, int64_t block, int64_t down) {
-    const auto columns = static_cast<int64_t>(own.right.size());
-    uint16_t* places = own.places.data() +
-                       (block * static_cast<int64_t>(own.down.size()) + down) * channels_ *
-                           own.terms();
-    for (int64_t i = 0; i < columns; ++i) {
-      const float* from = code_ + (own.down[down] * n_.taps_across + own.right[i]) * channels_ *
-                                      filters_;
-      for (int64_t channel = 0; channel < channels_; ++channel, from += filters_) {
-        for (int64_t four = 0; four < own.fours; ++four) {
-          const int64_t filter = (block * own.fours + four) * kFour;
-          int64_t bits = 0;
-          for (int64_t f = 0; f < std::min(kFour, filters_ - filter); ++f)
-            bits |= int64_t{from[filter + f] >= 0} << f;
-          places[channel * own.terms() + four * columns + i] = static_cast<uint16_t>(
-              (four * kSums + bits) * own.row + own.left + own.column_steps[i]);
-        }
-      }
+ private:
+  static void AddTaps(int64_t place, int64_t count, int64_t stride, std::vector<int64_t>& which,
+                      std::vector<int64_t>& steps) {
+    for (int64_t tap = 0; tap < count; ++tap) {
+      if ((place - tap) % stride != 0) continue;
+      which.push_back(tap);
+      steps.push_back((place - tap) / stride);
     }
   }
-
-  void RunClass(const Class& own, int64_t samples, const float* g, int64_t g_sample, int64_t across,
-                int64_t g_step, const float* scale, float* scratch, float* da) const {
-    float* tables = scratch;
-    float* rows = tables + own.table * own.slots;
-    float* sums = rows + own.fours * kFour * own.row;
-    const int64_t all = (filters_ + kFour - 1) / kFour;
-    const int64_t terms = own.terms();
-    if (own.slots == 0 || own.right.empty()) {
-      std::fill_n(sums, own.rows * channels_ * own.sums, 0.0f);
-    } else {
-      std::fill_n(rows, own.fours * kFour * own.row, 0.0f);
-      const uint16_t* places = own.places.data();
-      const int64_t by_tap = channels_ * terms;
-      for (int64_t first = 0; first < all; first += own.fours) {
-        const int64_t begin = first * kFour, count = std::min(own.fours * kFour, filters_ - begin);
-        // Rows beyond the last filter keep what the block before left; their places are all the
-        // same, so it has to be taken away.
-        if (count < own.fours * kFour)
-          std::fill(rows + count * own.row, rows + own.fours * kFour * own.row, 0.0f);
-        int64_t built = -1;  // rows of results up to this one have tables
-        for (int64_t row = 0; row < own.rows; ++row) {
-          const float* table_of[kMostTaps];
-          const uint16_t* places_of[kMostTaps];
-          bool fresh = first == 0;
-          int64_t taps = 0;
-          auto flush = [&] {
-            run_.add_rows(own.lanes, channels_, taps, table_of, terms, places_of, terms, fresh,
-                          sums + row * channels_ * own.sums, own.sums);
-            fresh = false;
-            taps = 0;
-          };
-          const int64_t needed = row + *std::max_element(own.row_steps.begin(), own.row_steps.end());
-          for (int64_t next = std::max(built + 1, needed - own.slots + 1);
-               next <= std::min(needed, n_.rows - 1); ++next) {
-            for (int64_t sample = 0; sample < samples; ++sample)
-              run_.to_rows(n_.columns, count,
-                           g + sample * g_sample + next * across * g_step + begin, g_step,
-                           scale + begin, rows + own.left + sample * own.pitch, own.row);
-            run_.row_tables(own.fours, own.row, rows, tables + next % own.slots * own.table);
-            built = next;
-          }
-          for (size_t i = 0; i < own.down.size(); ++i) {
-            const int64_t meets = row + own.row_steps[i];
-            if (meets < 0 || meets >= n_.rows) continue;
-            table_of[taps] = tables + meets % own.slots * own.table;
-            places_of[taps++] = places + static_cast<int64_t>(i) * by_tap;
-            if (taps == kMostTaps) flush();
-          }
-          if (taps > 0 || fresh) flush();
-        }
-        places += static_cast<int64_t>(own.down.size()) * by_tap;
-      }
-    }
-    for (int64_t row = 0; row < own.rows; ++row) {
-      for (int64_t sample = 0; sample < samples; ++sample) {
-        const int64_t y = row * n_.stride + own.first_row;
-        run_.to_rows(channels_, own.columns, sums + row * channels_ * own.sums + sample * own.pitch,
-                     own.sums, nullptr,
-                     da + ((sample * n_.height + y) * n_.width + own.first_column) * channels_,
-                     n_.stride * channels_);
-      }
-    }
-  }
-
-  const Training& run_;
-  const Convolution& n_;
-  int64_t channels_, filters_, samples_;
-  const float* code_;
-  std::vector<Class> classes_;
-  struct Task {
-    size_t own;
-    int64_t block, down;
-  };
-  std::vector<Task> tasks_;
 };
 
 }  // namespace siman

@@ -22,8 +22,9 @@ struct KernelGradientLayout {
       : fours_across((n.columns + kFour - 1) / kFour),
         fours(n.rows * fours_across),
         channels(RoundUp(channels, kLanes)),
-        image_columns(std::max(n.padded_width, (fours_across * kFour - 1) * n.stride +
-                                                   n.taps_across) + (kFour - 1) * n.stride),
+        image_columns(
+            std::max(n.padded_width, (fours_across * kFour - 1) * n.stride + n.taps_across) +
+            (kFour - 1) * n.stride),
         image(n.padded_height * image_columns * this->channels) {}
 
   int64_t fours_across, fours;  // of a sample
@@ -35,11 +36,11 @@ struct KernelGradientLayout {
 };
 
 // The padded image of a sample in bytes: kBit where x >= least. What is not image must be 0.
-inline void ImageBytes(const Training& run, const Convolution& n, const KernelGradientLayout& layout,
-                       int64_t channels, const float* x, float least, uint8_t* bytes) {
+inline void ImageBytes(const Training& run, const Convolution& n,
+                       const KernelGradientLayout& layout, int64_t channels, const float* x,
+                       float least, uint8_t* bytes) {
   for (int64_t row = 0; row < n.height; ++row, x += n.width * channels) {
-    uint8_t* to =
-        bytes + ((row + n.top) * layout.image_columns + n.left) * layout.channels;
+    uint8_t* to = bytes + ((row + n.top) * layout.image_columns + n.left) * layout.channels;
     if (channels == layout.channels) {
       run.to_bytes(n.width * channels, x, least, to);
       continue;
@@ -65,8 +66,13 @@ class KernelGradient {
   // 0 before the first group; `tables` holds kMostFours tables.
   KernelGradient(const Training& run, const Convolution& n, const KernelGradientLayout& layout,
                  int64_t filters, float* sums, float* border, float* tables)
-      : run_(run), n_(n), layout_(layout), filters_(RoundUp(filters, kTableFilters)), sums_(sums),
-        border_(border), tables_(tables) {}
+      : run_(run),
+        n_(n),
+        layout_(layout),
+        filters_(RoundUp(filters, kTableFilters)),
+        sums_(sums),
+        border_(border),
+        tables_(tables) {}
 
   static constexpr int64_t kMostFours = 32;
 
@@ -74,8 +80,8 @@ class KernelGradient {
   // where it is no gradient's; `places` are the samples' images, joined by fours.
   void Add(int64_t samples, const float* g, const uint8_t* places) {
     Starts(samples);
-    const int64_t taps = n_.taps_down * n_.taps_across, block = taps * layout_.channels *
-                                                                kTableFilters;
+    const int64_t taps = n_.taps_down * n_.taps_across,
+                  block = taps * layout_.channels * kTableFilters;
     // The fewer tables, the better they stay in the first cache; the more, the less often sums
     // that do not stay there are fetched.
     constexpr int64_t part = 24;
@@ -106,9 +112,9 @@ class KernelGradient {
     for (int64_t sample = 0; sample < samples; ++sample)
       for (int64_t row = 0; row < n_.rows; ++row)
         for (int64_t four = 0; four < layout_.fours_across; ++four)
-          starts_.push_back(static_cast<int32_t>(
-              sample * layout_.image +
-              (row * layout_.image_columns + four * kFour) * n_.stride * layout_.channels));
+          starts_.push_back(static_cast<int32_t>(sample * layout_.image +
+                                                 (row * layout_.image_columns + four * kFour) *
+                                                     n_.stride * layout_.channels));
   }
 
   // A tap that meets padding met bits 0 there, which counted as -1; this takes that back.

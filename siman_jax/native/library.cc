@@ -16,9 +16,9 @@ const char* siman_variant_name(int index) {
 
 int siman_variant_supported(int index) { return siman::kVariants[index]->supported; }
 
-// Freed memory stays with the process. XLA asks for a step's temporaries, some hundred megabytes, in
-// one piece at each step; by default that piece comes from the system and goes back to it, and the
-// first access to each of its pages costs more than most computations on it.
+// Freed memory stays with the process. XLA asks for a step's temporaries, some hundred megabytes,
+// in one piece at each step; by default that piece comes from the system and goes back to it, and
+// the first access to each of its pages costs more than most computations on it.
 void siman_keep_memory() {
 #if defined(__GLIBC__)
   mallopt(M_ARENA_MAX, 1);

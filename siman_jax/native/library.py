@@ -21,6 +21,7 @@ REAL_FORWARD, REAL_KERNEL_GRADIENT = "siman_real_forward", "siman_real_kernel_gr
 EXCEEDS_KTH, KTH_OF_ALL = "siman_exceeds_kth", "siman_kth_of_all"
 NORM_STATISTICS, NORM_SUMS = "siman_norm_statistics", "siman_norm_sums"
 NORM_FORWARD, NORM_BACKWARD = "siman_norm_forward", "siman_norm_backward"
+MAX_POOL, MAX_POOL_GRADIENT = "siman_max_pool", "siman_max_pool_gradient"
 _TARGETS = (
     BINARY_CONV,
     RESIDUAL_LOGITS,
@@ -34,6 +35,8 @@ _TARGETS = (
     NORM_SUMS,
     NORM_FORWARD,
     NORM_BACKWARD,
+    MAX_POOL,
+    MAX_POOL_GRADIENT,
 )
 
 

@@ -23,6 +23,8 @@ inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
+// No register holds a table of sixteen.
+#define SIMAN_BY_PIXELS nullptr, nullptr
 #include "training.inc"
 
 // Ones are counted and summed in bytes, which hold 255: 31 words of at most 8 ones each.

@@ -302,8 +302,8 @@ class Sample {
 
 // Samples go through the network next to each other, each on one thread and in memory of its own;
 // of the last ones, which are fewer than threads, each on all of them.
-inline void RunNetwork(const Pool& pool, const Network& network, int64_t batch,
-                       int64_t image_size, const float* images, float* logits) {
+inline void RunNetwork(const Pool& pool, const Network& network, int64_t batch, int64_t image_size,
+                       const float* images, float* logits) {
   const int64_t workers = Workers(pool), alone = batch / workers * workers;
   std::vector<Workspace> spaces;
   for (int64_t worker = 0; worker < workers; ++worker) spaces.emplace_back(network);

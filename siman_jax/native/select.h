@@ -28,8 +28,8 @@ inline int32_t KthSmallest(const Training& run, int64_t length, const int32_t* k
 
 // Where x [rows, columns] is larger than the ranks[column]-th smallest of its column; rank -1
 // compares with 0.
-inline void ExceedsKth(const Pool& pool, const Training& run, int64_t rows,
-                       int64_t columns, const float* x, const int32_t* ranks, bool* exceeds) {
+inline void ExceedsKth(const Pool& pool, const Training& run, int64_t rows, int64_t columns,
+                       const float* x, const int32_t* ranks, bool* exceeds) {
   const int64_t workers = Workers(pool), blocks = (columns + kLanes - 1) / kLanes;
   std::vector<std::vector<int32_t>> scratch(workers);
   auto block = [&](int64_t index, int64_t worker) {
@@ -56,8 +56,8 @@ inline void ExceedsKth(const Pool& pool, const Training& run, int64_t rows,
 
 // The ranks-th smallest of all of x: of the numbers that share their highest bits with one of them,
 // which are few, the rest is found as above.
-inline void KthOfAll(const Pool& pool, const Training& run, int64_t length,
-                     const float* x, int64_t count, const int32_t* ranks, float* found) {
+inline void KthOfAll(const Pool& pool, const Training& run, int64_t length, const float* x,
+                     int64_t count, const int32_t* ranks, float* found) {
   constexpr int kLowBits = 19;
   constexpr int64_t kBins = int64_t{1} << (31 - kLowBits), kPart = 1 << 16;
   const int64_t parts = (length + kPart - 1) / kPart;
@@ -102,8 +102,8 @@ inline void KthOfAll(const Pool& pool, const Training& run, int64_t length,
   auto select = [&](int64_t i, int64_t) {
     std::vector<int32_t> all;
     for (const auto& part : kept) all.insert(all.end(), part[i].begin(), part[i].end());
-    const int32_t key = KthSmallest(run, static_cast<int64_t>(all.size()), all.data(),
-                                    ranks[i] - below[i]);
+    const int32_t key =
+        KthSmallest(run, static_cast<int64_t>(all.size()), all.data(), ranks[i] - below[i]);
     std::memcpy(found + i, &key, sizeof(key));
   };
   RunPhases(pool, Workers(pool), {{parts, add_up}, {1, choose}, {parts, keep}, {count, select}});

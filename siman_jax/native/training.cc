@@ -1,8 +1,9 @@
-// Training on XLA's CPU backend: the functions that Python calls, see `training.py`.
+// Training on XLA's CPU backend: the functions that Python calls, in `siman_jax/native/*.py`.
 
 #include <cstdint>
 
 #include "norms.h"
+#include "pooling.h"
 #include "real_conv.h"
 #include "select.h"
 #include "training_conv.h"
@@ -20,6 +21,7 @@ using Floats2 = ffi::Buffer<ffi::F32, 2>;
 using Floats1 = ffi::Buffer<ffi::F32, 1>;
 using Sums = ffi::Buffer<ffi::S16, 4>;
 using Ranks = ffi::Buffer<ffi::S32, 1>;
+using Places = ffi::Buffer<ffi::U8, 4>;
 using Flags = ffi::Buffer<ffi::PRED, 2>;
 
 // What stands for nothing has no elements.
@@ -150,6 +152,30 @@ ffi::Error NormBackward(ffi::ThreadPool pool, ffi::AnyBuffer dout, ffi::AnyBuffe
   return ffi::Error::Success();
 }
 
+MaxPool MaxPoolOf(const Floats4& image, const Floats4& result, int64_t down, int64_t across,
+                  int64_t row_stride, int64_t column_stride, int64_t top, int64_t left) {
+  const auto x = image.dimensions(), y = result.dimensions();
+  return {x[0], x[1], x[2], x[3], y[1], y[2], down, across, row_stride, column_stride, top, left};
+}
+
+ffi::Error MaxPoolForward(ffi::ThreadPool pool, Floats4 x, ffi::Result<Floats4> y,
+                          ffi::Result<Places> which, int64_t variant, int64_t down, int64_t across,
+                          int64_t row_stride, int64_t column_stride, int64_t top, int64_t left) {
+  RunMaxPool(PoolOf(pool), *kVariants[variant]->training,
+             MaxPoolOf(x, *y, down, across, row_stride, column_stride, top, left), x.typed_data(),
+             y->typed_data(), which->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error MaxPoolGradient(ffi::ThreadPool pool, Floats4 g, Places which, ffi::Result<Floats4> dx,
+                           int64_t variant, int64_t down, int64_t across, int64_t row_stride,
+                           int64_t column_stride, int64_t top, int64_t left) {
+  RunMaxPoolGradient(PoolOf(pool), *kVariants[variant]->training,
+                     MaxPoolOf(*dx, g, down, across, row_stride, column_stride, top, left),
+                     g.typed_data(), which.typed_data(), dx->typed_data());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace siman
 
@@ -271,4 +297,32 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_norm_backward, siman::NormBackward,
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Attr<int64_t>("variant")
                                   .Attr<int64_t>("activation"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_max_pool, siman::MaxPoolForward,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats4>()
+                                  .Ret<siman::Floats4>()
+                                  .Ret<siman::Places>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("down")
+                                  .Attr<int64_t>("across")
+                                  .Attr<int64_t>("row_stride")
+                                  .Attr<int64_t>("column_stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_max_pool_gradient, siman::MaxPoolGradient,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats4>()
+                                  .Arg<siman::Places>()
+                                  .Ret<siman::Floats4>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("down")
+                                  .Attr<int64_t>("across")
+                                  .Attr<int64_t>("row_stride")
+                                  .Attr<int64_t>("column_stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left"));
 }

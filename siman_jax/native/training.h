@@ -1,8 +1,8 @@
 // What an instruction set contributes to training: inner loops, chosen when the program runs.
 //
 // Gradients of a binary convolution are sums of products of floats and +-1. Four floats have only
-// sixteen sums with signs, so these stand in a table, and the four bits that the floats meet are the
-// place of their sum: one addition does the work of four multiply-adds.
+// sixteen sums with signs, so these stand in a table, and the four bits that the floats meet are
+// the place of their sum: one addition does the work of four multiply-adds.
 
 #ifndef SIMAN_TRAINING_H_
 #define SIMAN_TRAINING_H_
@@ -15,13 +15,18 @@ constexpr int64_t kFour = 4;           // floats of one table
 constexpr int64_t kSums = 16;          // their sums with signs
 constexpr int64_t kTableFilters = 16;  // filters of a table of the kernel's gradient
 constexpr int64_t kFloatsOfTable = kSums * kTableFilters;
-constexpr int64_t kMostTaps = 16;     // rows of taps of one call of add_rows
-constexpr uint8_t kBit = 8;  // a bit in the bytes that become places in tables
+constexpr int64_t kMostTaps = 16;      // of one call of add_rows or add_pixels
+constexpr int64_t kFoursOfPlaces = 8;  // whose places in tables are one number of 32 bits
+constexpr uint8_t kBit = 8;            // a bit in the bytes that become places in tables
 
 enum class Activation : int64_t { kNone, kPRelu, kHardTanh };
 
 // What stands for the derivative of a sign at u.
-enum class Estimator : int64_t { kOne, kApprox, kStraightThrough };  // 1, max(0, 2 - 2|u|), |u| <= 1
+enum class Estimator : int64_t {
+  kOne,
+  kApprox,
+  kStraightThrough
+};  // 1, max(0, 2 - 2|u|), |u| <= 1
 
 // z = (y - centre) * gain + offset + shortcut, and activation(z); all per channel.
 struct BatchNorm {
@@ -41,7 +46,7 @@ struct BatchNormGradient {
 
 // Activations y before the norm: floats, or sums of +-1.
 struct Numbers {
-  const float* floats;   // null where they are
+  const float* floats;  // null where they are
   const int16_t* sums;
 };
 
@@ -70,19 +75,19 @@ struct Training {
   void (*add_up_squares)(int64_t pixels, int64_t channels, Numbers y, const float* mean,
                          float* totals);
 
-  void (*norm)(int64_t pixels, int64_t channels, const BatchNorm& norm, Numbers y, const float* shortcut,
-               float* out);
+  void (*norm)(int64_t pixels, int64_t channels, const BatchNorm& norm, Numbers y,
+               const float* shortcut, float* out);
 
   // Adds dz, dz * (y - centre) and the slope's gradient to totals [3, channels]. The shortcut may
   // be null.
-  void (*norm_sums)(int64_t pixels, int64_t channels, const BatchNorm& norm, const float* dout, Numbers y,
-                    const float* shortcut, float* totals);
+  void (*norm_sums)(int64_t pixels, int64_t channels, const BatchNorm& norm, const float* dout,
+                    Numbers y, const float* shortcut, float* totals);
 
   // dy, and dz where that is not null. Pixels of dout, y, the shortcut and dz are `step` numbers
   // apart, those of dy `dy_step`.
   void (*norm_gradient)(int64_t pixels, int64_t channels, const BatchNorm& norm,
-                        const BatchNormGradient& gradient, int64_t step, const float* dout, Numbers y,
-                        const float* shortcut, int64_t dy_step, float* dy, float* dz);
+                        const BatchNormGradient& gradient, int64_t step, const float* dout,
+                        Numbers y, const float* shortcut, int64_t dy_step, float* dy, float* dz);
 
   // Tables of the kernel's gradient, [fours, kSums, kTableFilters]: at bits b the sum of
   // (bit i of b ? +1 : -1) * g[4 * four + i]. Rows of g are `stride` apart.
@@ -102,15 +107,37 @@ struct Training {
                    int64_t terms, const uint16_t* const* places, int64_t places_step, bool fresh,
                    float* sums, int64_t sums_step);
 
+  // Tables [pixels, to_step], of a pixel [fours, kSums]: at bits b the sum of
+  // (bit i of b ? +1 : -1) * g[pixel][4 * four + i] * scale[4 * four + i], with a multiple of 4 of
+  // fours. Null where there is no add_pixels.
+  void (*pixel_tables)(int64_t pixels, int64_t fours, const float* g, int64_t g_step,
+                       const float* scale, float* to, int64_t to_step);
+
+  // sums[pixel][c] = (fresh ? 0 : sums[pixel][c]) + the sum over taps and fours of the number of
+  // tables[tap][pixel][four] at the four bits that places[tap][c] has for it, with a multiple of
+  // kSums of channels. Null where a register cannot be such a table.
+  void (*add_pixels)(int64_t pixels, int64_t channels, int64_t taps, const float* const* tables,
+                     int64_t table_step, int64_t fours, const uint32_t* const* places, bool fresh,
+                     float* sums, int64_t sums_step);
+
   // to[c][pixel] = from[pixel][c] * scale[c]; without the scale where it is null. Steps are in
   // floats. The way back is the same with pixels and channels exchanged.
   void (*to_rows)(int64_t pixels, int64_t channels, const float* from, int64_t from_step,
                   const float* scale, float* to, int64_t to_step);
 
-  // sums[value][filter] += sum over pixels of x[pixel * x_step + value] * g[pixel * filters + filter],
-  // filters a multiple of kLanes.
+  // sums[value][filter] += sum over pixels of x[pixel * x_step + value] * g[pixel * filters +
+  // filter], filters a multiple of kLanes.
   void (*add_products)(int64_t pixels, int64_t values, int64_t x_step, const float* x,
                        int64_t filters, const float* g, float* sums);
+
+  // y[c] = the greatest of count pixels, the first one of equals, and which[c] its place; NaN is
+  // more than any number.
+  void (*max_of)(int64_t channels, int64_t count, const float* const* pixels, const uint8_t* places,
+                 float* y, uint8_t* which);
+
+  // dx[c] = the sum of g[i][c] over those i where which[i][c] is places[i].
+  void (*add_chosen)(int64_t channels, int64_t count, const float* const* g,
+                     const uint8_t* const* which, const uint8_t* places, float* dx);
 
   // How many keys are below `least`.
   int64_t (*count_below)(int64_t length, const int32_t* keys, int32_t least);

@@ -6,10 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "convolution.h"
+#include "input_by_pixels.h"
+#include "input_by_rows.h"
 #include "input_gradient.h"
 #include "kernel_gradient.h"
 #include "memory.h"
@@ -20,7 +23,7 @@
 
 namespace siman {
 
-// Arrays are those of `siman_jax/native/training.py`.
+// Arrays are those of `siman_jax/native/convolution.py`.
 struct TrainingConv {
   const Variant* variant;
   int64_t batch, channels, filters;
@@ -68,7 +71,8 @@ inline TrainingConv MakeTrainingConv(const Variant* variant, const int64_t* imag
 class KernelBits {
  public:
   explicit KernelBits(const TrainingConv& conv)
-      : conv_(conv), words_(conv.n.kernel_values() * conv.n.out),
+      : conv_(conv),
+        words_(conv.n.kernel_values() * conv.n.out),
         sums_((conv.n.taps_down + 1) * (conv.n.taps_across + 1) * conv.n.out) {}
 
   const uint32_t* words() const { return words_.data(); }
@@ -181,8 +185,8 @@ inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* 
         int32_t* to[kPixels];
         for (int64_t p = 0; p < kPixels; ++p) to[p] = products[p];
         MultiplyGroup(*conv.variant, n, n.taps(n.out), group, conv.channels, block,
-                      images[worker].data(), kernel.words() + filter,
-                      kernel.corner_sums() + filter, to);
+                      images[worker].data(), kernel.words() + filter, kernel.corner_sums() + filter,
+                      to);
         const int64_t at = index * conv.results() + first * conv.filters + filter;
         for (int64_t p = 0; p < group.count; ++p) {
           if (sums != nullptr)
@@ -218,7 +222,7 @@ struct ResultGradient {
 struct ConvGradients {
   float* kernel;  // of the kernel that y = conv(signs of x, kernel) has
   float* x;
-  float* shortcut;          // where dz goes; null for nowhere
+  float* shortcut;         // where dz goes; null for nowhere
   bool shortcut_is_input;  // dz is then added to x
 };
 
@@ -228,17 +232,28 @@ class ConvBackward {
   ConvBackward(const Pool& pool, const TrainingConv& conv, const float* moments,
                Estimator estimator, const float* scale, const ResultGradient& source,
                const ConvGradients& to)
-      : pool_(pool), conv_(conv), moments_(moments), estimator_(estimator), scale_(scale),
-        source_(source), to_(to), layout_(conv.n, conv.channels),
-        group_(InputGradient::Samples(conv.run(), conv.n, conv.batch, conv.sample())),
-        input_(conv.run(), conv.n, conv.channels, conv.filters, group_, conv.code) {
+      : pool_(pool),
+        conv_(conv),
+        moments_(moments),
+        estimator_(estimator),
+        scale_(scale),
+        source_(source),
+        to_(to),
+        layout_(conv.n, conv.channels),
+        group_(InputByRows::Samples(conv.run(), conv.n, conv.batch, conv.sample())) {
+    if (InputByPixels::Covers(conv.run(), conv.channels))
+      input_ = std::make_unique<InputByPixels>(*conv.variant, conv.n, conv.channels, conv.filters,
+                                               conv.code);
+    else
+      input_ = std::make_unique<InputByRows>(conv.run(), conv.n, conv.channels, conv.filters,
+                                             group_, conv.code);
     // Sums of few filters fit the second cache, and then one task does all for its samples.
     constexpr int64_t kCached = 65536;
     const int64_t groups = (conv.batch + group_ - 1) / group_;
     together_ = KernelGradient::SumsSize(conv.n, layout_, conv.filters) <= kCached;
-    filters_ = together_ ? RoundUp(conv.filters, kTableFilters)
-                         : std::min<int64_t>(4 * kTableFilters,
-                                             RoundUp(conv.filters, kTableFilters));
+    filters_ = together_
+                   ? RoundUp(conv.filters, kTableFilters)
+                   : std::min<int64_t>(4 * kTableFilters, RoundUp(conv.filters, kTableFilters));
     ranges_ = (conv.filters + filters_ - 1) / filters_;
     const int64_t blocks = std::min<int64_t>(groups, together_ ? 32 : (15 + ranges_) / ranges_);
     groups_per_block_ = (groups + blocks - 1) / blocks;
@@ -252,7 +267,7 @@ class ConvBackward {
     sums_.emplace(blocks_ * ranges_ * sums_size_);
     for (int64_t worker = 0; worker < workers; ++worker) spaces_.emplace_back(SpaceSize());
     std::vector<Phase> phases;
-    phases.push_back({input_.tasks(), [this](int64_t task, int64_t) { input_.Prepare(task); }});
+    phases.push_back({input_->tasks(), [this](int64_t task, int64_t) { input_->Prepare(task); }});
     phases.push_back({blocks_ * ranges_, [this](int64_t task, int64_t worker) {
                         KernelTask(task / ranges_, task % ranges_, worker);
                       }});
@@ -279,16 +294,14 @@ class ConvBackward {
   }
   int64_t SpaceSize() const {
     return GradientSize() + 2 * BytesSize() + KernelGradient::kMostFours * kFloatsOfTable +
-           InputSize() + MoreSize() + input_.ScratchSize();
+           InputSize() + MoreSize() + input_->ScratchSize();
   }
   float* Gradient(int64_t worker) { return spaces_[worker].data(); }
   uint8_t* ImageOf(int64_t worker) {
     return reinterpret_cast<uint8_t*>(Gradient(worker) + GradientSize());
   }
   uint8_t* Places(int64_t worker) { return ImageOf(worker) + 4 * BytesSize(); }
-  float* Tables(int64_t worker) {
-    return Gradient(worker) + GradientSize() + 2 * BytesSize();
-  }
+  float* Tables(int64_t worker) { return Gradient(worker) + GradientSize() + 2 * BytesSize(); }
   float* InputOf(int64_t worker) {
     return Tables(worker) + KernelGradient::kMostFours * kFloatsOfTable;
   }
@@ -318,8 +331,8 @@ class ConvBackward {
     for (int64_t sample = 0; sample < Samples(group); ++sample) {
       for (int64_t row = 0; row < rows; ++row) {
         const int64_t pixel = row * pixels;
-        const int64_t at = (First(group) + sample) * conv_.results() + pixel * conv_.filters +
-                           filter;
+        const int64_t at =
+            (First(group) + sample) * conv_.results() + pixel * conv_.filters + filter;
         float* to = g + (sample * layout_.pixels() + row * across) * width;
         if (source_.dy != nullptr) {
           for (int64_t i = 0; i < pixels; ++i)
@@ -332,8 +345,7 @@ class ConvBackward {
         else if (to_.shortcut != nullptr)
           dz = to_.shortcut + at;
         conv_.run().norm_gradient(pixels, count, At(source_.norm, filter),
-                                  {source_.gradient.scale + filter,
-                                   source_.gradient.shift + filter,
+                                  {source_.gradient.scale + filter, source_.gradient.shift + filter,
                                    source_.gradient.slant + filter},
                                   conv_.filters, source_.dout + at, {nullptr, source_.sums + at},
                                   source_.shortcut == nullptr ? nullptr : source_.shortcut + at,
@@ -377,8 +389,8 @@ class ConvBackward {
   void InputTask(int64_t group, const float* g, int64_t width, int64_t worker) {
     const Training& run = conv_.run();
     const int64_t size = conv_.sample();
-    input_.Run(Samples(group), g, layout_.pixels() * width, layout_.fours_across * kFour, width,
-               scale_, Scratch(worker), InputOf(worker));
+    input_->Run(Samples(group), g, layout_.pixels() * width, layout_.fours_across * kFour, width,
+                scale_, Scratch(worker), InputOf(worker));
     for (int64_t sample = 0; sample < Samples(group); ++sample) {
       const float* x = X(group, sample);
       float* da = InputOf(worker) + sample * size;
@@ -388,10 +400,9 @@ class ConvBackward {
       run.estimate(size, estimator_, x, mean, scale, da, totals);
       const double shift = conv_.centred ? totals[0] / static_cast<double>(size) : 0;
       const double slant = conv_.centred ? totals[1] / static_cast<double>(size - 1) : 0;
-      run.standardize_back(size, x, mean, scale, static_cast<float>(shift),
-                           static_cast<float>(slant), da,
-                           more == nullptr ? nullptr : more + sample * size,
-                           to_.x + (First(group) + sample) * size);
+      run.standardize_back(
+          size, x, mean, scale, static_cast<float>(shift), static_cast<float>(slant), da,
+          more == nullptr ? nullptr : more + sample * size, to_.x + (First(group) + sample) * size);
     }
   }
 
@@ -427,9 +438,7 @@ class ConvBackward {
   const float* X(int64_t group, int64_t sample) const {
     return conv_.x + (First(group) + sample) * conv_.sample();
   }
-  float Mean(int64_t group, int64_t sample) const {
-    return moments_[2 * (First(group) + sample)];
-  }
+  float Mean(int64_t group, int64_t sample) const { return moments_[2 * (First(group) + sample)]; }
 
   const Pool& pool_;
   const TrainingConv& conv_;
@@ -440,7 +449,7 @@ class ConvBackward {
   const ConvGradients& to_;
   KernelGradientLayout layout_;
   int64_t group_;  // samples that are handled together
-  InputGradient input_;
+  std::unique_ptr<InputGradient> input_;
   bool together_;
   int64_t filters_, ranges_;  // of filters, of one task
   int64_t groups_per_block_, blocks_;

@@ -373,6 +373,45 @@ def norms() -> Iterator[Case]:
         )  # fmt: skip
 
 
+def poolings() -> Iterator[Case]:
+    for image, window, strides, padding in (
+        ((2, 7, 8, 64), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((3, 4, 6, 37), (2, 2), (2, 2), ((0, 0), (0, 0))),
+        ((1, 5, 3, 3), (4, 2), (1, 3), ((3, 0), (0, 1))),
+    ):
+        rng = random("pool", *image)
+        x = np.round(2 * rng.standard_normal(image).astype(np.float32)) / 2
+        padded = np.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-np.inf)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, window, (1, 2))
+        windows = windows[:, :: strides[0], :: strides[1]]
+        windows = windows.reshape(*windows.shape[:4], -1)
+        which = windows.argmax(-1)
+        g = floats(rng, *which.shape)
+        dx = np.zeros(padded.shape)
+        for at in np.ndindex(which.shape):
+            down, right = divmod(which[at], window[1])
+            row, column = at[1] * strides[0] + down, at[2] * strides[1] + right
+            dx[at[0], row, column, at[3]] += g[at]
+        (top, _), (left, _) = padding
+        yield Case(
+            f"pool {image} {window}",
+            {
+                "down": window[0],
+                "across": window[1],
+                "row_stride": strides[0],
+                "column_stride": strides[1],
+                "top": top,
+                "left": left,
+            },
+            {"x": x, "g": g},
+            {
+                "y": windows.max(-1),
+                "which": which.astype(np.uint8),
+                "dx": np.float32(dx[:, top:, left:][:, : image[1], : image[2]]),
+            },
+        )
+
+
 def magnitudes(rng, *shape):
     """With ties, zeros, subnormal numbers, infinity and NaN."""
     x = np.abs(floats(rng, *shape))
@@ -517,7 +556,8 @@ def write(file: BinaryIO, cases: list[Case]) -> None:
 
 def all_cases() -> list[Case]:
     parts = (
-        binary_convolutions, real_convolutions, norms, selections, packed_convolutions, networks,
+        binary_convolutions, real_convolutions, norms, poolings, selections, packed_convolutions,
+        networks,
     )  # fmt: skip
     return [case for part in parts for case in part()]
 

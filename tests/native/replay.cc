@@ -29,6 +29,7 @@
 #include "binary_conv.h"
 #include "network.h"
 #include "norms.h"
+#include "pooling.h"
 #include "real_conv.h"
 #include "select.h"
 #include "training_conv.h"
@@ -240,6 +241,26 @@ void RunRealGradient(Call& call) {
                         g.data<float>(), call.Out<float>("kernel"));
 }
 
+void RunPooling(Call& call) {
+  const Array &x = call.In("x"), &g = call.In("g");
+  const MaxPool n{x.sizes[0],
+                  x.sizes[1],
+                  x.sizes[2],
+                  x.sizes[3],
+                  g.sizes[1],
+                  g.sizes[2],
+                  call.Number("down"),
+                  call.Number("across"),
+                  call.Number("row_stride"),
+                  call.Number("column_stride"),
+                  call.Number("top"),
+                  call.Number("left")};
+  const Training& run = *call.variant->training;
+  auto* which = call.Out<uint8_t>("which");
+  RunMaxPool(call.pool, run, n, x.data<float>(), call.Out<float>("y"), which);
+  RunMaxPoolGradient(call.pool, run, n, g.data<float>(), which, call.Out<float>("dx"));
+}
+
 void RunExceedsKth(Call& call) {
   const Array& x = call.In("x");
   ExceedsKth(call.pool, *call.variant->training, x.sizes[0], x.sizes[1], x.data<float>(),
@@ -322,6 +343,7 @@ const std::map<std::string, void (*)(Call&)> kCalls = {
     {"conv_backward", RunConvBackward},
     {"real_forward", RunRealForward},
     {"real_gradient", RunRealGradient},
+    {"pool", RunPooling},
     {"exceeds_kth", RunExceedsKth},
     {"kth_of_all", RunKthOfAll},
     {"norm", RunNorm},

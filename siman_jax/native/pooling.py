@@ -1,0 +1,67 @@
+"""Max pooling in training, natively."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from siman_jax.native.dispatch import available, differentiable
+from siman_jax.native.library import MAX_POOL, MAX_POOL_GRADIENT, call
+
+# A place in a window is a byte, and one value says that there is none.
+_MOST_PIXELS = 255
+
+
+def max_pool(
+    x: Array,
+    window_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Any = ((0, 0), (0, 0)),
+) -> Array:
+    """Do what `nn.max_pool` does, natively where possible: same values, same gradients.
+
+    Where several pixels of a window are its maximum, the first one gets the gradient.
+
+    Args:
+      x: `[batch, height, width, channels]`.
+      window_shape: height and width of a window, in pixels.
+      strides: pixels from one window to the next, down and across.
+      padding: pixels added before and behind, down and across.
+
+    Returns:
+      `[batch, rows, columns, channels]`, dtype of `x`.
+
+    >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), (2, 2), (2, 2)).ravel()
+    Array([3.], dtype=float32)
+    """
+    reference = partial(nn.max_pool, window_shape=window_shape, strides=strides, padding=padding)
+    down, across = window_shape
+    plain = x.ndim == 4 and min(x.shape) > 0 and down * across <= _MOST_PIXELS
+    if not (plain and available(x)):
+        return reference(x)
+
+    (top, _), (left, _) = padding
+    attributes = {
+        "down": int(down),
+        "across": int(across),
+        "row_stride": int(strides[0]),
+        "column_stride": int(strides[1]),
+        "top": int(top),
+        "left": int(left),
+    }
+    result = jax.eval_shape(reference, x)
+
+    def forward(x: Array) -> Any:
+        which = jax.ShapeDtypeStruct(result.shape, jnp.uint8)
+        return call(MAX_POOL, (result, which), x, **attributes)
+
+    def backward(arrays: Any, which: Array, g: Array) -> tuple[Array]:
+        (x,) = arrays
+        shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+        return (call(MAX_POOL_GRADIENT, shape, g, which, **attributes),)
+
+    return differentiable(reference, forward, backward)(x)
