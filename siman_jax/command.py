@@ -35,16 +35,33 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def lock_config(config: ConfigDict) -> ConfigDict:
-    """Refuse new fields from here on.
+    """Read what flags set in fields that hold several values, and refuse new fields from here on.
 
     Raises:
       UsageError: the config's file could not be loaded.
     """
     try:
+        _split_commas(config)
         config.lock()
     except OSError as error:  # a file that could not be loaded says so at its first use
         raise UsageError(str(error)) from error
     return config
+
+
+def _split_commas(config: ConfigDict) -> None:
+    """Make two names of the one in `("a,b",)`, in every field that holds a tuple.
+
+    That is what the flag `--config.FIELD=a,b` gives.
+    """
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _split_commas(value)
+        elif isinstance(value, tuple):
+            config[name] = tuple(
+                part
+                for item in value
+                for part in (map(str.strip, item.split(",")) if isinstance(item, str) else [item])
+            )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

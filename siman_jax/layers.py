@@ -45,6 +45,8 @@ from siman_jax.rules import (
 )
 
 BINARY_KERNEL = "binary_kernel"
+# Of the parameters of all networks here.
+LEAF_NAMES = (BINARY_KERNEL, "alpha", THETA, "kernel", "bias", "scale", "slope")
 BITS = "bits"
 ROTATIONS = "rotations"
 SCHEDULE = "schedule"

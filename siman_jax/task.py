@@ -10,9 +10,9 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from siman_jax.config_check import check_config
 from siman_jax.data import load_dataset, num_classes
 from siman_jax.data.dataset import Dataset, steps_in_epoch
-from siman_jax.devices import check_divides
 from siman_jax.errors import UsageError, choose
 from siman_jax.models import build_model
 from siman_jax.optimizer import (
@@ -26,25 +26,6 @@ from siman_jax.optimizer import (
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-# Least value of what counts something.
-_LEAST = {
-    "epochs": 1,
-    "batch_size": 1,
-    "eval_batch_size": 1,
-    "accumulation_steps": 1,
-    "batch_norm_devices": 0,
-    "steps_per_dispatch": 0,
-    "keep_checkpoints": 1,
-    "model.width": 1,
-    "optimizer.warmup_epochs": 0,
-    "optimizer.reference_batch_size": 0,
-}
-_LEAST_OF_STREAMS = {
-    "data.workers": 0,
-    "data.damaged_limit": 0,
-    "data.shorter_side": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -77,8 +58,7 @@ def build_task(config: ConfigDict, mesh: Mesh) -> Task:
       UsageError: the config names something unknown, does not fit the mesh, or its data cannot
         be used.
     """
-    _check_numbers(config)
-    _check_batch(config, mesh)
+    check_config(config, mesh)
     groups = mesh.size // config.batch_norm_devices if config.batch_norm_devices else 1
     model = model_from_config(config, norm_groups=groups)
     dataset = load_dataset(config.data)
@@ -143,69 +123,3 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """Height, width and channels of the images of `config.data`."""
     return config.data.image_size, config.data.image_size, config.data.channels
-
-
-def _check_numbers(config: ConfigDict) -> None:
-    least_values = _LEAST if config.data.resident else _LEAST | _LEAST_OF_STREAMS
-    for field, least in least_values.items():
-        *folders, name = field.split(".")
-        holder = config[folders[0]] if folders else config
-        if holder[name] < least:
-            raise UsageError(f"--config.{field} is {holder[name]}; it must be at least {least}.")
-    if not config.data.resident and config.data.image_size > config.data.shorter_side:
-        raise UsageError(
-            f"--config.data.image_size is {config.data.image_size}, more than"
-            f" --config.data.shorter_side, {config.data.shorter_side}, from which evaluation crops."
-        )
-    if not 0 <= config.seed < 2**32:
-        raise UsageError(f"--config.seed is {config.seed}; it must be from 0 to 2**32 - 1.")
-    percent = config.optimizer.clip_percent
-    if not 0 <= percent < 50:
-        raise UsageError(
-            f"--config.optimizer.clip_percent is {percent}; it must be at least 0 and less than"
-            " 50, where both percentiles would meet."
-        )
-    _check_estimator(config)
-    if not config.data.resident and not 0 < config.data.min_area <= config.data.max_area:
-        raise UsageError(
-            f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
-            f" {config.data.max_area}; the first must be above 0 and not above the second."
-        )
-
-
-def _check_estimator(config: ConfigDict) -> None:
-    for name in ("first_sharpness", "last_sharpness"):
-        if not config.estimator[name] > 0:
-            raise UsageError(
-                f"--config.estimator.{name} is {config.estimator[name]}; it must be above 0."
-            )
-    for name in ("first_tau", "last_tau"):
-        if not 0.5 < config.estimator[name] < 1:
-            raise UsageError(
-                f"--config.estimator.{name} is {config.estimator[name]}; it must lie between 0.5"
-                " and 1, where ReCU's limit is above 0."
-            )
-    if config.optimizer.bop and config.model.weight_rule != "bnn":
-        raise UsageError(
-            "--config.optimizer.bop flips signs of weights, which are the bits by the rule bnn"
-            f" alone, but --config.model.weight_rule is {config.model.weight_rule!r}."
-        )
-    if not 0 < config.optimizer.bop_adaptivity <= 1:
-        raise UsageError(
-            f"--config.optimizer.bop_adaptivity is {config.optimizer.bop_adaptivity}; it must be"
-            " above 0 and at most 1."
-        )
-
-
-def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    check_divides(mesh, config.batch_size, "--config.batch_size")
-    if config.batch_size % (config.accumulation_steps * mesh.size):
-        raise UsageError(
-            f"--config.accumulation_steps is {config.accumulation_steps}, but a batch of"
-            f" {config.batch_size} on {mesh.size} devices cannot be taken in as many equal parts."
-        )
-    if config.batch_norm_devices and mesh.size % config.batch_norm_devices:
-        raise UsageError(
-            f"--config.batch_norm_devices is {config.batch_norm_devices}, which does not divide"
-            f" the {mesh.size} devices into groups of that size."
-        )

@@ -15,12 +15,14 @@ from siman_jax.flips import binary_bits
 from siman_jax.layers import (
     BINARY_KERNEL,
     BITS,
+    LEAF_NAMES,
     BatchNorm,
     BinaryConv,
     BinaryDense,
     PReLU,
 )
 from siman_jax.models import MODELS, build_model
+from siman_jax.rules import WEIGHT_RULES
 
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
 
@@ -45,6 +47,15 @@ def test_networks_give_float32_logits_and_parameters(name, dtype):
     assert jax.tree.map(lambda x: x.shape, dict(updated)) == jax.tree.map(
         lambda x: x.shape, {"batch_stats": variables["batch_stats"]}
     )
+
+
+def test_leaf_names_are_those_of_the_networks():
+    networks = [(name, "half_half") for name in MODELS]
+    networks += [("cifar.resnet20_1w1a", rule) for rule in WEIGHT_RULES]
+    leaves = [
+        abstract_init(name, width=8, weight_rule=rule)[1]["params"] for name, rule in networks
+    ]
+    assert {path[-1] for params in leaves for path in flatten_dict(params)} == set(LEAF_NAMES)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -19,6 +19,7 @@ from configs import digits
 from siman_jax import task as task_module
 from siman_jax import train as training
 from siman_jax.checkpoint import CheckpointWriter, restore_best, restore_latest
+from siman_jax.command import lock_config
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices import make_mesh, replicated
@@ -405,7 +406,18 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("keep_checkpoints", 0, "keep_checkpoints is 0; it must be at least 1"),
         ("optimizer.clip_percent", 50.0, "less than 50"),
         ("data.mean", (0.1, 0.2, 0.3), "a number for each of the 1 channels"),
-        ("data.std", (0.0,), "no std may be 0"),
+        ("data.mean", ("0.3",), "a number for each of the 1 channels"),
+        ("data.std", (0.0,), "std must be above 0"),
+        ("data.std", (-0.3,), "std must be above 0"),
+        ("data.crop_padding", -1, "crop_padding is -1; it must be at least 0"),
+        ("optimizer.learning_rate", -0.1, "learning_rate is -0.1; it must be at least 0"),
+        ("optimizer.learning_rate", float("nan"), "learning_rate is nan; it must be at least 0"),
+        ("optimizer.learning_rate", float("inf"), "learning_rate is inf; it must be finite"),
+        ("optimizer.weight_decay", -1e-4, "it must be at least 0"),
+        ("optimizer.momentum", 1.0, "it must be less than 1"),
+        ("optimizer.warmup_epochs", 30, "more than --config.epochs"),
+        ("optimizer.undecayed", ("binary_kernel,alpha",), "unknown leaf in --config.optimizer"),
+        ("optimizer.undecayed", ("binary_kernels",), "did you mean 'binary_kernel'"),
         ("data.channels", 4, "it must be 1 or 3"),
     ],
 )
@@ -415,6 +427,22 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, field, va
     with pytest.raises(UsageError, match=message):
         train(config, tmp_path / "new", make_mesh(1))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("binary_kernel,alpha",), ("binary_kernel", "alpha")),
+        (("kernel, bias", "alpha"), ("kernel", "bias", "alpha")),
+        ((), ()),
+    ],
+)
+def test_names_in_a_flag_are_split_at_commas(given, expected):
+    """As one name they would match no leaf, and weight decay would take the binary kernels."""
+    config = digits.get_config()
+    config.optimizer.undecayed = given
+    assert lock_config(config).optimizer.undecayed == expected
+    assert config.data.mean == (0.3054,)
 
 
 @pytest.mark.parametrize(

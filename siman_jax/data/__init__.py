@@ -1,5 +1,6 @@
 """Data sources by name, and the checks that hold for all of them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -41,10 +42,16 @@ def load_dataset(config: ConfigDict) -> Dataset:
     load = choose(SOURCES, config.source, "data source")
     if config.channels not in (1, 3):
         raise UsageError(f"--config.data.channels is {config.channels}; it must be 1 or 3.")
-    if not len(config.mean) == len(config.std) == config.channels or 0 in config.std:
+    numbers = (*config.mean, *config.std)
+    if (
+        not len(config.mean) == len(config.std) == config.channels
+        or not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+        or min(config.std) <= 0
+    ):
         raise UsageError(
             f"--config.data.mean {config.mean} and --config.data.std {config.std} must hold a"
-            f" number for each of the {config.channels} channels, and no std may be 0."
+            f" number for each of the {config.channels} channels, such as"
+            f" {','.join(['0.5'] * config.channels)}, and std must be above 0."
         )
     dataset = load(config)
     if len(dataset.classes) != num_classes(config):
