@@ -337,9 +337,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(sides)), sides, fontsize=9)
     panels[0].invert_yaxis()
+    count = ", ".join(map(str, threads))
+    bars = f"threads, upper bar first: {count}" if len(threads) > 1 else f"threads: {count}"
     figure.suptitle(
-        f"Training on {report['machine']['cpu']}, float32\n"
-        f"(threads, upper bar first: {', '.join(map(str, threads))}; in brackets: siman-jax / it)",
+        f"Training on {report['machine']['cpu']}, float32\n({bars}; in brackets: siman-jax / it)",
         fontsize=10,
     )
     figure.savefig(path, dpi=140)
