@@ -1,6 +1,7 @@
 """Command line: train, evaluate or summarize the network of a config.
 
-    python -m siman_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m siman_jax.main --config=configs/digits.py
+    python -m siman_jax.main --config=configs/cifar10.py:resnet18 --workdir=runs/mine
 
 Exit status: 0; 2, what was given cannot be used; 69, another process of the run is gone (134,
 SIGABRT, where JAX's runtime notices first); 75, stopped by SIGTERM with everything saved.
@@ -25,6 +26,7 @@ from siman_jax.runlog import Results
 from siman_jax.summary import print_summary, summarize
 from siman_jax.task import image_shape, model_from_config
 from siman_jax.train import evaluate_run, train
+from siman_jax.workdir import default_workdir
 
 # What a process exits with that lost another one of its run (EX_UNAVAILABLE).
 LOST_A_PROCESS = 69
@@ -32,7 +34,12 @@ LOST_A_PROCESS = 69
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of the run's settings: configs/NAME.py or configs/NAME.py:VARIANT."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: log, curves, checkpoints.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run: log, curves, checkpoints. By default runs/NAME or runs/NAME-VARIANT, by the"
+    " config.",
+)
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval", "summary"], "What to do with the network."
 )
@@ -59,9 +66,7 @@ def main(argv: list[str]) -> None:
     if _MODE.value == "summary":
         print_summary(summarize(model_from_config(config), image_shape(config)))
         return
-    if not _WORKDIR.value:
-        raise UsageError("--workdir is missing: name the run's folder, such as runs/digits.")
-    workdir = Path(_WORKDIR.value).expanduser()
+    workdir = _workdir()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HOST_TIMEOUT.value)
     do = train if _MODE.value == "train" else evaluate_run
@@ -100,6 +105,15 @@ def _config() -> ConfigDict:
     if config is None:
         raise UsageError("--config is missing; an example is --config=configs/digits.py.")
     return lock_config(config)
+
+
+def _workdir() -> Path:
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value).expanduser()
+    workdir = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not _PROCESS_ID.value:
+        print(f"the run's folder is {workdir}; --workdir names another", flush=True)
+    return workdir
 
 
 def _print_results(results: Results, config: ConfigDict) -> None:

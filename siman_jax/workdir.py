@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ _OPERATIONAL = {
     "config.data.workers",
     "config.data.damaged_limit",
 }
+
+
+def default_workdir(config: str) -> Path:
+    """Folder of a run that was given none.
+
+    Args:
+      config: value of `--config`: the config's file, and its variant behind a colon.
+
+    >>> print(default_workdir("configs/digits.py"), default_workdir("configs/cifar10.py:resnet18"))
+    runs/digits runs/cifar10-resnet18
+    """
+    file, _, variant = config.partition(":")
+    names = [Path(file).stem, *re.findall(r"[\w.=]+", variant)]
+    return Path("runs") / "-".join(names)
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:

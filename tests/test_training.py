@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli import REPOSITORY
 from jax.experimental import multihost_utils
 
 from configs import digits
@@ -34,7 +35,6 @@ from siman_jax.task import build_task
 from siman_jax.train import evaluate_run, train
 from siman_jax.workdir import check_workdir
 
-REPOSITORY = Path(__file__).parent.parent
 EPOCHS = 3
 
 
@@ -429,6 +429,23 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, field, va
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
+def test_a_run_without_a_workdir_is_named_by_its_config(tmp_path):
+    small = ["--config.epochs=1", "--config.model.width=4", "--config.batch_size=256"]
+    command = [sys.executable, "-m", "siman_jax.main", f"--config={REPOSITORY}/configs/digits.py"]
+    for mode in ("train", "eval"):
+        done = subprocess.run(
+            [*command, f"--mode={mode}", *small],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith("the run's folder is runs/digits;")
+    assert (tmp_path / "runs" / "digits" / "log.jsonl").is_file()
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -450,7 +467,6 @@ def test_names_in_a_flag_are_split_at_commas(given, expected):
     [
         ([], "--config is missing"),
         (["--config=configs/nope.py"], "No such file"),
-        (["--config=configs/digits.py"], "--workdir is missing"),
         (["--config=configs/digits.py", "--config.bach_size=3"], 'Did you mean "batch_size"'),
         (["--config=configs/digits.py", "--config.model.widht=3"], 'Did you mean "width"'),
         (["--config=configs/digits.py", "--config.batch_size=abc"], "batch_size=abc"),
