@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,25 @@ def test_image_folder(config):
     np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(dataset.train.images[4], np.full((8, 8, 3), (255, 0, 0)))
     assert dataset.test.images.dtype == np.uint8
+
+
+def test_hidden_names_and_folders_within_a_class(config, folder, caplog):
+    """Hidden names are no classes and no images, what lies deeper is found, the rest is counted."""
+    red = folder / "train" / "red"
+    for hidden in (folder / "train" / ".ipynb_checkpoints", red / ".thumbnails"):
+        hidden.mkdir()
+        shutil.copy(red / "0.png", hidden / "0.png")
+    (red / "._000.png").write_bytes(b"no image")
+    (red / "notes.txt").touch()
+    (red / "page.TXT").touch()
+    (red / "more" / "deep").mkdir(parents=True)
+    (red / "2.png").rename(red / "more" / "deep" / "2.png")
+    with caplog.at_level("WARNING"):
+        dataset = load_dataset(config)
+    assert dataset.classes == ("blue", "red")
+    np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
+    assert f"left out of {folder / 'train'}" in caplog.text
+    assert "2 .txt" in caplog.text
 
 
 def test_image_folder_is_decoded_once(config, folder, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
-"""A folder of images by class: ROOT/SPLIT/CLASS/*.{jpg,jpeg,png}."""
+"""A folder of images by class: ROOT/SPLIT/CLASS/**/*.{jpg,jpeg,png}."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from siman_jax.data.dataset import Dataset, Record
 from siman_jax.errors import UsageError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class ImageFiles:
 def load(config: ConfigDict) -> Dataset:
     """List the images of both splits; none is opened.
 
+    Folders within a class's folder are searched, too. Files and folders whose names begin with a
+    dot are left out, as are files with other extensions; how many, is logged.
+
     Args:
       config: with `root`, the folder, and `train_split` and `test_split`, the folders below it.
 
@@ -74,7 +81,7 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
             f"there is no folder {train}; {_layout(config)}. Name ROOT with"
             " --config.data.root=ROOT."
         )
-    names = tuple(sorted(path.name for path in train.iterdir() if path.is_dir()))
+    names = tuple(sorted(_folders(train)))
     if not names:
         raise UsageError(f"{train} holds no class folders; {_layout(config)}.")
     return names
@@ -83,7 +90,7 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
 def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> ImageFiles:
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; {_layout(config)}.")
-    others = {path.name for path in folder.iterdir() if path.is_dir()} ^ set(classes)
+    others = _folders(folder) ^ set(classes)
     if others:
         raise UsageError(
             f"{folder} and its sibling {config.train_split} have different class folders:"
@@ -91,17 +98,34 @@ def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> Ima
         )
     names: list[str] = []
     labels: list[int] = []
+    left_out: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        images = sorted(
-            entry.name
-            for entry in os.scandir(folder / name)
-            if Path(entry.name).suffix.lower() in EXTENSIONS
-        )
+        images = []
+        for file in _files(folder / name):
+            extension = Path(file).suffix.lower()
+            if extension in EXTENSIONS:
+                images.append(file.removeprefix(f"{folder}{os.sep}"))
+            else:
+                left_out[extension or "without an extension"] += 1
         if not images:
             raise UsageError(f"{folder / name} holds no images; {_layout(config)}.")
-        names.extend(f"{name}/{image}" for image in images)
+        names.extend(sorted(images))
         labels.extend([label] * len(images))
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        _log.warning("left out of %s, being neither .jpg, .jpeg nor .png: %s", folder, kinds)
     return ImageFiles(folder, tuple(names), tuple(labels))
+
+
+def _folders(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths of the files in a folder and the folders below it, in any order."""
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(where, name) for name in files if not name.startswith("."))
 
 
 def _layout(config: ConfigDict) -> str:
