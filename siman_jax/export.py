@@ -33,6 +33,7 @@ from siman_jax.packed.notes import Notes
 from siman_jax.runlog import read_rows
 from siman_jax.stored_run import load_run
 from siman_jax.task import activation_rule, image_shape
+from siman_jax.trained_on import check_classes, read_trained_on
 from siman_jax.workdir import config_digest, read_config
 
 # Other commands have flags of some of these names, and tests import several commands.
@@ -106,7 +107,7 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNe
     }
     notes = notes_from_config(
         config.data,
-        class_names=_class_names(config, arguments["num_classes"]),
+        class_names=_class_names(config, workdir, arguments["num_classes"]),
         accuracy=_accuracy(workdir, int(state.step)),
         config_sha256=config_digest(config),
     )
@@ -135,13 +136,21 @@ def describe(path: Path, network: PackedNetwork, notes: Notes) -> str:
     return "\n".join(lines)
 
 
-def _class_names(config: ConfigDict, count: int) -> tuple[str, ...] | None:
-    """Names from the data's source; None, and a line that says why, where it cannot tell."""
+def _class_names(config: ConfigDict, workdir: Path, count: int) -> tuple[str, ...] | None:
+    """Names that the run was trained on, or of its data; None, and a line that says why, without.
+
+    Raises:
+      UsageError: the run was trained on other classes than its data have now.
+    """
+    trained_on = read_trained_on(workdir)
     try:
         names = class_names(config.data)
     except UsageError as error:
-        print(f"class names are left out: {error}")
-        return None
+        if trained_on is None:
+            print(f"class names are left out: {error}")
+            return None
+        names = trained_on.classes
+    check_classes(names, workdir)
     if len(names) != count:
         print(f"class names are left out: the data have {len(names)}, the network {count} classes")
         return None

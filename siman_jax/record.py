@@ -9,12 +9,14 @@ from ml_collections import ConfigDict
 
 from siman_jax.checkpoint import CheckpointWriter
 from siman_jax.curves import draw_curves
+from siman_jax.data.dataset import Dataset
 from siman_jax.devices import is_first_process
 from siman_jax.epoch import Progress
 from siman_jax.flips import Bits
 from siman_jax.runlog import Results, RunLog, last_and_best, read_rows
 from siman_jax.snapshot import Snapshot
 from siman_jax.stored_run import CHECKPOINTS
+from siman_jax.trained_on import write_trained_on
 from siman_jax.workdir import claim_workdir
 
 _log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ class Record:
 
     Args:
       config: of the run.
+      dataset: that it is trained on.
       workdir: the run's folder.
       step: the step that training goes on from.
       bits: of every binary kernel at the end of the epoch before.
@@ -34,8 +37,11 @@ class Record:
       bits: as given; who ends an epoch sets them anew.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, step: int, bits: Bits) -> None:
+    def __init__(
+        self, config: ConfigDict, dataset: Dataset, workdir: Path, step: int, bits: Bits
+    ) -> None:
         claim_workdir(config, workdir)
+        write_trained_on(dataset, workdir)
         self.workdir, self.bits = workdir, bits
         self._checkpoints = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, step)
         self._log = RunLog(workdir, step, write=is_first_process())

@@ -1,6 +1,7 @@
 """Training and evaluation of the run that a config describes, or of several seeds of it at once.
 
-A run's folder holds config.json, log.jsonl, events (TensorBoard), curves.png and checkpoints.
+A run's folder holds config.json, data.json, log.jsonl, events (TensorBoard), curves.png and
+checkpoints.
 """
 
 import logging
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.checkpoint import restore_latest
 from siman_jax.data import load_dataset
-from siman_jax.data.dataset import Records, Split, steps_in_epoch
+from siman_jax.data.dataset import Records, Split
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.data.resident import ResidentFeed, padded_batches
 from siman_jax.data.stream import EvaluationStream, StreamFeed
@@ -46,6 +47,7 @@ from siman_jax.snapshot import Snapshot, abstract_snapshot, first_snapshot, read
 from siman_jax.step import train_step
 from siman_jax.stored_run import CHECKPOINTS, check_resumable, load_run
 from siman_jax.task import Task, build_task, model_from_config
+from siman_jax.trained_on import check_classes, check_trained_on, read_trained_on
 from siman_jax.workdir import check_workdir, check_writable
 
 _SECONDS_WORTH_A_DRAWING = 30
@@ -100,6 +102,8 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
         check_resumable(workdir)
     config, count = next(iter(configs.values())), len(configs)
     task = build_task(config, mesh)
+    for workdir in configs:
+        check_trained_on(task.dataset, workdir)
     if mesh.devices.flat[0].platform == "cpu":
         _log.info("%s", describe(is_native(config, mesh) and count == 1))
     layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
@@ -140,7 +144,7 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
 
     # Nothing is written before here, where all that a config can get wrong has been tried.
     records = [
-        Record(own, workdir, done, snapshot.bits)
+        Record(own, task.dataset, workdir, done, snapshot.bits)
         for (workdir, own), snapshot in zip(configs.items(), snapshots, strict=True)
     ]
     bar = TrainingProgress(config.epochs * task.steps_per_epoch, done, show=is_first_process())
@@ -239,16 +243,20 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
       Their test metrics, computed anew.
 
     Raises:
-      UsageError: `workdir` holds no checkpoint, or the run of another config.
+      UsageError: `workdir` holds no checkpoint, or the run of another config, or was trained on
+        other classes than the data have.
     """
     check_workdir(config, workdir)
+    dataset = load_dataset(config.data)
+    check_classes(dataset.classes, workdir)
     snapshots = {
         "last": load_run(config, workdir, mesh),
         "best": load_run(config, workdir, mesh, best=True),
     }
-    dataset = load_dataset(config.data)
     evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
-    steps_per_epoch = steps_in_epoch(dataset.train, config.batch_size)
+    trained_on = read_trained_on(workdir)
+    examples = trained_on.train_examples if trained_on else len(dataset.train)
+    steps_per_epoch = examples // config.batch_size
     results = {}
     for name, snapshot in snapshots.items():
         state = snapshot.progress.state

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli import call, run
 from flax.traverse_util import flatten_dict
+from PIL import Image
 
 import siman_jax
 from configs import digits, image_folder
@@ -25,7 +26,7 @@ from siman_jax.packed.model import PackedModel
 from siman_jax.runlog import best_row, read_rows
 from siman_jax.stored_run import found_run, load_run
 from siman_jax.task import model_from_config
-from siman_jax.train import train
+from siman_jax.train import evaluate_run, train
 from siman_jax.workdir import read_config
 
 
@@ -132,32 +133,70 @@ def test_a_program_of_all_platforms(workdir, tmp_path):
     np.testing.assert_allclose(exported.call(images), model(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_run_on_a_folder_that_is_gone(tmp_path, capsys):
-    """Its images are not needed; only the names of the classes are lost."""
-    from PIL import Image
+def write_images(folder, name, level, count=4):
+    folder = folder / name
+    folder.mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", (8, 8), (level, level, index)).save(folder / f"{index}.png")
 
+
+@pytest.mark.slow
+def test_a_run_on_a_folder_that_changes_and_then_is_gone(tmp_path):
+    """The run knows its classes and the number of its examples; to pack it, no image is needed."""
+    images, folder = tmp_path / "images", tmp_path / "run"
     for split in ("train", "test"):
         for name, level in (("dark", 0), ("light", 255)):
-            (tmp_path / "images" / split / name).mkdir(parents=True)
-            for index in range(4):
-                image = Image.new("RGB", (8, 8), (level, level, index))
-                image.save(tmp_path / "images" / split / name / f"{index}.png")
+            write_images(images / split, name, level)
     config = image_folder.get_config()
-    config.data.root = str(tmp_path / "images")
+    config.data.root = str(images)
     config.data.cache_dir = str(tmp_path / "cache")
-    config.update({"epochs": 1, "batch_size": 8})
+    config.update({"epochs": 1, "batch_size": 4})
     config.model.width = 4
     config.data.image_size = 8
-    train(config, tmp_path / "run", make_mesh(1))
-    call(export, tmp_path / "run", f"--out={tmp_path / 'with'}")
-    assert siman_jax.load(tmp_path / "with").notes.class_names == ("dark", "light")
-    shutil.rmtree(tmp_path / "images")
-    call(export, tmp_path / "run", f"--out={tmp_path / 'without'}")
-    model = siman_jax.load(tmp_path / "without")
-    assert model.notes.class_names is None
+    mesh = make_mesh(1)
+    train(config, folder, mesh)
+    logged = (folder / "log.jsonl").read_text()
+
+    def export_to(name):
+        call(export, folder, f"--out={tmp_path / name}")
+        return siman_jax.load(tmp_path / name)
+
+    assert export_to("with").notes.class_names == ("dark", "light")
+
+    for split in ("train", "test"):
+        (images / split / "dark").rename(images / split / "shade")
+    message = r"missing: dark; new: shade"
+    for refused in (
+        partial(train, config, folder, mesh),
+        partial(evaluate_run, config, folder, mesh),
+    ):
+        with pytest.raises(UsageError, match=message):
+            refused()
+    with pytest.raises(UsageError, match=message):
+        export_to("renamed")
+    for split in ("train", "test"):
+        (images / split / "shade").rename(images / split / "dark")
+        write_images(images / split, "grey", 128)
+    with pytest.raises(UsageError, match="new: grey"):
+        evaluate_run(config, folder, mesh)
+    for split in ("train", "test"):
+        shutil.rmtree(images / split / "grey")
+
+    (images / "train" / "dark" / "3.png").unlink()
+    with pytest.raises(UsageError, match="has 7 examples now, and had 8"):
+        train(config, folder, mesh)
+    assert evaluate_run(config, folder, mesh)["last"]["epoch"] == 1
+    assert (folder / "log.jsonl").read_text() == logged
+
+    shutil.rmtree(images)
+    model = export_to("without")
+    assert model.notes.class_names == ("dark", "light")
     assert model.network.arguments["num_classes"] == 2
-    assert "class names are left out: there is no folder" in capsys.readouterr().out
+    (folder / "data.json").unlink()  # as an older version left it
+    assert export_to("older").notes.class_names is None
+    (folder / "data.json").write_text('{"classes": ["dark"]}')
+    with pytest.raises(UsageError, match=r"data.json is damaged"):
+        export_to("damaged")
 
 
 def test_what_is_wrong_is_said_before_any_work(tmp_path):

@@ -71,7 +71,7 @@ def leaves_of(workdir, step):
 def test_a_run_writes_what_it_promises(finished):
     workdir, results = finished
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"config.json", "log.jsonl", "curves.png", "checkpoints", "events"}
+    assert names == {"config.json", "data.json", "log.jsonl", "curves.png", "checkpoints", "events"}
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     rows = read_rows(workdir)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
