@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from siman_jax.data.dataset import Dataset
-from siman_jax.devices import is_first_process
+from siman_jax.devices import all_agree, is_first_process
 from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
 
@@ -57,11 +57,17 @@ def write_trained_on(dataset: Dataset, workdir: Path) -> None:
     """Keep what a run is trained on; of several processes, the first one does.
 
     Raises:
-      UsageError: the file cannot be written.
+      UsageError: the file cannot be written; in all processes alike.
     """
+    problem = ""
     if is_first_process():
         now = asdict(TrainedOn(dataset.classes, len(dataset.train)))
-        write_whole(workdir / _FILE, (json.dumps(now, indent=2) + "\n").encode())
+        try:
+            write_whole(workdir / _FILE, (json.dumps(now, indent=2) + "\n").encode())
+        except UsageError as error:
+            problem = str(error)
+    if not all_agree(not problem):
+        raise UsageError(problem or f"the first process cannot write {workdir / _FILE}.")
 
 
 def check_classes(classes: Sequence[str], workdir: Path) -> None:
