@@ -247,12 +247,12 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         other classes than the data have.
     """
     check_workdir(config, workdir)
-    dataset = load_dataset(config.data)
-    check_classes(dataset.classes, workdir)
     snapshots = {
         "last": load_run(config, workdir, mesh),
         "best": load_run(config, workdir, mesh, best=True),
     }
+    dataset = load_dataset(config.data)
+    check_classes(dataset.classes, workdir)
     evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
     trained_on = read_trained_on(workdir)
     examples = trained_on.train_examples if trained_on else len(dataset.train)

@@ -47,8 +47,8 @@ def read_trained_on(workdir: Path) -> TrainedOn | None:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"{path} is damaged ({error}); restore it. Without it a run goes on, but cannot tell"
-            " whether its data have changed."
+            f"{path} is damaged ({error}). Restore it, or delete it: then the run goes on, but"
+            " cannot tell whether its data have changed."
         ) from None
     return TrainedOn(tuple(names), count)
 

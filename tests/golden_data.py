@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -21,12 +20,6 @@ NETWORKS = {
     "vgg_small": "cifar.vgg_small_1w1a",
     "resnet18_imagenet": "imagenet.resnet18_1w1a",
 }
-
-
-def first_quickly(names):
-    """Parameters of a test: the first as it is, the others marked as slow."""
-    first, *others = names
-    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 
 @dataclass(frozen=True)

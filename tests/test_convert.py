@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli import call, run
-from golden_data import NETWORKS, first_quickly, load_golden
+from golden_data import NETWORKS, load_golden
+from parameters import first_quickly
 
 import siman_jax
 from configs import cifar10, cifar100, imagenet

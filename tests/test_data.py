@@ -61,7 +61,7 @@ def test_image_folder(config):
 
 
 def test_hidden_names_and_folders_within_a_class(config, folder, caplog):
-    """Hidden names are no classes and no images, what lies deeper is found, the rest is counted."""
+    """Hidden names are neither classes nor images; deeper files are found, others are counted."""
     red = folder / "train" / "red"
     for hidden in (folder / "train" / ".ipynb_checkpoints", red / ".thumbnails"):
         hidden.mkdir()

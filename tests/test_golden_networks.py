@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
-from golden_data import NETWORKS, Golden, first_quickly, load_golden
+from golden_data import NETWORKS, Golden, load_golden
+from parameters import first_quickly
 
 from configs import cifar10
 from siman_jax.flips import binary_bits

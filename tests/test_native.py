@@ -76,8 +76,8 @@ sizes = st.tuples(
     st.integers(1, 5),  # samples
     st.integers(1, 11),  # height
     st.integers(1, 11),  # width
-    st.integers(1, 40),  # channels
-    st.integers(1, 40),  # filters
+    st.integers(1, 40) | st.sampled_from((16, 32, 48)),  # channels
+    st.integers(1, 40) | st.sampled_from((48, 70, 144)),  # filters
     st.integers(1, 5),  # taps down
     st.integers(1, 5),  # taps across
     st.integers(1, 3),  # strides
@@ -85,7 +85,7 @@ sizes = st.tuples(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=60)
 @given(sizes, st.tuples(*[st.integers(0, 2)] * 4), st.integers(0, 2**32 - 1))
 def test_convolutions_of_given_signs(sizes, padding, seed):
     """Sums equal bit for bit; gradients to 1e-5 of the largest, against float64."""
@@ -222,13 +222,14 @@ def test_batch_norm_alone(shape, activation):
         ((3, 7, 9, 5), (3, 2), (1, 3), ((2, 0), (0, 1))),
         ((2, 6, 5, 21), (2, 2), (3, 3), ((0, 0), (0, 0))),
         ((1, 2, 3, 1), (5, 5), (2, 1), ((4, 3), (4, 3))),
+        ((2, 5, 5, 3), (2, 2), (2, 2), "SAME"),
     ],
 )
 def test_max_pooling(shape, window, strides, padding):
     """Bit for bit XLA's, also where many pixels of a window are its maximum."""
     x = jnp.round(2 * jax.random.normal(jax.random.key(0), shape)) / 2
     pool = partial(max_pool, window_shape=window, strides=strides, padding=padding)
-    assert calls(pool, x)
+    assert calls(pool, x) != isinstance(padding, str)
     y, pullback = jax.vjp(pool, x)
     with native(False):
         expected, expected_pullback = jax.vjp(jax.jit(pool), x)
@@ -246,7 +247,7 @@ def test_pooling_gives_nan_on():
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=30)
 @given(
     st.tuples(*[st.integers(1, 12)] * 3), st.integers(1, 8), st.integers(1, 3), st.integers(1, 7),
     st.integers(1, 3), st.integers(0, 3),
@@ -275,7 +276,7 @@ def test_real_convolutions(image, channels, blocks, taps, strides, pad):
         assert relative_error(found, other) < TOLERANCE
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32 - 1), st.booleans())
 def test_order_statistics(rows, columns, seed, ties):
     rng = np.random.default_rng(seed)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from golden_data import NETWORKS, first_quickly, load_golden
+from golden_data import NETWORKS, load_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from packed_example import outputs_of
+from parameters import first_quickly
 
 from siman_jax.binarize import siman_activation
 from siman_jax.flips import binary_bits

@@ -51,8 +51,8 @@ class ImageFiles:
 def load(config: ConfigDict) -> Dataset:
     """List the images of both splits; none is opened.
 
-    Folders within a class's folder are searched, too. Files and folders whose names begin with a
-    dot are left out, as are files with other extensions; how many, is logged.
+    Folders within a class's folder are searched, too. Names that begin with a dot are left out. So
+    are files with other extensions, and a warning says how many.
 
     Args:
       config: with `root`, the folder, and `train_split` and `test_split`, the folders below it.

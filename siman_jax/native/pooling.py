@@ -30,7 +30,7 @@ def max_pool(
       x: `[batch, height, width, channels]`.
       window_shape: height and width of a window, in pixels.
       strides: pixels from one window to the next, down and across.
-      padding: pixels added before and behind, down and across.
+      padding: pixels added before and behind, down and across; or "VALID" or "SAME".
 
     Returns:
       `[batch, rows, columns, channels]`, dtype of `x`.
@@ -40,7 +40,13 @@ def max_pool(
     """
     reference = partial(nn.max_pool, window_shape=window_shape, strides=strides, padding=padding)
     down, across = window_shape
-    plain = x.ndim == 4 and min(x.shape) > 0 and down * across <= _MOST_PIXELS
+    plain = (
+        x.ndim == 4
+        and min(x.shape) > 0
+        and down * across <= _MOST_PIXELS
+        and not isinstance(padding, str)
+        and min(pixels for side in padding for pixels in side) >= 0
+    )
     if not (plain and available(x)):
         return reference(x)
 

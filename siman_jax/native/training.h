@@ -109,7 +109,7 @@ struct Training {
 
   // Tables [pixels, to_step], of a pixel [fours, kSums]: at bits b the sum of
   // (bit i of b ? +1 : -1) * g[pixel][4 * four + i] * scale[4 * four + i], with a multiple of 4 of
-  // fours. Null where there is no add_pixels.
+  // fours. Null where add_pixels is.
   void (*pixel_tables)(int64_t pixels, int64_t fours, const float* g, int64_t g_step,
                        const float* scale, float* to, int64_t to_step);
 
