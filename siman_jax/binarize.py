@@ -22,7 +22,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from siman_jax.errors import choose
-from siman_jax.order_statistics import exceeds_kth_smallest, quantiles
+from siman_jax.native.dispatch import available
+from siman_jax.native.weights import magnitude_code, projection
+from siman_jax.order_statistics import exceeds_kth_smallest, interpolated, quantile_ranks
 
 VARIANCE_EPSILON = 1e-5
 
@@ -79,11 +81,17 @@ def project(kernel: Array, percent: Array | float) -> Array:
     Returns:
       The projected kernel, of the shape and dtype of `kernel`.
     """
-    centred = kernel - jnp.mean(kernel, filter_axes(kernel), keepdims=True)
-    magnitude = jnp.abs(centred).astype(wide(kernel.dtype))
-    fraction = jnp.asarray(percent, magnitude.dtype) / 100
-    low, high = quantiles(magnitude, jnp.stack([fraction, 1 - fraction]))
-    return jnp.sign(centred) * jnp.clip(magnitude, low, high).astype(kernel.dtype)
+
+    def by_xla(kernel: Array, ranks: Array, weights: Array) -> Array:
+        centred = kernel - jnp.mean(kernel, filter_axes(kernel), keepdims=True)
+        magnitude = jnp.abs(centred).astype(wide(kernel.dtype))
+        low, high = interpolated(magnitude, ranks, weights)
+        return jnp.sign(centred) * jnp.clip(magnitude, low, high).astype(kernel.dtype)
+
+    fraction = jnp.asarray(percent, wide(kernel.dtype)) / 100
+    ranks, weights = quantile_ranks(kernel.size, jnp.stack([fraction, 1 - fraction]))
+    run = projection(by_xla) if available(kernel) and kernel.size else by_xla
+    return run(kernel, ranks, weights)
 
 
 @jax.custom_vjp
@@ -246,7 +254,13 @@ def siman_kernel(kernel: Array, rule: str = "half_half") -> Array:
     Source: arXiv 2102.07981.
     """
     choose(BIT_RULES, rule, "bit rule")
-    return _magnitude_code(standardize(kernel, filter_axes(kernel)), rule)
+
+    def by_xla(kernel: Array) -> Array:
+        return _magnitude_code(standardize(kernel, filter_axes(kernel)), rule)
+
+    if rule == "half_half" and available(kernel) and kernel.size > kernel.shape[-1]:
+        return magnitude_code(by_xla, VARIANCE_EPSILON)(kernel)
+    return by_xla(kernel)
 
 
 def siman_activation(x: Array) -> Array:

@@ -110,9 +110,27 @@ def quantiles(x: Array, q: Array) -> Array:
     Returns:
       `[m]`, dtype of `x`.
     """
-    position = q * (x.size - 1)
+    ranks, weights = quantile_ranks(x.size, q)
+    return interpolated(x, ranks, weights)
+
+
+def quantile_ranks(size: int, q: Array) -> tuple[Array, Array]:
+    """Between which of `size` numbers in order a quantile lies.
+
+    Args:
+      size: of the numbers.
+      q: `[m]` in [0, 1].
+
+    Returns:
+      int32 ranks `[2 * m]`, those below and then those above; and how far from the one to the
+      other each quantile is, `[m]` in [0, 1), dtype of `q`.
+    """
+    position = q * (size - 1)
     low, high = jnp.floor(position), jnp.ceil(position)
-    ranks = jnp.stack([low, high]).astype(jnp.int32).reshape(1, -1)
-    below, above = kth_smallest(x.reshape(-1, 1), ranks).reshape(2, -1)
-    weight = position - low
-    return below * (1 - weight) + above * weight
+    return jnp.concatenate([low, high]).astype(jnp.int32), position - low
+
+
+def interpolated(x: Array, ranks: Array, weights: Array) -> Array:
+    """Quantiles of all of `x`, non-negative floats, from what `quantile_ranks` gives: `[m]`."""
+    below, above = kth_smallest(x.reshape(-1, 1), ranks.reshape(1, -1)).reshape(2, -1)
+    return below * (1 - weights) + above * weights

@@ -189,8 +189,8 @@ def test_projection_is_the_percentiles_of_the_whole_layer(x64):
     np.testing.assert_allclose(jax.jit(project)(jnp.asarray(w), 7.5), expected, atol=1e-15)
 
 
-def test_projection_by_zero_percent_only_centres():
-    w = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 4, 6)), jnp.float32)
+def test_projection_by_zero_percent_only_centres(x64):
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 4, 6)))
     np.testing.assert_array_equal(project(w, 0.0), w - w.mean((0, 1, 2), keepdims=True))
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from siman_jax.binarize import identity, project
+from siman_jax.binarize import identity, project, siman_kernel, standardize
 from siman_jax.layers import BINARY_KERNEL, BatchNorm, BinaryConv, PReLU
 from siman_jax.native import library
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH, Geometry, conv
@@ -298,6 +298,56 @@ def test_order_statistics(rows, columns, seed, ties):
         np.asarray(jax.jit(kth_smallest)(x.reshape(-1, 1), chosen)).view(np.int32),
         np.sort(keys.ravel())[chosen],
     )
+
+
+kernels = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 140))
+
+
+@settings(deadline=None, max_examples=30)
+@given(kernels, st.floats(0, 49), st.integers(0, 2**32 - 1), st.booleans())
+def test_projection(shape, percent, seed, ties):
+    """Centred and clipped as in float64; where limits tie, too."""
+    w = np.random.default_rng(seed).standard_normal((3, *shape))
+    w = np.float64(np.float32(np.round(w, 1) if ties else w))
+    function = jax.jit(project)
+    assert calls(function, jnp.float32(w), percent)
+    found = function(jnp.float32(w), percent)
+    centred = w - w.mean((0, 1, 2))
+    low, high = np.percentile(np.abs(centred), [percent, 100 - percent])
+    expected = np.sign(centred) * np.clip(np.abs(centred), low, high)
+    # A weight at the mean has no sign to speak of.
+    distinct = np.abs(centred) > 1e-5
+    assert relative_error(np.where(distinct, found, 0), np.where(distinct, expected, 0)) < TOLERANCE
+
+
+@settings(deadline=None, max_examples=30)
+@given(kernels, st.integers(0, 2**32 - 1), st.floats(-3, 3))
+def test_code_by_magnitude(shape, seed, shift):
+    rng = np.random.default_rng(seed)
+    w = np.float64(np.float32(rng.standard_normal((3, *shape)) + shift))
+    g = rng.standard_normal(w.shape)
+    code, pullback = jax.vjp(jax.jit(siman_kernel), jnp.float32(w))
+    assert calls(siman_kernel, jnp.float32(w))
+    with jax.enable_x64(True):
+        u = standardize(jnp.asarray(w), (0, 1, 2))
+        expected_code, expected_pullback = jax.vjp(siman_kernel, jnp.asarray(w))
+        expected = expected_pullback(jnp.asarray(g))[0]
+    magnitude = np.abs(np.asarray(u)).reshape(-1, shape[-1])
+    rank = (magnitude.shape[0] - 1) // 2
+    median = np.partition(magnitude, rank, axis=0)[rank]
+    near = np.abs(magnitude - median).reshape(w.shape) < 1e-5 * (1 + abs(shift))
+    np.testing.assert_array_equal(np.where(near, 0, code), np.where(near, 0, expected_code))
+    # The median itself is not larger than itself.
+    assert np.all((np.asarray(code) > 0).sum((0, 1, 2)) == magnitude.shape[0] - 1 - rank)
+    if np.min(magnitude) > 1e-5 * (1 + abs(shift)):
+        assert relative_error(pullback(jnp.float32(g))[0], expected) < TOLERANCE * (1 + abs(shift))
+
+
+def test_weights_that_are_no_numbers_show():
+    w = jnp.ones((3, 3, 4, 20)).at[0, 0, 0, 3].set(jnp.nan)
+    projected = project(w, 5.0)
+    assert np.isnan(projected[..., 3]).all()
+    assert np.isnan(jax.vjp(siman_kernel, w)[1](w)[0][..., 3]).all()
 
 
 @pytest.mark.slow

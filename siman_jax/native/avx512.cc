@@ -39,11 +39,11 @@ SIMAN_TARGET void PixelTables(int64_t pixels, int64_t fours, const float* g, int
           own, _mm512_mul_ps(_mm512_loadu_ps(g + 4 * four), _mm512_loadu_ps(scale + 4 * four)));
       for (int i = 0; i < 4; ++i) {
         const float* x = own + 4 * i;
-        const __m512 low =
-            _mm512_fmadd_ps(b, _mm512_set1_ps(x[1]), _mm512_mul_ps(a, _mm512_set1_ps(x[0])));
-        const __m512 high =
-            _mm512_fmadd_ps(d, _mm512_set1_ps(x[3]), _mm512_mul_ps(c, _mm512_set1_ps(x[2])));
-        _mm512_storeu_ps(to + (four + i) * 16, _mm512_add_ps(low, high));
+        __m512 sums = _mm512_mul_ps(a, _mm512_set1_ps(x[0]));
+        sums = _mm512_fmadd_ps(b, _mm512_set1_ps(x[1]), sums);
+        sums = _mm512_fmadd_ps(c, _mm512_set1_ps(x[2]), sums);
+        sums = _mm512_fmadd_ps(d, _mm512_set1_ps(x[3]), sums);
+        _mm512_storeu_ps(to + (four + i) * 16, sums);
       }
     }
   }

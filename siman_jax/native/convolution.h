@@ -80,14 +80,16 @@ void FirstTaps(const Convolution& n, const Group& group, const Value* padded,
 // result at (row, column). `corner_sums` and `y` start at the first of `filters`.
 inline void AddPadding(const Variant& variant, const Convolution& n, int64_t row, int64_t column,
                        const int32_t* corner_sums, int64_t filters, int32_t* y) {
-  // The taps that meet the image: those from row r0 and column c0, up to r1 and c1.
   row *= n.stride;
   column *= n.stride;
+  if (row >= n.top && row + n.taps_down <= n.top + n.height && column >= n.left &&
+      column + n.taps_across <= n.left + n.width)
+    return;
+  // The taps that meet the image: those from row r0 and column c0, up to r1 and c1.
   const int64_t r0 = std::clamp<int64_t>(n.top - row, 0, n.taps_down);
   const int64_t r1 = std::clamp<int64_t>(n.top + n.height - row, 0, n.taps_down);
   const int64_t c0 = std::clamp<int64_t>(n.left - column, 0, n.taps_across);
   const int64_t c1 = std::clamp<int64_t>(n.left + n.width - column, 0, n.taps_across);
-  if (r1 - r0 == n.taps_down && c1 - c0 == n.taps_across) return;
   auto sums = [&](int64_t rows, int64_t columns) {
     return corner_sums + (rows * (n.taps_across + 1) + columns) * n.out;
   };

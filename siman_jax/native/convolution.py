@@ -140,7 +140,7 @@ def conv_norm(
         rows = gradient_rows(channels, totals, count, gamma, deviation, scale)
         dkernel, dx, dmore = _backward(
             geometry, x, kernel, scale, moments, g[0], sums, more, rows, more.shape,
-            activation=activation, shortcut_is_input=shortcut_is_input,
+            activation=activation, shortcut_is_input=shortcut_is_input, times_scale=not scaled,
         )  # fmt: skip
         dgamma = deviation * scale * totals[1]
         # A norm takes its input's scale away, but for epsilon. So the scale's gradient, which as a
@@ -148,7 +148,7 @@ def conv_norm(
         dscale = gamma * deviation**3 * epsilon * totals[1]
         return (
             dx,
-            dkernel if scaled else dkernel * scale[None, None, None],
+            dkernel,
             alpha if scaled or not alpha.size else dscale,
             dgamma,
             totals[0],
@@ -198,8 +198,12 @@ def _backward(
     *,
     activation: int = 0,
     shortcut_is_input: bool = False,
+    times_scale: bool = False,
 ) -> Any:
-    """Gradients of the kernel of conv(sign(x), kernel), of x and of the shortcut."""
+    """Gradients of the kernel, of x and of the shortcut.
+
+    The kernel's is that in conv(sign(x), kernel), or in scale * conv(sign(x), kernel).
+    """
     return call(
         CONV_BACKWARD,
         (
@@ -219,4 +223,5 @@ def _backward(
         estimator=geometry.estimator,
         activation=activation,
         shortcut_is_input=shortcut_is_input,
+        times_scale=times_scale,
     )

@@ -68,7 +68,11 @@ class InputByPixels : public InputGradient {
     float* tables = scratch + padded_filters_;
     for (const PixelClass& own : classes_) {
       // Results beside the image are tables of zeros, which stay as they are.
-      std::fill_n(tables, own.slots * RowSize(own), 0.0f);
+      for (int64_t slot = 0; slot < own.slots; ++slot) {
+        float* row = tables + slot * RowSize(own);
+        std::fill_n(row, -own.low * TableSize(), 0.0f);
+        std::fill(row + (n_.columns - own.low) * TableSize(), row + RowSize(own), 0.0f);
+      }
       for (int64_t sample = 0; sample < samples; ++sample)
         for (int64_t block = 0; block < blocks_; ++block)
           RunBlock(own, block, g + sample * g_sample, across, g_step, scratch, tables,

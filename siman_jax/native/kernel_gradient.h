@@ -62,8 +62,8 @@ class KernelGradient {
     return n.taps_down * n.taps_across * RoundUp(filters, kTableFilters);
   }
 
-  // `sums` [blocks of filters, taps, channels, kTableFilters] and `border` [taps, filters] must be
-  // 0 before the first group; `tables` holds kMostFours tables.
+  // `sums` [blocks of filters, taps, channels, kTableFilters] may hold anything before the first
+  // group, `border` [taps, filters] must be 0; `tables` holds kMostFours tables.
   KernelGradient(const Training& run, const Convolution& n, const KernelGradientLayout& layout,
                  int64_t filters, float* sums, float* border, float* tables)
       : run_(run),
@@ -94,12 +94,13 @@ class KernelGradient {
           for (int64_t column = 0; column < n_.taps_across; ++column) {
             run_.look_up(fours, tables_, starts_.data() + four,
                          places + (row * layout_.image_columns + column) * layout_.channels,
-                         layout_.channels, sums);
+                         layout_.channels, fresh_ && four == 0, sums);
             sums += layout_.channels * kTableFilters;
           }
         }
       }
     }
+    fresh_ = false;
     for (int64_t sample = 0; sample < samples; ++sample)
       AddBorder(g + sample * layout_.pixels() * filters_);
   }
@@ -154,6 +155,7 @@ class KernelGradient {
   const KernelGradientLayout& layout_;
   int64_t filters_;
   float *sums_, *border_, *tables_;
+  bool fresh_ = true;  // nothing was added yet
   std::vector<int32_t> starts_;
 };
 

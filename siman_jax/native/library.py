@@ -19,6 +19,9 @@ RESIDUAL_LOGITS = "siman_residual_logits"
 CONV_FORWARD, CONV_BACKWARD = "siman_conv_forward", "siman_conv_backward"
 REAL_FORWARD, REAL_KERNEL_GRADIENT = "siman_real_forward", "siman_real_kernel_gradient"
 EXCEEDS_KTH, KTH_OF_ALL = "siman_exceeds_kth", "siman_kth_of_all"
+PROJECT = "siman_project"
+MAGNITUDE_CODE = "siman_magnitude_code"
+MAGNITUDE_CODE_GRADIENT = "siman_magnitude_code_gradient"
 NORM_STATISTICS, NORM_SUMS = "siman_norm_statistics", "siman_norm_sums"
 NORM_FORWARD, NORM_BACKWARD = "siman_norm_forward", "siman_norm_backward"
 MAX_POOL, MAX_POOL_GRADIENT = "siman_max_pool", "siman_max_pool_gradient"
@@ -31,6 +34,9 @@ _TARGETS = (
     REAL_KERNEL_GRADIENT,
     EXCEEDS_KTH,
     KTH_OF_ALL,
+    PROJECT,
+    MAGNITUDE_CODE,
+    MAGNITUDE_CODE_GRADIENT,
     NORM_STATISTICS,
     NORM_SUMS,
     NORM_FORWARD,

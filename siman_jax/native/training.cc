@@ -8,6 +8,7 @@
 #include "select.h"
 #include "training_conv.h"
 #include "variants.h"
+#include "weights.h"
 #include "xla/ffi/api/ffi.h"
 #include "xla_pool.h"
 
@@ -62,7 +63,7 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
                         Floats2 norm, ffi::Result<Floats4> kernel, ffi::Result<Floats4> dx,
                         ffi::Result<ffi::AnyBuffer> dshortcut, int64_t variant, int64_t stride,
                         int64_t top, int64_t left, bool centred, int64_t estimator,
-                        int64_t activation, bool shortcut_is_input) {
+                        int64_t activation, bool shortcut_is_input, bool times_scale) {
   const TrainingConv conv = MakeTrainingConv(
       kVariants[variant], x.dimensions().begin(), code.dimensions().begin(),
       g.dimensions().begin() + 1, stride, top, left, centred, x.typed_data(), code.typed_data());
@@ -76,7 +77,7 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
     source.sums = sums.typed_data();
     source.shortcut = shortcut_is_input ? x.typed_data() : OrNull(shortcut);
   }
-  const ConvGradients to{kernel->typed_data(), dx->typed_data(), OrNull(*dshortcut),
+  const ConvGradients to{kernel->typed_data(), times_scale, dx->typed_data(), OrNull(*dshortcut),
                          shortcut_is_input};
   ConvBackward(PoolOf(pool), conv, moments.typed_data(), static_cast<Estimator>(estimator),
                scale.typed_data(), source, to)
@@ -114,6 +115,31 @@ ffi::Error KthOfAllCall(ffi::ThreadPool pool, Floats1 x, Ranks ranks, ffi::Resul
                         int64_t variant) {
   KthOfAll(PoolOf(pool), *kVariants[variant]->training, x.dimensions()[0], x.typed_data(),
            ranks.dimensions()[0], ranks.typed_data(), found->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error ProjectCall(ffi::ThreadPool pool, Floats2 w, Ranks ranks, Floats1 weights,
+                       ffi::Result<Floats2> projected, int64_t variant) {
+  const LatentKernel kernel{w.dimensions()[0], w.dimensions()[1], w.typed_data()};
+  Project(PoolOf(pool), *kVariants[variant]->training, kernel, ranks.typed_data(),
+          weights.typed_data(), projected->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error MagnitudeCodeCall(ffi::ThreadPool pool, Floats2 w, ffi::Result<Floats2> code,
+                             ffi::Result<Floats2> moments, int64_t variant, int64_t rank,
+                             float epsilon) {
+  const LatentKernel kernel{w.dimensions()[0], w.dimensions()[1], w.typed_data()};
+  MagnitudeCode(PoolOf(pool), *kVariants[variant]->training, kernel, epsilon, rank,
+                code->typed_data(), moments->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error MagnitudeCodeGradientCall(ffi::ThreadPool pool, Floats2 w, Floats2 moments, Floats2 g,
+                                     ffi::Result<Floats2> dw, int64_t variant) {
+  const LatentKernel kernel{w.dimensions()[0], w.dimensions()[1], w.typed_data()};
+  MagnitudeCodeGradient(PoolOf(pool), *kVariants[variant]->training, kernel, moments.typed_data(),
+                        g.typed_data(), dw->typed_data());
   return ffi::Error::Success();
 }
 
@@ -218,7 +244,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_backward, siman::ConvGradient,
                                   .Attr<bool>("centred")
                                   .Attr<int64_t>("estimator")
                                   .Attr<int64_t>("activation")
-                                  .Attr<bool>("shortcut_is_input"));
+                                  .Attr<bool>("shortcut_is_input")
+                                  .Attr<bool>("times_scale"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_real_forward, siman::RealForward,
                               xla::ffi::Ffi::Bind()
@@ -256,6 +283,34 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_kth_of_all, siman::KthOfAllCall,
                                   .Arg<siman::Floats1>()
                                   .Arg<siman::Ranks>()
                                   .Ret<siman::Floats1>()
+                                  .Attr<int64_t>("variant"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_project, siman::ProjectCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats2>()
+                                  .Arg<siman::Ranks>()
+                                  .Arg<siman::Floats1>()
+                                  .Ret<siman::Floats2>()
+                                  .Attr<int64_t>("variant"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_magnitude_code, siman::MagnitudeCodeCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats2>()
+                                  .Ret<siman::Floats2>()
+                                  .Ret<siman::Floats2>()
+                                  .Attr<int64_t>("variant")
+                                  .Attr<int64_t>("rank")
+                                  .Attr<float>("epsilon"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_magnitude_code_gradient, siman::MagnitudeCodeGradientCall,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<siman::Floats2>()
+                                  .Arg<siman::Floats2>()
+                                  .Arg<siman::Floats2>()
+                                  .Ret<siman::Floats2>()
                                   .Attr<int64_t>("variant"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_norm_statistics, siman::NormStatistics,

@@ -65,10 +65,12 @@ struct Training {
   // to = a + 2 b + 4 c + 8 d, with b to d at distances `step`, 2 step and 3 step from a.
   void (*join_bytes)(int64_t length, const uint8_t* a, int64_t step, uint8_t* to);
 
-  void (*to_shorts)(int64_t length, const int32_t* x, int16_t* to);
+  // Pixels of x are kFilters numbers apart, those of the result `step`.
+  void (*to_shorts)(int64_t pixels, int64_t filters, const int32_t* x, int64_t step, int16_t* to);
 
-  // y = x * scale
-  void (*scale_sums)(int64_t length, const int32_t* x, const float* scale, float* y);
+  // y = x * scale; likewise.
+  void (*scale_sums)(int64_t pixels, int64_t filters, const int32_t* x, const float* scale,
+                     int64_t step, float* y);
 
   // Adds y, or (y - mean)^2, to a total per channel. Pixels are `step` numbers apart.
   void (*add_up)(int64_t pixels, int64_t channels, int64_t step, Numbers y, float* totals);
@@ -93,10 +95,16 @@ struct Training {
   // (bit i of b ? +1 : -1) * g[4 * four + i]. Rows of g are `stride` apart.
   void (*filter_tables)(int64_t fours, const float* g, int64_t stride, float* tables);
 
-  // sums[c] += the sum over fours of the table's row at place[starts[four] + c], a byte that counts
-  // kBit for one; sums are [channels, kTableFilters], channels a multiple of 4.
+  // sums[c] = (fresh ? 0 : sums[c]) + the sum over fours of the table's row at place[starts[four] +
+  // c], a byte that counts kBit for one; sums are [channels, kTableFilters], channels a multiple of
+  // 8.
   void (*look_up)(int64_t fours, const float* tables, const int32_t* starts, const uint8_t* places,
-                  int64_t channels, float* sums);
+                  int64_t channels, bool fresh, float* sums);
+
+  // gradient = scale * (outside + the sum over blocks of sums), kTableFilters numbers. Sums of two
+  // blocks are `step` apart.
+  void (*combine)(int64_t blocks, int64_t step, const float* sums, const double* outside,
+                  const float* scale, float* gradient);
 
   // Tables of the input's gradient, [fours, kSums, lanes], from rows [4 * fours, lanes].
   void (*row_tables)(int64_t fours, int64_t lanes, const float* rows, float* tables);
@@ -141,6 +149,39 @@ struct Training {
 
   // How many keys are below `least`.
   int64_t (*count_below)(int64_t length, const int32_t* keys, int32_t least);
+
+  // The ranks[lane]-th smallest of each of kLanes columns; for rank -1 it is 0. Keys are
+  // [rows, kLanes] and not negative.
+  void (*kth_of_columns)(int64_t rows, const int32_t* keys, const int32_t* ranks, int32_t* found);
+
+  // Latent kernels, from here to code_back: rows of `filters` weights, `step` numbers apart. Of
+  // arrays with a deviation, u = (w - mean) / deviation.
+
+  // keys = the bits of |u|, or of |w - mean| where the deviation is null. Rows of keys are
+  // `keys_step` numbers apart.
+  void (*magnitudes)(int64_t rows, int64_t filters, int64_t step, const float* w, const float* mean,
+                     const float* deviation, int64_t keys_step, int32_t* keys);
+
+  // w - mean, its magnitude clipped to low and high; rows follow each other.
+  void (*clip)(int64_t rows, int64_t filters, const float* w, const float* mean, float low,
+               float high, float* clipped);
+
+  // Adds w, or (w - mean)^2 where the mean is not null, to a total per filter.
+  void (*sum_columns)(int64_t rows, int64_t filters, int64_t step, const float* w,
+                      const float* mean, double* totals);
+
+  // code = +1 where a key [rows, kLanes] exceeds least, else -1.
+  void (*code_above)(int64_t rows, int64_t filters, const int32_t* keys, const int32_t* least,
+                     int64_t step, float* code);
+
+  // Adds du = g * sign(u), and du * u, to a total per filter; sign(0) is 0.
+  void (*code_sums)(int64_t rows, int64_t filters, int64_t step, const float* w, const float* mean,
+                    const float* deviation, const float* g, double* sums, double* by_u);
+
+  // dw = (du - shift - slant * u) / deviation
+  void (*code_back)(int64_t rows, int64_t filters, int64_t step, const float* w, const float* mean,
+                    const float* deviation, const float* shift, const float* slant, const float* g,
+                    float* dw);
 
   // du = da * (the estimator at u = (x - mean) * scale), in place. Gives the sums of du and du * u.
   void (*estimate)(int64_t length, Estimator estimator, const float* x, float mean, float scale,

@@ -188,12 +188,11 @@ inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* 
                       images[worker].data(), kernel.words() + filter, kernel.corner_sums() + filter,
                       to);
         const int64_t at = index * conv.results() + first * conv.filters + filter;
-        for (int64_t p = 0; p < group.count; ++p) {
-          if (sums != nullptr)
-            conv.run().to_shorts(filters, products[p], sums + at + p * conv.filters);
-          else
-            conv.run().scale_sums(filters, products[p], scale + filter, y + at + p * conv.filters);
-        }
+        if (sums != nullptr)
+          conv.run().to_shorts(group.count, filters, products[0], conv.filters, sums + at);
+        else
+          conv.run().scale_sums(group.count, filters, products[0], scale + filter, conv.filters,
+                                y + at);
       });
     }
     if (sums != nullptr) of_filters->AddSample(index, {nullptr, sums + index * conv.results()});
@@ -220,7 +219,8 @@ struct ResultGradient {
 };
 
 struct ConvGradients {
-  float* kernel;  // of the kernel that y = conv(signs of x, kernel) has
+  float* kernel;     // of the kernel that y = conv(signs of x, kernel) has,
+  bool times_scale;  // or, of that in y = scale * conv(signs of x, kernel)
   float* x;
   float* shortcut;         // where dz goes; null for nowhere
   bool shortcut_is_input;  // dz is then added to x
@@ -265,16 +265,25 @@ class ConvBackward {
     sums_size_ = KernelGradient::SumsSize(conv_.n, layout_, filters_) +
                  KernelGradient::BorderSize(conv_.n, filters_);
     sums_.emplace(blocks_ * ranges_ * sums_size_);
-    for (int64_t worker = 0; worker < workers; ++worker) spaces_.emplace_back(SpaceSize());
+    places_.emplace((together_ ? workers : Groups()) * BytesSize());
+    widths_.resize(workers);
+    for (int64_t worker = 0; worker < workers; ++worker) {
+      spaces_.emplace_back(SpaceSize());
+      // What is not image stays 0.
+      std::fill_n(ImageOf(worker), 4 * BytesSize(), 0);
+    }
     std::vector<Phase> phases;
     phases.push_back({input_->tasks(), [this](int64_t task, int64_t) { input_->Prepare(task); }});
+    if (!together_)
+      phases.push_back(
+          {Groups(), [this](int64_t group, int64_t worker) { PlacesTask(group, worker); }});
     phases.push_back({blocks_ * ranges_, [this](int64_t task, int64_t worker) {
                         KernelTask(task / ranges_, task % ranges_, worker);
                       }});
     if (!together_)
       phases.push_back({blocks_ * groups_per_block_, [this](int64_t group, int64_t worker) {
                           if (Samples(group) == 0) return;
-                          float* g = Clear(worker);
+                          float* g = Clear(worker, GradientWidth());
                           LoadGradient(group, 0, conv_.filters, GradientWidth(), g, More(worker));
                           InputTask(group, g, GradientWidth(), worker);
                         }});
@@ -283,8 +292,8 @@ class ConvBackward {
   }
 
  private:
-  // A worker's scratch: the gradient of a group's results, its images in bytes and joined by fours,
-  // tables, the input's gradient and what that takes, and the shortcut's.
+  // A worker's scratch: the gradient of a group's results, its images in bytes, tables, the input's
+  // gradient and what that takes, and the shortcut's.
   int64_t GradientWidth() const { return RoundUp(conv_.filters, kTableFilters); }
   int64_t GradientSize() const { return group_ * layout_.pixels() * GradientWidth(); }
   int64_t BytesSize() const { return RoundUp(group_ * layout_.image / 4 + kLanes, kLanes); }
@@ -293,15 +302,18 @@ class ConvBackward {
     return to_.shortcut_is_input ? RoundUp(group_ * conv_.results(), kLanes) : 0;
   }
   int64_t SpaceSize() const {
-    return GradientSize() + 2 * BytesSize() + KernelGradient::kMostFours * kFloatsOfTable +
+    return GradientSize() + BytesSize() + KernelGradient::kMostFours * kFloatsOfTable +
            InputSize() + MoreSize() + input_->ScratchSize();
   }
   float* Gradient(int64_t worker) { return spaces_[worker].data(); }
   uint8_t* ImageOf(int64_t worker) {
     return reinterpret_cast<uint8_t*>(Gradient(worker) + GradientSize());
   }
-  uint8_t* Places(int64_t worker) { return ImageOf(worker) + 4 * BytesSize(); }
-  float* Tables(int64_t worker) { return Gradient(worker) + GradientSize() + 2 * BytesSize(); }
+  // All of them are kept where several tasks need each.
+  uint8_t* Places(int64_t group, int64_t worker) {
+    return reinterpret_cast<uint8_t*>(places_->data() + (together_ ? worker : group) * BytesSize());
+  }
+  float* Tables(int64_t worker) { return Gradient(worker) + GradientSize() + BytesSize(); }
   float* InputOf(int64_t worker) {
     return Tables(worker) + KernelGradient::kMostFours * kFloatsOfTable;
   }
@@ -310,8 +322,10 @@ class ConvBackward {
   }
   float* Scratch(int64_t worker) { return InputOf(worker) + InputSize() + MoreSize(); }
 
-  float* Clear(int64_t worker) {
-    std::fill_n(Gradient(worker), GradientSize(), 0.0f);
+  // For rows of `width` numbers; what is no result's stays 0.
+  float* Clear(int64_t worker, int64_t width) {
+    if (widths_[worker] != width) std::fill_n(Gradient(worker), GradientSize(), 0.0f);
+    widths_[worker] = width;
     return Gradient(worker);
   }
 
@@ -362,26 +376,31 @@ class ConvBackward {
     return norm;
   }
 
+  // A group's images in bytes, joined by fours.
+  void PlacesTask(int64_t group, int64_t worker) {
+    uint8_t* bytes = ImageOf(worker);
+    for (int64_t sample = 0; sample < Samples(group); ++sample)
+      ImageBytes(conv_.run(), conv_.n, layout_, conv_.channels, X(group, sample),
+                 Mean(group, sample), bytes + sample * layout_.image);
+    conv_.run().join_bytes(
+        Samples(group) * layout_.image - (kFour - 1) * conv_.n.stride * layout_.channels, bytes,
+        conv_.n.stride * layout_.channels, Places(group, worker));
+  }
+
   void KernelTask(int64_t block, int64_t range, int64_t worker) {
     float* sums = Sums(block, range);
-    std::fill_n(sums, sums_size_, 0.0f);
+    const int64_t border = KernelGradient::SumsSize(conv_.n, layout_, filters_);
+    std::fill(sums + border, sums + sums_size_, 0.0f);
     const int64_t filter = range * filters_, count = std::min(filters_, conv_.filters - filter);
-    KernelGradient kernel(conv_.run(), conv_.n, layout_, filters_, sums,
-                          sums + KernelGradient::SumsSize(conv_.n, layout_, filters_),
+    KernelGradient kernel(conv_.run(), conv_.n, layout_, filters_, sums, sums + border,
                           Tables(worker));
-    float* g = Clear(worker);
-    std::fill_n(ImageOf(worker), 4 * BytesSize(), 0);
+    float* g = Clear(worker, filters_);
     for (int64_t group = block * groups_per_block_;
          group < std::min((block + 1) * groups_per_block_, Groups()); ++group) {
       const int64_t samples = Samples(group);
       LoadGradient(group, filter, count, filters_, g, together_ ? More(worker) : nullptr);
-      for (int64_t sample = 0; sample < samples; ++sample)
-        ImageBytes(conv_.run(), conv_.n, layout_, conv_.channels, X(group, sample),
-                   Mean(group, sample), ImageOf(worker) + sample * layout_.image);
-      conv_.run().join_bytes(
-          samples * layout_.image - (kFour - 1) * conv_.n.stride * layout_.channels,
-          ImageOf(worker), conv_.n.stride * layout_.channels, Places(worker));
-      kernel.Add(samples, g, Places(worker));
+      if (together_) PlacesTask(group, worker);
+      kernel.Add(samples, g, Places(group, worker));
       if (together_) InputTask(group, g, filters_, worker);
     }
   }
@@ -417,15 +436,15 @@ class ConvBackward {
       for (int64_t block = 0; block < blocks_; ++block)
         for (int64_t i = 0; i < kTableFilters; ++i)
           outside[i] += Sums(block, range)[border + tap * filters_ + own + i];
+      float scale[kTableFilters], gradient[kTableFilters];
+      for (int64_t i = 0; i < kTableFilters; ++i)
+        scale[i] = to_.times_scale && i < count ? scale_[filter + i] : 1;
       for (int64_t channel = 0; channel < conv_.channels; ++channel) {
-        double total[kTableFilters];
-        std::copy_n(outside, kTableFilters, total);
-        for (int64_t block = 0; block < blocks_; ++block) {
-          const float* from = Sums(block, range) + (first + channel) * kTableFilters;
-          for (int64_t i = 0; i < kTableFilters; ++i) total[i] += from[i];
-        }
-        float* to = to_.kernel + (tap * conv_.channels + channel) * conv_.filters + filter;
-        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(total[i]);
+        conv_.run().combine(blocks_, ranges_ * sums_size_,
+                            Sums(0, range) + (first + channel) * kTableFilters, outside, scale,
+                            gradient);
+        std::copy_n(gradient, count,
+                    to_.kernel + (tap * conv_.channels + channel) * conv_.filters + filter);
       }
     }
   }
@@ -455,7 +474,9 @@ class ConvBackward {
   int64_t groups_per_block_, blocks_;
   int64_t sums_size_;
   std::optional<Memory> sums_;
+  std::optional<Memory> places_;
   std::vector<Memory> spaces_;
+  std::vector<int64_t> widths_;  // of the gradients in a worker's scratch; 0 before the first
 };
 
 }  // namespace siman
