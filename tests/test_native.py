@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from siman_jax.binarize import identity, project
-from siman_jax.layers import BINARY_KERNEL, BatchNorm, BinaryConv, PReLU
+from siman_jax.models.layers import BINARY_KERNEL, BatchNorm, BinaryConv, PReLU
 from siman_jax.native import library
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH, Geometry, conv
 from siman_jax.native.dispatch import native
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
-from siman_jax.order_statistics import exceeds_kth_smallest, kth_smallest
+from siman_jax.rules.order_statistics import exceeds_kth_smallest, kth_smallest
+from siman_jax.rules.siman import identity, project
 
 pytestmark = pytest.mark.skipif(not library.variants(), reason="the native library is not built")
 
@@ -359,7 +359,7 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 from functools import partial
 import jax, numpy as np
 from test_native import CASES, Unit, make_case, run_unit
-from siman_jax.layers import BinaryConv
+from siman_jax.models.layers import BinaryConv
 digest = hashlib.sha256()
 for *shape, activation, shortcut, weight_rule, activation_rule in CASES:
     x, more, g = make_case(*shape)
