@@ -35,6 +35,35 @@ CONFIGS = [
 ]
 
 
+# The rooms of the package, folders and single files, each after the rooms that it imports.
+ROOMS = {
+    "errors": "",
+    "output": "errors",
+    "native": "",
+    "rules": "errors native",
+    "models": "errors native rules",
+    "packed": "errors output native rules models",
+    "siman_jax": "packed",
+    "pytorch": "errors rules models",
+    "devices": "errors",
+    "data": "errors devices",
+    "training": "errors native rules models devices data",
+    "analysis": "rules models data training",
+    "runs": "errors output native models packed devices data training analysis",
+    "command": "errors native devices",
+    "report": "errors output devices training analysis runs command",
+    "main": "errors models devices training runs command",
+    "sweep": "errors output devices training runs command",
+    "export": "errors output models packed devices data training runs command",
+    "convert": "errors output models packed pytorch devices data training runs command",
+    "predict": "errors packed data command",
+}
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else module
+
+
 def imports():
     """Modules of the package, and which others of it each one imports."""
     graph = {}
@@ -81,6 +110,18 @@ def test_imports_run_one_way():
         "siman_jax.runs.train",
         "siman_jax.runs.stored_run",
     }
+
+
+def test_a_room_imports_only_rooms_before_it():
+    found = {}
+    for name, others in imports().items():
+        found.setdefault(room(name), set()).update(map(room, others))
+    assert {name: others - {name} for name, others in found.items()} == {
+        name: set(others.split()) for name, others in ROOMS.items()
+    }
+    order = list(ROOMS)
+    for name, others in ROOMS.items():
+        assert set(others.split()) <= set(order[: order.index(name)]), name
 
 
 RULES = {"rules", "errors", "native"}
