@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
-from siman_jax.communication import communication, describe
-from siman_jax.devices import by_example, make_mesh, replicated
+from siman_jax.devices.communication import communication, describe
+from siman_jax.devices.mesh import by_example, make_mesh, replicated
+from siman_jax.models.summary import summarize
 from siman_jax.native.dispatch import native
-from siman_jax.optimizer import build_optimizer
-from siman_jax.step import create_state, train_step
-from siman_jax.summary import summarize
-from siman_jax.task import image_shape, model_from_config
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.step import create_state, train_step
+from siman_jax.training.task import image_shape, model_from_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/imagenet.py", "Whose step.")
 _DEVICES = flags.DEFINE_integer("virtual_devices", 8, "To compile for.")

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from configs import cifar10, imagenet
-from siman_jax import binarize
-from siman_jax.flips import binary_bits
-from siman_jax.optimizer import build_optimizer, project_binary_kernels
-from siman_jax.step import create_state, train_step
-from siman_jax.task import model_from_config
+from siman_jax.models.leaves import binary_bits
+from siman_jax.rules import siman
+from siman_jax.training.optimizer import build_optimizer, project_binary_kernels
+from siman_jax.training.step import create_state, train_step
+from siman_jax.training.task import model_from_config
 
 
 def exceeds_by_sorting(x: Array, k: Array | int) -> Array:
@@ -45,8 +45,8 @@ def by_sorting(function: Callable) -> Callable:
 
     def traced(*arguments: object) -> object:
         with (
-            mock.patch.object(binarize, "exceeds_kth_smallest", exceeds_by_sorting),
-            mock.patch.object(binarize, "quantiles", quantiles_by_sorting),
+            mock.patch.object(siman, "exceeds_kth_smallest", exceeds_by_sorting),
+            mock.patch.object(siman, "quantiles", quantiles_by_sorting),
         ):
             return function(*arguments)
 

@@ -18,12 +18,12 @@ import numpy as np
 
 import siman_jax
 from siman_jax.data import load_dataset
-from siman_jax.devices import make_mesh
-from siman_jax.folding import fold, folded_twin
-from siman_jax.normalization import normalize
-from siman_jax.stored_run import load_run
-from siman_jax.task import model_from_config
-from siman_jax.workdir import read_config
+from siman_jax.devices.mesh import make_mesh
+from siman_jax.models.folding import fold, folded_twin
+from siman_jax.models.normalization import normalize
+from siman_jax.runs.stored_run import load_run
+from siman_jax.runs.workdir import read_config
+from siman_jax.training.task import model_from_config
 
 _BATCH = 500
 

@@ -26,13 +26,13 @@ from ml_collections import ConfigDict
 from configs import cifar10, digits
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import ResidentFeed
-from siman_jax.devices import make_mesh
-from siman_jax.epoch import make_epoch_runner
-from siman_jax.optimizer import build_optimizer
-from siman_jax.seeds import join_keys, over_seeds, stack_seeds
-from siman_jax.snapshot import abstract_snapshot, first_snapshot
-from siman_jax.step import train_step
-from siman_jax.task import image_shape, model_from_config
+from siman_jax.devices.mesh import make_mesh
+from siman_jax.runs.snapshot import abstract_snapshot, first_snapshot
+from siman_jax.training.epoch import make_epoch_runner
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.seeds import join_keys, over_seeds, stack_seeds
+from siman_jax.training.step import train_step
+from siman_jax.training.task import image_shape, model_from_config
 
 
 def make_epoch(config: ConfigDict, split: Split, seeds: int, mesh: Mesh) -> Callable[[], None]:

@@ -11,7 +11,7 @@ Written from shared/method.md: the same mathematics in float32, as one would wri
   is read back by the host.
 - SGD is PyTorch's own, fused.
 
-Arrays have the names and shapes that `siman_jax.torch_names.variables_from_torch` takes.
+Arrays have the names and shapes that `siman_jax.pytorch.names.variables_from_torch` takes.
 """
 
 import math

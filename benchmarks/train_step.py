@@ -39,12 +39,12 @@ from configs import imagenet
 from siman_jax.data import image_folder
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.data.stream import StreamFeed
-from siman_jax.devices import make_mesh, put_local_rows
-from siman_jax.epoch import Progress, compile_steps, no_sums
-from siman_jax.optimizer import build_optimizer
-from siman_jax.snapshot import abstract_snapshot, first_snapshot
-from siman_jax.step import train_step
-from siman_jax.task import DTYPES, image_shape, model_from_config
+from siman_jax.devices.mesh import make_mesh, put_local_rows
+from siman_jax.runs.snapshot import abstract_snapshot, first_snapshot
+from siman_jax.training.epoch import Progress, compile_steps, no_sums
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.step import train_step
+from siman_jax.training.task import DTYPES, image_shape, model_from_config
 
 
 def main() -> None:

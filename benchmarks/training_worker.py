@@ -50,7 +50,7 @@ def build_jax(case: Case, batch: int, threads: int, *, native: bool) -> Program:
     """Compile the step that a run of this project takes, for one batch of uint8 images."""
     del threads  # as many as the process has cores
     from benchmarks.train_step import OneBatch, Trainer, compile_training
-    from siman_jax.devices import make_mesh
+    from siman_jax.devices.mesh import make_mesh
     from siman_jax.native import library
 
     library.keep_freed_memory()  # as the project's commands do

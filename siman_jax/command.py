@@ -7,9 +7,9 @@ from collections.abc import Callable
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from siman_jax.devices.preemption import EXIT_CODE, Preempted
 from siman_jax.errors import UsageError
 from siman_jax.native.library import keep_freed_memory
-from siman_jax.preemption import EXIT_CODE, Preempted
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -25,21 +25,21 @@ from rich.table import Table
 
 from siman_jax.command import lock_config, run
 from siman_jax.data import num_classes
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError, choose
-from siman_jax.layers import BITS
-from siman_jax.model_notes import notes_from_config
 from siman_jax.models import MODELS, build_model
+from siman_jax.models.layers import BITS
 from siman_jax.output import check_output
 from siman_jax.packed.file import PackedNetwork, write_network
 from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes, parse_notes
-from siman_jax.stored_run import found_run
-from siman_jax.task import activation_rule
-from siman_jax.torch_bits import stored_bits
-from siman_jax.torch_checkpoint import read_state
-from siman_jax.torch_names import flax_path, variables_from_torch
-from siman_jax.workdir import check_writable
+from siman_jax.pytorch.bits import stored_bits
+from siman_jax.pytorch.checkpoint import read_state
+from siman_jax.pytorch.names import flax_path, variables_from_torch
+from siman_jax.runs.model_notes import notes_from_config
+from siman_jax.runs.stored_run import found_run
+from siman_jax.runs.workdir import check_writable
+from siman_jax.training.task import activation_rule
 
 # The authors' program has the rules that are the defaults here.
 _RULES = {"weight_rule": "half_half", "activation_rule": "siman"}

@@ -19,10 +19,8 @@ from rich.console import Console
 
 from siman_jax.command import run
 from siman_jax.data import class_names
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.metrics import METRICS
-from siman_jax.model_notes import notes_from_config
 from siman_jax.models import build_model
 from siman_jax.output import check_output, write_whole
 from siman_jax.packed.file import PackedNetwork, write_network
@@ -30,11 +28,13 @@ from siman_jax.packed.inference import export_program
 from siman_jax.packed.layers import WORDS
 from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes
-from siman_jax.runlog import read_rows
-from siman_jax.stored_run import load_run
-from siman_jax.task import activation_rule, image_shape
-from siman_jax.trained_on import check_classes, read_trained_on
-from siman_jax.workdir import config_digest, read_config
+from siman_jax.runs.log import read_rows
+from siman_jax.runs.model_notes import notes_from_config
+from siman_jax.runs.stored_run import load_run
+from siman_jax.runs.trained_on import check_classes, read_trained_on
+from siman_jax.runs.workdir import config_digest, read_config
+from siman_jax.training.metrics import METRICS
+from siman_jax.training.task import activation_rule, image_shape
 
 # Other commands have flags of some of these names, and tests import several commands.
 _OUT = flags.DEFINE_string("out", None, "Model file to write.", allow_override=True)

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from siman_jax.command import lock_config, run
-from siman_jax.devices import is_first_process, join_hosts, make_mesh
+from siman_jax.devices.mesh import is_first_process, join_hosts, make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.runlog import Results
-from siman_jax.summary import print_summary, summarize
-from siman_jax.task import image_shape, model_from_config
-from siman_jax.train import evaluate_run, train
-from siman_jax.workdir import default_workdir
+from siman_jax.models.summary import print_summary, summarize
+from siman_jax.runs.log import Results
+from siman_jax.runs.train import evaluate_run, train
+from siman_jax.runs.workdir import default_workdir
+from siman_jax.training.task import image_shape, model_from_config
 
 # What a process exits with that lost another one of its run (EX_UNAVAILABLE).
 LOST_A_PROCESS = 69

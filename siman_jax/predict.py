@@ -29,7 +29,7 @@ from siman_jax.command import run
 from siman_jax.data.dataset import DamagedImage
 from siman_jax.data.image_files import list_images, read_pixels
 from siman_jax.errors import UsageError
-from siman_jax.latency import cores, measure_apart
+from siman_jax.packed.latency import cores, measure_apart
 from siman_jax.packed.model import PackedModel
 
 SOME_DAMAGED = 1

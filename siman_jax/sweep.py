@@ -19,18 +19,18 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from siman_jax.command import run
-from siman_jax.devices import make_mesh
-from siman_jax.epoch import Diverged
+from siman_jax.devices.mesh import make_mesh
+from siman_jax.devices.preemption import Preempted, SigtermWatch
 from siman_jax.errors import UsageError, choose
 from siman_jax.output import write_whole
-from siman_jax.preemption import Preempted, SigtermWatch
-from siman_jax.runlog import last_and_best, read_rows
-from siman_jax.stored_run import FAILURE_FILE, check_resumable, is_finished, saved_step
-from siman_jax.sweep_plan import Sweep, load_sweep, with_settings
-from siman_jax.sweep_summary import summarize_variant, summary_table
-from siman_jax.task import build_task
-from siman_jax.train import train_together
-from siman_jax.workdir import check_workdir, check_writable
+from siman_jax.runs.log import last_and_best, read_rows
+from siman_jax.runs.stored_run import FAILURE_FILE, check_resumable, is_finished, saved_step
+from siman_jax.runs.sweep_plan import Sweep, load_sweep, with_settings
+from siman_jax.runs.sweep_summary import summarize_variant, summary_table
+from siman_jax.runs.train import train_together
+from siman_jax.runs.workdir import check_workdir, check_writable
+from siman_jax.training.epoch import Diverged
+from siman_jax.training.task import build_task
 
 SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"

@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 from sharded_case import STEPS, fresh_state, make_case, make_step, rows
 
-from siman_jax.checkpoint import CheckpointWriter, restore_latest
-from siman_jax.devices import join_hosts, make_mesh, make_replica_check, put_local_rows, replicated
+from siman_jax.devices.mesh import (
+    join_hosts,
+    make_mesh,
+    make_replica_check,
+    put_local_rows,
+    replicated,
+)
 from siman_jax.errors import UsageError
+from siman_jax.runs.checkpoint import CheckpointWriter, restore_latest
 
 
 def main(action, folder, port, processes, process, devices):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv, computed
 from siman_jax.models import build_model
+from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv, computed
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes

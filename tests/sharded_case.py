@@ -14,12 +14,12 @@ import numpy as np
 import optax
 
 from configs import cifar10
-from siman_jax.devices import by_example, replicated
-from siman_jax.layers import BatchNorm, BinaryConv, kaiming_normal
+from siman_jax.devices.mesh import by_example, replicated
+from siman_jax.models.layers import BatchNorm, BinaryConv, kaiming_normal
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut
 from siman_jax.native.dispatch import native
-from siman_jax.optimizer import build_optimizer
-from siman_jax.step import create_state, train_step
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.step import create_state, train_step
 
 STEPS = 5
 GLOBAL_BATCH = 32

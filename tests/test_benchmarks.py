@@ -16,9 +16,9 @@ from PIL import Image
 from benchmarks.train_step import read_instructions
 from configs import cifar10
 from siman_jax.models import MODELS, build_model
-from siman_jax.optimizer import build_optimizer
-from siman_jax.step import TrainState, train_step
-from siman_jax.torch_names import variables_from_torch
+from siman_jax.pytorch.names import variables_from_torch
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.step import TrainState, train_step
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from siman_jax import binarize
-from siman_jax.binarize import (
+from siman_jax.errors import UsageError
+from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv
+from siman_jax.rules import siman
+from siman_jax.rules.siman import (
     angle_optimal_bits,
     approx_sign,
     cosine,
@@ -23,8 +25,6 @@ from siman_jax.binarize import (
     siman_kernel,
     standardize,
 )
-from siman_jax.errors import UsageError
-from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv
 
 TOLERANCE = 1e-12
 
@@ -103,7 +103,7 @@ def test_odd_filters_have_one_zero_more():
     np.testing.assert_array_equal(half_half_bits(u), [[1], [0], [0]])
 
 
-@pytest.mark.parametrize("rule", list(binarize.BIT_RULES))
+@pytest.mark.parametrize("rule", list(siman.BIT_RULES))
 def test_kernel_gradient_is_its_closed_form(rule, x64):
     """Straight through to |u|, then the derivative of standardization, written in NumPy."""
     rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_kernel_gradient_is_its_closed_form(rule, x64):
 
 def test_gradient_of_a_zero_weight_is_that_of_magnitude():
     w = jnp.array([[1.0], [-1.0], [0.0], [2.0], [-2.0]])  # mean 0, so u is 0 where w is
-    _, pullback = jax.vjp(lambda u: binarize._magnitude_code(u, "half_half"), w)
+    _, pullback = jax.vjp(lambda u: siman._magnitude_code(u, "half_half"), w)
     np.testing.assert_array_equal(pullback(jnp.ones_like(w))[0].ravel(), [1, -1, 0, 1, -1])
 
 

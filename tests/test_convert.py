@@ -15,16 +15,16 @@ from parameters import first_quickly
 import siman_jax
 from configs import cifar10, cifar100, imagenet
 from siman_jax import convert
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.layers import BITS
+from siman_jax.models.layers import BITS
 from siman_jax.packed.network import packed_twin
+from siman_jax.pytorch.bits import stored_bits
+from siman_jax.pytorch.checkpoint import named_arrays, read_state
+from siman_jax.pytorch.names import variables_from_torch
 from siman_jax.rules import WEIGHT_RULES
-from siman_jax.stored_run import load_run
-from siman_jax.torch_bits import stored_bits
-from siman_jax.torch_checkpoint import named_arrays, read_state
-from siman_jax.torch_names import variables_from_torch
-from siman_jax.workdir import read_config
+from siman_jax.runs.stored_run import load_run
+from siman_jax.runs.workdir import read_config
 
 NAME = "cifar.resnet20_1w1a"
 
@@ -58,8 +58,8 @@ def without_torch(monkeypatch):
     def load(path):
         return {"state_dict": dict(np.load(path))}
 
-    monkeypatch.setattr("siman_jax.torch_checkpoint._load", load)
-    monkeypatch.setattr("siman_jax.torch_checkpoint.importlib.util.find_spec", lambda _: True)
+    monkeypatch.setattr("siman_jax.pytorch.checkpoint._load", load)
+    monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: True)
 
 
 def saved(folder, arrays):
@@ -224,7 +224,7 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch):
         elsewhere.delitem(sys.modules, "configs.cifar10", raising=False)
         with pytest.raises(UsageError, match="needs --config here"):
             call(convert.main, path, out, model, workdir)
-    monkeypatch.setattr("siman_jax.torch_checkpoint.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"needs PyTorch:\n  pip install 'siman-jax\[torch\]'"):
         call(convert.main, path, out, model)
     assert not (tmp_path / "out").exists()

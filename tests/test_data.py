@@ -15,9 +15,9 @@ from siman_jax.data import load_dataset
 from siman_jax.data.augment import augment, random_crop, random_flip
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import epoch_order, padded_batches, take_batch, upload
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.normalization import normalize
+from siman_jax.models.normalization import normalize
 
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
 

@@ -10,8 +10,8 @@ import pytest
 from sharded_case import STEPS, fresh_state, make_case, make_step, rows
 
 from configs import cifar10
-from siman_jax.communication import Traffic, communication, describe
-from siman_jax.devices import (
+from siman_jax.devices.communication import Traffic, communication, describe
+from siman_jax.devices.mesh import (
     by_example,
     check_divides,
     largest_axis_sharded,
@@ -21,10 +21,10 @@ from siman_jax.devices import (
     replicated,
 )
 from siman_jax.errors import UsageError
-from siman_jax.flips import binary_bits
-from siman_jax.layers import BatchNorm, BinaryDense
-from siman_jax.optimizer import build_optimizer
-from siman_jax.step import TrainState, train_step
+from siman_jax.models.layers import BatchNorm, BinaryDense
+from siman_jax.models.leaves import binary_bits
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.step import TrainState, train_step
 
 
 def trained(devices, shard_optimizer=False):

@@ -15,19 +15,19 @@ from PIL import Image
 import siman_jax
 from configs import digits, image_folder
 from siman_jax.data import load_dataset
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.export import main as export
-from siman_jax.flips import binary_bits
-from siman_jax.folding import fold, folded_twin
-from siman_jax.normalization import normalize
+from siman_jax.models.folding import fold, folded_twin
+from siman_jax.models.leaves import binary_bits
+from siman_jax.models.normalization import normalize
 from siman_jax.packed.kernels import unpack_kernel
 from siman_jax.packed.model import PackedModel
-from siman_jax.runlog import best_row, read_rows
-from siman_jax.stored_run import found_run, load_run
-from siman_jax.task import model_from_config
-from siman_jax.train import evaluate_run, train
-from siman_jax.workdir import read_config
+from siman_jax.runs.log import best_row, read_rows
+from siman_jax.runs.stored_run import found_run, load_run
+from siman_jax.runs.train import evaluate_run, train
+from siman_jax.runs.workdir import read_config
+from siman_jax.training.task import model_from_config
 
 
 def small_config():

@@ -14,12 +14,12 @@ from golden_data import NETWORKS, Golden, load_golden
 from parameters import first_quickly
 
 from configs import cifar10
-from siman_jax.flips import binary_bits
-from siman_jax.layers import BINARY_KERNEL, BITS
 from siman_jax.models import build_model
-from siman_jax.optimizer import build_optimizer, project_binary_kernels
-from siman_jax.step import TrainState, train_step
-from siman_jax.torch_names import flax_path, variables_from_torch
+from siman_jax.models.layers import BINARY_KERNEL, BITS
+from siman_jax.models.leaves import binary_bits
+from siman_jax.pytorch.names import flax_path, variables_from_torch
+from siman_jax.training.optimizer import build_optimizer, project_binary_kernels
+from siman_jax.training.step import TrainState, train_step
 
 TOLERANCE = 1e-9
 # Batch norm follows, so the gradient of alpha is what is left after cancellation.

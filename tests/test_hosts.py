@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sharded_case import STEPS, fresh_state, make_case, make_step, rows
 
-from siman_jax.devices import make_mesh, put_local_rows
+from siman_jax.devices.mesh import make_mesh, put_local_rows
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = [

@@ -9,10 +9,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax import lax
 
-from siman_jax.binarize import siman_kernel
 from siman_jax.errors import UsageError
-from siman_jax.flips import binary_bits
-from siman_jax.layers import (
+from siman_jax.models import MODELS, build_model
+from siman_jax.models.layers import (
     BINARY_KERNEL,
     BITS,
     LEAF_NAMES,
@@ -21,8 +20,9 @@ from siman_jax.layers import (
     BinaryDense,
     PReLU,
 )
-from siman_jax.models import MODELS, build_model
+from siman_jax.models.leaves import binary_bits
 from siman_jax.rules import WEIGHT_RULES
+from siman_jax.rules.siman import siman_kernel
 
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
 

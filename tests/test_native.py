@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from siman_jax.binarize import identity, project, siman_kernel, standardize
-from siman_jax.layers import BINARY_KERNEL, BatchNorm, BinaryConv, PReLU
+from siman_jax.models.layers import BINARY_KERNEL, BatchNorm, BinaryConv, PReLU
 from siman_jax.native import library
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH, Geometry, conv
 from siman_jax.native.dispatch import native
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
-from siman_jax.order_statistics import exceeds_kth_smallest, kth_smallest
+from siman_jax.rules.order_statistics import exceeds_kth_smallest, kth_smallest
+from siman_jax.rules.siman import identity, project, siman_kernel, standardize
 
 pytestmark = pytest.mark.skipif(not library.variants(), reason="the native library is not built")
 
@@ -339,8 +339,11 @@ def test_code_by_magnitude(shape, seed, shift):
     np.testing.assert_array_equal(np.where(near, 0, code), np.where(near, 0, expected_code))
     # The median itself is not larger than itself.
     assert np.all((np.asarray(code) > 0).sum((0, 1, 2)) == magnitude.shape[0] - 1 - rank)
+    # What is left of g may be small beside it, and so is no measure of rounding.
+    largest = np.max(np.abs(g)) / np.min(w.std((0, 1, 2)))
     if np.min(magnitude) > 1e-5 * (1 + abs(shift)):
-        assert relative_error(pullback(jnp.float32(g))[0], expected) < TOLERANCE * (1 + abs(shift))
+        error = np.max(np.abs(pullback(jnp.float32(g))[0] - expected))
+        assert error < TOLERANCE * (1 + abs(shift)) * largest
 
 
 def test_weights_that_are_no_numbers_show():
@@ -409,7 +412,7 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 from functools import partial
 import jax, numpy as np
 from test_native import CASES, Unit, make_case, run_unit
-from siman_jax.layers import BinaryConv
+from siman_jax.models.layers import BinaryConv
 digest = hashlib.sha256()
 for *shape, activation, shortcut, weight_rule, activation_rule in CASES:
     x, more, g = make_case(*shape)

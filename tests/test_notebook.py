@@ -20,7 +20,7 @@ SMALL = [
 ]
 # Run after the last cell: the picture shows the bits of the parameters in the checkpoint.
 CHECK_PICTURE = """
-from siman_jax.flips import binary_bits
+from siman_jax.models.leaves import binary_bits
 parameters = load_run(config, Path(WORKDIR), make_mesh(1)).progress.state.params
 expected = binary_bits(parameters, config.model.weight_rule)
 for name in expected | bits:

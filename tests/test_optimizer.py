@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from configs import cifar10
-from siman_jax.binarize import project
-from siman_jax.optimizer import (
+from siman_jax.rules.siman import project
+from siman_jax.training.optimizer import (
     build_optimizer,
     clip_schedule,
     decay_mask,

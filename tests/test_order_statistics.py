@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from siman_jax.order_statistics import exceeds_kth_smallest, kth_smallest, quantiles
+from siman_jax.rules.order_statistics import exceeds_kth_smallest, kth_smallest, quantiles
 
 # Drawn from few values, so that ties are common; zero and the smallest subnormal among them.
 values = st.sampled_from([0.0, 2**-149, 0.5, 1.0, 1.5, 2.0**127]) | st.floats(0, 2.0**100, width=32)

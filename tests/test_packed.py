@@ -17,11 +17,10 @@ from jax import lax
 from packed_example import outputs_of
 from parameters import first_quickly
 
-from siman_jax.binarize import siman_activation
-from siman_jax.flips import binary_bits
-from siman_jax.folding import fold, folded_twin
-from siman_jax.layers import BINARY_KERNEL, BITS, BinaryDense
 from siman_jax.models import MODELS, build_model
+from siman_jax.models.folding import fold, folded_twin
+from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryDense
+from siman_jax.models.leaves import binary_bits
 from siman_jax.native import library
 from siman_jax.packed import kernels, native, network
 from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
@@ -34,7 +33,8 @@ from siman_jax.packed.layers import (
     max_pool,
 )
 from siman_jax.packed.network import pack_variables, packed_logits, packed_twin
-from siman_jax.torch_names import variables_from_torch
+from siman_jax.pytorch.names import variables_from_torch
+from siman_jax.rules.siman import siman_activation
 
 # Every example of a property has shapes of its own, so most of its time is compilation.
 few = settings(max_examples=10, deadline=None, derandomize=True)

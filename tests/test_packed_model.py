@@ -16,7 +16,7 @@ from packed_example import packed_network
 
 import siman_jax
 from siman_jax.errors import UsageError
-from siman_jax.normalization import normalize
+from siman_jax.models.normalization import normalize
 from siman_jax.packed.file import write_network
 from siman_jax.packed.inference import export_program
 from siman_jax.packed.model import PackedModel

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from siman_jax.optimizer import build_optimizer
-from siman_jax.step import create_state, train_step
-from siman_jax.task import model_from_config
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.step import create_state, train_step
+from siman_jax.training.task import model_from_config
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "siman_jax"
@@ -33,6 +33,35 @@ CONFIGS = [
     ("imagenet", ()),
     ("imagenet", ("resnet34",)),
 ]
+
+
+# The rooms of the package, folders and single files, each after the rooms that it imports.
+ROOMS = {
+    "errors": "",
+    "output": "errors",
+    "native": "",
+    "rules": "errors native",
+    "models": "errors native rules",
+    "packed": "errors output native rules models",
+    "siman_jax": "packed",
+    "pytorch": "errors rules models",
+    "devices": "errors",
+    "data": "errors devices",
+    "training": "errors native rules models devices data",
+    "analysis": "rules models data training",
+    "runs": "errors output native models packed devices data training analysis",
+    "command": "errors native devices",
+    "report": "errors output devices training analysis runs command",
+    "main": "errors models devices training runs command",
+    "sweep": "errors output devices training runs command",
+    "export": "errors output models packed devices data training runs command",
+    "convert": "errors output models packed pytorch devices data training runs command",
+    "predict": "errors packed data command",
+}
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else module
 
 
 def imports():
@@ -75,33 +104,44 @@ def test_imports_run_one_way():
     importers = {name: {n for n, others in graph.items() if name in others} for name in graph}
     assert not importers["siman_jax.main"]
     assert not importers["siman_jax.sweep"]
-    assert importers["siman_jax.train"] == {"siman_jax.main", "siman_jax.sweep"}
-    assert importers["siman_jax.checkpoint"] == {
-        "siman_jax.record",
-        "siman_jax.train",
-        "siman_jax.stored_run",
+    assert importers["siman_jax.runs.train"] == {"siman_jax.main", "siman_jax.sweep"}
+    assert importers["siman_jax.runs.checkpoint"] == {
+        "siman_jax.runs.record",
+        "siman_jax.runs.train",
+        "siman_jax.runs.stored_run",
     }
 
 
-BINARIZE = {"binarize", "order_statistics", "errors", "native"}
-RULES = BINARIZE | {"rules", "sign_rules", "rotation", "estimators"}
-PACKED = RULES | {"packed", "models", "layers", "folding"}
+def test_a_room_imports_only_rooms_before_it():
+    found = {}
+    for name, others in imports().items():
+        found.setdefault(room(name), set()).update(map(room, others))
+    assert {name: others - {name} for name, others in found.items()} == {
+        name: set(others.split()) for name, others in ROOMS.items()
+    }
+    order = list(ROOMS)
+    for name, others in ROOMS.items():
+        assert set(others.split()) <= set(order[: order.index(name)]), name
+
+
+RULES = {"rules", "errors", "native"}
+PACKED = RULES | {"packed", "models"}
 
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
         ("siman_jax.native.library", set()),
-        ("siman_jax.binarize", BINARIZE - {"binarize"}),
-        ("siman_jax.rules", RULES - {"rules"}),
-        ("siman_jax.layers", RULES),
-        ("siman_jax.models", RULES | {"models", "layers"}),
+        ("siman_jax.rules.siman", RULES),
+        ("siman_jax.rules", RULES),
+        ("siman_jax.models.layers", RULES),
+        ("siman_jax.models", RULES | {"models"}),
         ("siman_jax.packed.kernels", {"packed", "native"}),
-        ("siman_jax.folding", RULES | {"layers"}),
+        ("siman_jax.models.folding", RULES | {"models"}),
         ("siman_jax.packed.network", PACKED),
         ("siman_jax.packed.file", PACKED | {"output"}),
-        ("siman_jax.packed.model", PACKED | {"output", "normalization", "summary"}),
-        ("siman_jax.optimizer", RULES | {"layers", "bop"}),
+        ("siman_jax.packed.model", PACKED | {"output"}),
+        ("siman_jax.training.optimizer", RULES | {"models", "training"}),
     ],
 )
 def test_the_core_knows_nothing_of_training(name, allowed):
@@ -111,22 +151,20 @@ def test_the_core_knows_nothing_of_training(name, allowed):
 
 def test_only_one_file_knows_orbax():
     lines = {path: path.read_text().splitlines() for path in PACKAGE.rglob("*.py")}
-    users = [
-        p.name for p, text in lines.items() if any("import" in x and "orbax" in x for x in text)
-    ]
-    assert users == ["checkpoint.py"]
+    users = [p for p, text in lines.items() if any("import" in x and "orbax" in x for x in text)]
+    assert users == [PACKAGE / "runs" / "checkpoint.py"]
 
 
 def test_only_one_file_knows_torch():
-    files = {path.name: path.read_text().splitlines() for path in PACKAGE.rglob("*.py")}
-    users = [name for name, lines in files.items() if "import torch" in map(str.strip, lines)]
-    assert users == ["torch_checkpoint.py"]
+    files = {path: path.read_text().splitlines() for path in PACKAGE.rglob("*.py")}
+    users = [path for path, lines in files.items() if "import torch" in map(str.strip, lines)]
+    assert users == [PACKAGE / "pytorch" / "checkpoint.py"]
 
 
 def test_the_core_imports_no_data_library():
     """So that it runs where they are not installed."""
     code = (
-        "import sys, siman_jax.train, siman_jax.convert, siman_jax.summary;"
+        "import sys, siman_jax.runs.train, siman_jax.convert, siman_jax.models.summary;"
         "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain', 'cv2',"
         " 'simplejpeg', 'torch', 'matplotlib') if m in sys.modules])"
     )

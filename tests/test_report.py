@@ -17,16 +17,15 @@ from PIL import Image
 from scipy import stats
 
 from configs import digits, imagenet
+from siman_jax.analysis import gradients
 from siman_jax.analysis.distributions import SHAPES, density, fit_scale, fit_shape_and_scale
 from siman_jax.analysis.measures import Measures, binary_kernels, measure_layer
 from siman_jax.analysis.theory import entropy, optimum
-from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits, identity
 from siman_jax.data.dataset import Dataset, Split
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.layers import BinaryDense
+from siman_jax.models.layers import BinaryDense
 from siman_jax.report import __main__ as command
-from siman_jax.report import gradients
 from siman_jax.report.contents import make_sections
 from siman_jax.report.figures import draw_curves, draw_flips_by_layer
 from siman_jax.report.runs import Run, has_measures, read_run
@@ -34,11 +33,12 @@ from siman_jax.report.seeds import Group, curve_over_seeds, group_runs, training
 from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
 from siman_jax.rules import WEIGHT_RULES
-from siman_jax.step import TrainState
-from siman_jax.stored_run import FAILURE_FILE, found_run, load_run
-from siman_jax.task import model_from_config
-from siman_jax.train import train
-from siman_jax.workdir import read_config
+from siman_jax.rules.siman import angle_optimal_bits, cosine, half_half_bits, identity
+from siman_jax.runs.stored_run import FAILURE_FILE, found_run, load_run
+from siman_jax.runs.train import train
+from siman_jax.runs.workdir import read_config
+from siman_jax.training.step import TrainState
+from siman_jax.training.task import model_from_config
 
 # |w| of each distribution; and share, entropy, cosine, half-half and sign as printed.
 THEORY = {

@@ -17,27 +17,27 @@ from packed_example import outputs_of
 
 from configs import digits
 from siman_jax.data import load_dataset
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
+from siman_jax.devices.preemption import Preempted, SigtermWatch
 from siman_jax.errors import UsageError
-from siman_jax.flips import shares_flipped
-from siman_jax.layers import BINARY_KERNEL, BatchNorm, BinaryConv, BinaryDense
 from siman_jax.models import MODELS, build_model
-from siman_jax.optimizer import (
+from siman_jax.models.layers import BINARY_KERNEL, BatchNorm, BinaryConv, BinaryDense
+from siman_jax.models.leaves import shares_flipped
+from siman_jax.models.summary import summarize
+from siman_jax.packed.layers import ACTIVATION_BITS
+from siman_jax.packed.network import pack_variables, packed_twin
+from siman_jax.rules import ACTIVATION_RULES, AT_THE_END, WEIGHT_RULES
+from siman_jax.runs.log import read_rows
+from siman_jax.runs.snapshot import read_bits
+from siman_jax.runs.train import evaluate_run, load_run, train
+from siman_jax.training.optimizer import (
     build_optimizer,
     clip_schedule,
     estimator_schedule,
     learning_rate_schedule,
 )
-from siman_jax.packed.layers import ACTIVATION_BITS
-from siman_jax.packed.network import pack_variables, packed_twin
-from siman_jax.preemption import Preempted, SigtermWatch
-from siman_jax.rules import ACTIVATION_RULES, AT_THE_END, WEIGHT_RULES
-from siman_jax.runlog import read_rows
-from siman_jax.snapshot import read_bits
-from siman_jax.step import create_state, eval_step, train_step
-from siman_jax.summary import summarize
-from siman_jax.task import build_task, model_from_config
-from siman_jax.train import evaluate_run, load_run, train
+from siman_jax.training.step import create_state, eval_step, train_step
+from siman_jax.training.task import build_task, model_from_config
 
 METHODS = [name for name, rule in WEIGHT_RULES.items() if rule.activation != "real"]
 TOLERANCE = 1e-12

@@ -11,9 +11,9 @@ import pytest
 from golden_data import FOLDER
 from jax import lax
 
-from siman_jax import estimators, rotation, sign_rules
-from siman_jax.binarize import approx_sign
-from siman_jax.bop import bop
+from siman_jax.rules import estimators, rbnn, sign_kernels
+from siman_jax.rules.siman import approx_sign
+from siman_jax.training.bop import bop
 
 TOLERANCE = 1e-12
 
@@ -65,16 +65,16 @@ def test_ir_net_is_its_authors(golden, name):
     case = golden(name)
     t = float(case["t"])
     assert max(1 / t, 1) == case["k"]
-    compare(lambda w, x: conv(estimators.tanh_sign(x, t), sign_rules.ir_net_kernel(w, t)), case)
+    compare(lambda w, x: conv(estimators.tanh_sign(x, t), sign_kernels.ir_net_kernel(w, t)), case)
 
 
 @pytest.mark.parametrize("name", ["recu0", "recu1"])
 def test_recu_is_its_authors(golden, name):
     case = golden(name)
-    kernel = partial(sign_rules.recu_kernel, tau=float(case["tau"]))
+    kernel = partial(sign_kernels.recu_kernel, tau=float(case["tau"]))
     compare(
         lambda w, x, alpha: (
-            conv(sign_rules.recu_activation(x), kernel(w)) * alpha[None, None, None]
+            conv(sign_kernels.recu_activation(x), kernel(w)) * alpha[None, None, None]
         ),
         case,
         "alpha",
@@ -88,8 +88,8 @@ def test_rbnn_is_its_authors(golden, name):
     left, right = jnp.asarray(case["R1_after"]), jnp.asarray(case["R2_after"])
 
     def layer(w, x, alpha, theta):
-        kernel = rotation.rbnn_kernel(w, theta, left, right, t)
-        return conv(rotation.rbnn_activation(x, t), kernel) * alpha[None, None, None]
+        kernel = rbnn.rbnn_kernel(w, theta, left, right, t)
+        return conv(rbnn.rbnn_activation(x, t), kernel) * alpha[None, None, None]
 
     compare(layer, case, "alpha", "rotate")
 
@@ -97,8 +97,8 @@ def test_rbnn_is_its_authors(golden, name):
 @pytest.mark.parametrize("name", ["rbnn0", "rbnn1"])
 def test_rotations_are_their_authors(golden, name):
     case = golden(name)
-    before = rotation.Rotations(*(jnp.asarray(case[f"R{i}_before"]) for i in (1, 2)))
-    after = jax.jit(rotation.update_rotations)(case["w"], before)
+    before = rbnn.Rotations(*(jnp.asarray(case[f"R{i}_before"]) for i in (1, 2)))
+    after = jax.jit(rbnn.update_rotations)(case["w"], before)
     if not case["updates_rotation"]:
         after = before
     for i in (1, 2):
@@ -161,17 +161,17 @@ def mean_magnitude(w):
 KERNELS = {
     "bnn": (estimators.ste_sign, lambda w: np.sign(w), lambda w, g: g * (np.abs(w) <= 1)),
     "xnor_net": (
-        sign_rules.xnor_net_kernel,
+        sign_kernels.xnor_net_kernel,
         lambda w: mean_magnitude(w) * np.sign(w),
         lambda w, g: g * (1 / w[..., 0].size + mean_magnitude(w) * (np.abs(w) <= 1)),
     ),
     "dorefa": (
-        sign_rules.dorefa_kernel,
+        sign_kernels.dorefa_kernel,
         lambda w: np.abs(w).mean() * np.sign(w),
         lambda w, g: g,
     ),
     "bi_real": (
-        sign_rules.bi_real_kernel,
+        sign_kernels.bi_real_kernel,
         lambda w: mean_magnitude(w) * np.sign(w),
         lambda w, g: g * mean_magnitude(w) * (np.abs(w) <= 1),
     ),
@@ -188,8 +188,8 @@ def test_kernels_are_their_papers(name, x64):
 
 
 ALL_KERNELS = {name: function for name, (function, _, _) in KERNELS.items()} | {
-    "ir_net": partial(sign_rules.ir_net_kernel, sharpness=0.1),
-    "recu": partial(sign_rules.recu_kernel, tau=0.9),
+    "ir_net": partial(sign_kernels.ir_net_kernel, sharpness=0.1),
+    "recu": partial(sign_kernels.recu_kernel, tau=0.9),
 }
 
 
@@ -208,16 +208,16 @@ def test_kernels_have_one_magnitude_per_filter(name, shape, dtype):
 
 def test_ir_net_scales_by_powers_of_two():
     w = jax.random.normal(jax.random.key(0), (3, 3, 5, 7))
-    scale = np.abs(jax.jit(sign_rules.ir_net_kernel)(w, 1.0))[0, 0, 0]
+    scale = np.abs(jax.jit(sign_kernels.ir_net_kernel)(w, 1.0))[0, 0, 0]
     assert (np.frexp(scale)[0] == 0.5).all()
 
 
 @pytest.mark.parametrize(
     "function",
     [
-        partial(sign_rules.ir_net_kernel, sharpness=2.0),
-        partial(rotation.rbnn_activation, sharpness=2.0),
-        sign_rules.recu_activation,
+        partial(sign_kernels.ir_net_kernel, sharpness=2.0),
+        partial(rbnn.rbnn_activation, sharpness=2.0),
+        sign_kernels.recu_activation,
     ],
 )
 def test_equal_numbers_have_no_deviation_but_a_gradient(function):
@@ -229,14 +229,14 @@ def test_equal_numbers_have_no_deviation_but_a_gradient(function):
 
 def random_rotations(seed, n):
     """Orthogonal matrices for filters of `n` weights."""
-    sizes = rotation.matrix_shape(n)
-    return rotation.Rotations(
+    sizes = rbnn.matrix_shape(n)
+    return rbnn.Rotations(
         *(jax.random.orthogonal(jax.random.key(seed + i), size) for i, size in enumerate(sizes))
     )
 
 
 def test_rotated_kernels_of_convolutions_and_matrices():
-    rule, update = jax.jit(rotation.rbnn_kernel), jax.jit(rotation.update_rotations)
+    rule, update = jax.jit(rbnn.rbnn_kernel), jax.jit(rbnn.update_rotations)
     for shape in ((3, 3, 4, 6), (20, 6)):
         rotations = random_rotations(0, math.prod(shape[:-1]))
         w = jax.random.normal(jax.random.key(1), shape)
@@ -254,10 +254,10 @@ def test_an_update_turns_weights_towards_their_signs(x64):
 
     @jax.jit
     def aligned(rotations):
-        return jnp.abs(rotation._rotate(rotation._matrices(w), *rotations)).sum()
+        return jnp.abs(rbnn._rotate(rbnn._matrices(w), *rotations)).sum()
 
     w = w - w.mean((0, 1, 2), keepdims=True)
-    before, update = aligned(rotations), jax.jit(rotation.update_rotations)
+    before, update = aligned(rotations), jax.jit(rbnn.update_rotations)
     for _ in range(3):
         rotations = update(w, rotations)
         assert aligned(rotations) > before
@@ -271,7 +271,7 @@ def test_schedules_are_their_papers():
         assert estimators.sharpness_at(progress, 1e-3, 10.0) == pytest.approx(t, rel=1e-5)
         a = (0.99 - 0.85) / (math.e - 1)
         tau = a * math.exp(epoch / 120) + 0.85 - a
-        assert sign_rules.tau_at(progress, 0.85, 0.99) == pytest.approx(tau, rel=1e-6)
+        assert sign_kernels.tau_at(progress, 0.85, 0.99) == pytest.approx(tau, rel=1e-6)
 
 
 def test_bop_is_its_paper():

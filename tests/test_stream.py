@@ -12,12 +12,12 @@ from configs import imagenet
 from siman_jax.data import load_dataset
 from siman_jax.data.pipeline import Share, evaluation_batches, read_ahead, training_batches
 from siman_jax.data.stream import EvaluationStream
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
+from siman_jax.devices.preemption import Preempted, SigtermWatch
 from siman_jax.errors import UsageError
-from siman_jax.preemption import Preempted, SigtermWatch
-from siman_jax.runlog import read_rows
-from siman_jax.stored_run import load_run
-from siman_jax.train import train
+from siman_jax.runs.log import read_rows
+from siman_jax.runs.stored_run import load_run
+from siman_jax.runs.train import train
 
 ALONE = Share(0, 1)
 

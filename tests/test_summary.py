@@ -5,7 +5,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from siman_jax.models import MODELS, build_model
-from siman_jax.summary import print_summary, summarize
+from siman_jax.models.summary import print_summary, summarize
 
 
 def total(layers, name):

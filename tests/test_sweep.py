@@ -20,32 +20,32 @@ from test_training import leaves_of
 
 from configs import digits
 from siman_jax import sweep as command
-from siman_jax import task as task_module
-from siman_jax import train as training
 from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Dataset, Split, evenly_spaced
 from siman_jax.data.resident import ResidentFeed
-from siman_jax.devices import make_mesh, replicated
-from siman_jax.epoch import Diverged, Progress, make_epoch_runner
+from siman_jax.devices.mesh import make_mesh, replicated
+from siman_jax.devices.preemption import Preempted, SigtermWatch
 from siman_jax.errors import UsageError
 from siman_jax.export import pack_run
-from siman_jax.metrics import Sums
-from siman_jax.optimizer import (
+from siman_jax.rules import WEIGHT_RULES
+from siman_jax.runs import train as training
+from siman_jax.runs.log import read_rows
+from siman_jax.runs.sweep_plan import Sweep, load_sweep, with_fields
+from siman_jax.runs.train import evaluate_run, train_together
+from siman_jax.runs.workdir import read_config
+from siman_jax.sweep import run_sweep
+from siman_jax.training import task as task_module
+from siman_jax.training.epoch import Diverged, Progress, make_epoch_runner
+from siman_jax.training.metrics import Sums
+from siman_jax.training.optimizer import (
     build_optimizer,
     clip_schedule,
     estimator_schedule,
     learning_rate_schedule,
 )
-from siman_jax.preemption import Preempted, SigtermWatch
-from siman_jax.rules import WEIGHT_RULES
-from siman_jax.runlog import read_rows
-from siman_jax.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
-from siman_jax.step import create_state, train_step
-from siman_jax.sweep import run_sweep
-from siman_jax.sweep_plan import Sweep, load_sweep, with_fields
-from siman_jax.task import build_task, image_shape
-from siman_jax.train import evaluate_run, train_together
-from siman_jax.workdir import read_config
+from siman_jax.training.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
+from siman_jax.training.step import create_state, train_step
+from siman_jax.training.task import build_task, image_shape
 
 SWEEPS = sorted((REPOSITORY / "configs" / "sweeps").glob("*.py"))
 STEPS = 5  # of an epoch
@@ -384,7 +384,7 @@ def test_the_clip_percentage_may_stay():
 
 SWEEP_FILE = """
 from configs import digits
-from siman_jax.sweep_plan import Sweep
+from siman_jax.runs.sweep_plan import Sweep
 
 def get_sweep():
     return Sweep("other", digits.get_config(), {variants}, {seeds})

@@ -17,23 +17,23 @@ from cli import REPOSITORY
 from jax.experimental import multihost_utils
 
 from configs import digits
-from siman_jax import task as task_module
-from siman_jax import train as training
-from siman_jax.checkpoint import CheckpointWriter, restore_best, restore_latest
 from siman_jax.command import lock_config
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import ResidentFeed
-from siman_jax.devices import make_mesh, replicated
-from siman_jax.epoch import Progress, make_epoch_runner
+from siman_jax.devices.mesh import make_mesh, replicated
+from siman_jax.devices.preemption import Preempted, SigtermWatch
 from siman_jax.errors import UsageError
-from siman_jax.metrics import METRICS, Sums, score
-from siman_jax.preemption import Preempted, SigtermWatch
-from siman_jax.runlog import RunLog, best_row, read_rows
-from siman_jax.snapshot import abstract_snapshot, first_snapshot
-from siman_jax.step import TrainState
-from siman_jax.task import build_task
-from siman_jax.train import evaluate_run, train
-from siman_jax.workdir import check_workdir
+from siman_jax.runs import train as training
+from siman_jax.runs.checkpoint import CheckpointWriter, restore_best, restore_latest
+from siman_jax.runs.log import RunLog, best_row, read_rows
+from siman_jax.runs.snapshot import abstract_snapshot, first_snapshot
+from siman_jax.runs.train import evaluate_run, train
+from siman_jax.runs.workdir import check_workdir
+from siman_jax.training import task as task_module
+from siman_jax.training.epoch import Progress, make_epoch_runner
+from siman_jax.training.metrics import METRICS, Sums, score
+from siman_jax.training.step import TrainState
+from siman_jax.training.task import build_task
 
 EPOCHS = 3
 
@@ -581,7 +581,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import jax.numpy as jnp, numpy as np
-from siman_jax.checkpoint import CheckpointWriter, restore_latest
+from siman_jax.runs.checkpoint import CheckpointWriter, restore_latest
 from siman_jax.errors import UsageError
 folder = Path(sys.argv[1])
 writer = CheckpointWriter(folder, keep=1, step=0)

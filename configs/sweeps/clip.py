@@ -13,7 +13,7 @@ flip in an epoch, which the logs hold.
 from typing import Any
 
 from configs import cifar10_short
-from siman_jax.sweep_plan import Sweep
+from siman_jax.runs.sweep_plan import Sweep
 
 
 def get_sweep() -> Sweep:

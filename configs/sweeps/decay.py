@@ -23,7 +23,7 @@ last checkpoint of each run.
 """
 
 from configs import cifar10_short
-from siman_jax.sweep_plan import Sweep
+from siman_jax.runs.sweep_plan import Sweep
 
 DECAYS = {"no_l2": 0.0, "l2": 5e-4, "l2_100": 5e-2}
 

@@ -7,7 +7,7 @@ nothing.
 """
 
 from configs import digits
-from siman_jax.sweep_plan import Sweep
+from siman_jax.runs.sweep_plan import Sweep
 
 
 def get_sweep() -> Sweep:

@@ -24,7 +24,7 @@ Protocol, written down before any run:
 from typing import Any
 
 from configs import cifar10_short
-from siman_jax.sweep_plan import Sweep
+from siman_jax.runs.sweep_plan import Sweep
 
 SPARING = ("half_half", "angle_optimal")
 DECAYING = ("bnn", "xnor_net", "dorefa", "bi_real", "ir_net", "rbnn", "recu", "real")

@@ -19,7 +19,7 @@ kernel are part of its rule. To compare: last epoch's accuracy, along rows and a
 from typing import Any
 
 from configs import cifar10_short
-from siman_jax.sweep_plan import Sweep
+from siman_jax.runs.sweep_plan import Sweep
 
 
 def get_sweep() -> Sweep:

@@ -11,8 +11,8 @@ from jax import Array
 
 from siman_jax.analysis.distributions import Fit, fit_scale, fit_shape_and_scale
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, entropy
-from siman_jax.binarize import angle_optimal_bits, cosine, half_half_bits, standardize
-from siman_jax.layers import BINARY_KERNEL
+from siman_jax.models.layers import BINARY_KERNEL
+from siman_jax.rules.siman import angle_optimal_bits, cosine, half_half_bits, standardize
 
 # Of the histograms, in standard deviations of a filter.
 EDGES = np.linspace(-4, 4, 49)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from siman_jax.data.augment import augment
 from siman_jax.data.dataset import Split, steps_in_epoch
 from siman_jax.data.feed import Batch
-from siman_jax.devices import by_example, put_local_rows, put_replicated, replicated
+from siman_jax.devices.mesh import by_example, put_local_rows, put_replicated, replicated
 
 
 class ResidentFeed:

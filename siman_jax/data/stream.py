@@ -24,7 +24,7 @@ from siman_jax.data.pipeline import (
     read_ahead,
     training_batches,
 )
-from siman_jax.devices import by_example, put_local_rows
+from siman_jax.devices.mesh import by_example, put_local_rows
 
 _BATCHES_AHEAD = 2  # on the devices, beside the one in use
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from siman_jax.binarize import identity, wide
-from siman_jax.layers import BatchNorm, BinaryConv, PReLU, fan_in_uniform, kaiming_normal
+from siman_jax.models.layers import BatchNorm, BinaryConv, PReLU, fan_in_uniform, kaiming_normal
 from siman_jax.models.resnet import (
     OneShortcutBlock,
     ResNet,
@@ -19,6 +18,7 @@ from siman_jax.models.resnet import (
 )
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
+from siman_jax.rules.siman import identity, wide
 
 
 def resnet20_1w1a(

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from siman_jax.layers import BatchNorm, BinaryConv, fan_in_uniform, kaiming_normal
+from siman_jax.models.layers import BatchNorm, BinaryConv, fan_in_uniform, kaiming_normal
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, real_shortcut
 
 

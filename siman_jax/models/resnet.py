@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from siman_jax.binarize import wide
-from siman_jax.layers import Activation, BatchNorm, BinaryConv, Initializer, PReLU
+from siman_jax.models.layers import Activation, BatchNorm, BinaryConv, Initializer, PReLU
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
+from siman_jax.rules.siman import wide
 
 Shortcut = Callable[..., Array]
 

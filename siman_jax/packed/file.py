@@ -19,8 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from siman_jax.errors import UsageError
-from siman_jax.layers import BINARY_KERNEL
 from siman_jax.models import build_model
+from siman_jax.models.layers import BINARY_KERNEL
 from siman_jax.output import write_whole
 from siman_jax.packed.bits import WORD_BITS
 from siman_jax.packed.kernels import corner_sums

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from siman_jax.normalization import normalize
+from siman_jax.models.normalization import normalize
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.network import packed_logits, packed_twin
 from siman_jax.packed.notes import Notes

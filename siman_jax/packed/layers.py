@@ -1,4 +1,4 @@
-"""The layers of `siman_jax.layers` as inference runs them: kernels in bits.
+"""The layers of `siman_jax.models.layers` as inference runs them: kernels in bits.
 
 Each takes the place of the layer that it derives from, with the same attributes, so that a
 network's own definition builds either. Batch statistics are long settled here: `train` is False.
@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siman_jax.binarize import REAL, wide
 from siman_jax.errors import choose
-from siman_jax.layers import BinaryConv, BinaryDense, per_channel, same_padding
+from siman_jax.models.layers import BinaryConv, BinaryDense, per_channel, same_padding
 from siman_jax.packed.bits import word_count
 from siman_jax.packed.kernels import (
     PackedKernel,
@@ -22,6 +21,7 @@ from siman_jax.packed.kernels import (
     weight_only_conv,
     weight_only_dense,
 )
+from siman_jax.rules.siman import REAL, wide
 
 WORDS = "words"
 # What follows from the words and need not be stored has a collection of its own.

@@ -10,11 +10,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from siman_jax.errors import UsageError
+from siman_jax.models.summary import print_summary
 from siman_jax.packed.file import PackedNetwork, read_network
 from siman_jax.packed.inference import inference
 from siman_jax.packed.notes import Notes, parse_notes
 from siman_jax.packed.summary import summarize_packed
-from siman_jax.summary import print_summary
 
 
 class Prediction(NamedTuple):

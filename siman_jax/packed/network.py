@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.binarize import REAL
-from siman_jax.folding import FoldedNorm, fold
-from siman_jax.layers import BINARY_KERNEL, BITS, BinaryConv, leaves_by_module
+from siman_jax.models.folding import FoldedNorm, fold
+from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv, leaves_by_module
 from siman_jax.packed.kernels import pack_kernel
 from siman_jax.packed.layers import (
     CORNER_SUMS,
@@ -27,6 +26,7 @@ from siman_jax.packed.layers import (
     max_pool,
 )
 from siman_jax.packed.residual import covers, residual_logits
+from siman_jax.rules.siman import REAL
 
 # Most numbers in the largest activation of images that are computed together on a CPU, so that
 # they stay in its cache. Batches of 256 small images ran up to twice as fast in such pieces.

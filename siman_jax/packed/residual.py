@@ -12,8 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siman_jax.binarize import REAL
-from siman_jax.layers import BinaryConv
+from siman_jax.models.layers import BinaryConv
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut, real_shortcut
 from siman_jax.native import library
 from siman_jax.packed import native
@@ -25,6 +24,7 @@ from siman_jax.packed.layers import (
     above_mean,
 )
 from siman_jax.packed.native import whole_lanes
+from siman_jax.rules.siman import REAL
 
 
 def covers(model: nn.Module) -> TypeGuard[ResNet]:

@@ -5,9 +5,9 @@ from collections import Counter
 
 from flax.traverse_util import flatten_dict
 
+from siman_jax.models.summary import Layer, summarize
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.layers import WORDS
-from siman_jax.summary import Layer, summarize
 
 
 def summarize_packed(network: PackedNetwork) -> list[Layer]:

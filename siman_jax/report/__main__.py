@@ -19,18 +19,18 @@ import jax
 from absl import flags
 from rich.console import Console
 
+from siman_jax.analysis.gradients import gradient_mismatch
 from siman_jax.command import run
-from siman_jax.devices import make_mesh
+from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
 from siman_jax.report.contents import Mismatches, make_sections
-from siman_jax.report.gradients import gradient_mismatch
 from siman_jax.report.numbers import collect_numbers
 from siman_jax.report.page import Section, render_page
 from siman_jax.report.runs import Run, read_run
 from siman_jax.report.seeds import group_runs
 from siman_jax.report.svg import to_png
-from siman_jax.workdir import check_writable
+from siman_jax.runs.workdir import check_writable
 
 SOME_LEFT_OUT = 1
 DEFAULT_OUT = "report"

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from siman_jax.analysis.gradients import MOST_EXAMPLES, STEP, Mismatch
 from siman_jax.report import figures, tables
-from siman_jax.report.gradients import MOST_EXAMPLES, STEP, Mismatch
 from siman_jax.report.page import Picture, Section
 from siman_jax.report.runs import Checkpoint, Run, has_measures
 from siman_jax.report.seeds import Group, has_bits

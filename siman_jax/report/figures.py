@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siman_jax.analysis.distributions import SHAPES, density
+from siman_jax.analysis.gradients import Mismatch
 from siman_jax.analysis.measures import EDGES, Layer, Measures, binary_kernels
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
-from siman_jax.report.gradients import Mismatch
 from siman_jax.report.runs import Run, layers_of_row
 from siman_jax.report.seeds import (
     Curve,
@@ -25,7 +25,7 @@ from siman_jax.report.seeds import (
     mean_of_layers,
 )
 from siman_jax.report.series import Series
-from siman_jax.snapshot import read_bits
+from siman_jax.runs.snapshot import read_bits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

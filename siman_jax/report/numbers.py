@@ -19,7 +19,7 @@ from siman_jax.report.seeds import (
     training_seconds,
 )
 from siman_jax.report.tables import DISTRIBUTIONS, KERNELS, RESULTS, at_the_end
-from siman_jax.runlog import best_row
+from siman_jax.runs.log import best_row
 
 
 def collect_numbers(

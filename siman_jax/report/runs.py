@@ -18,10 +18,10 @@ from siman_jax.analysis.measures import (
     measure_layer,
 )
 from siman_jax.errors import UsageError
-from siman_jax.runlog import FILE_NAME, read_rows
-from siman_jax.step import TrainState
-from siman_jax.stored_run import FAILURE_FILE, kept_steps, load_step
-from siman_jax.workdir import fields_that_matter, read_config
+from siman_jax.runs.log import FILE_NAME, read_rows
+from siman_jax.runs.stored_run import FAILURE_FILE, kept_steps, load_step
+from siman_jax.runs.workdir import fields_that_matter, read_config
+from siman_jax.training.step import TrainState
 
 # What the curves and tables are made of.
 LOGGED = ("train_loss", "train_top1", "test_loss", "test_top1", "images_per_second")

@@ -8,8 +8,8 @@ import numpy as np
 
 from siman_jax.analysis.measures import Measures
 from siman_jax.report.runs import Run, layers_of_row
-from siman_jax.sweep_summary import mean_and_deviation
-from siman_jax.workdir import fields_that_matter
+from siman_jax.runs.sweep_summary import mean_and_deviation
+from siman_jax.runs.workdir import fields_that_matter
 
 _SEED, _ROOT = "config.seed", "config.data.root"
 _MOST_JOINED = 3

@@ -16,8 +16,8 @@ from siman_jax.report.seeds import (
     mean_of_layers,
     training_seconds,
 )
-from siman_jax.runlog import best_row
-from siman_jax.sweep_summary import mean_and_deviation
+from siman_jax.runs.log import best_row
+from siman_jax.runs.sweep_summary import mean_and_deviation
 
 DISTRIBUTIONS = {"Laplacian": LAPLACIAN, "Gaussian": GAUSSIAN, "uniform": UNIFORM}
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.layers import BINARY_KERNEL, BITS, same_padding
 from siman_jax.models import build_model
+from siman_jax.models.layers import BINARY_KERNEL, BITS, same_padding
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH
 from siman_jax.native.norm import HARD_TANH, NONE, PRELU
 from siman_jax.packed import native, residual

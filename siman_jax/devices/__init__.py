@@ -1,0 +1,1 @@
+"""Devices: the mesh, what they exchange, and stopping when the system asks."""

@@ -1,0 +1,77 @@
+"""How long a model takes for one image on the CPU, with a given number of threads.
+
+JAX fixes its threads when it starts, so each number of threads is measured by a process of its
+own: this file, run as `python -m siman_jax.packed.latency MODEL THREADS`, prints one JSON object.
+Where the system allows it (Linux), the process is bound to as many cores.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from siman_jax.errors import UsageError
+
+_SECONDS = 3.0
+_MOST_CALLS = 200
+_WARM_UP = 5
+
+
+def measure_apart(model: str, threads: int) -> dict[str, float]:
+    """Measure in a new process that has `threads` threads.
+
+    Returns:
+      `threads`, `calls`, `median_ms` and `best_ms`, milliseconds from pixels in NumPy to logits.
+
+    Raises:
+      UsageError: the process failed; says how.
+    """
+    result = subprocess.run(
+        [sys.executable, "-m", "siman_jax.packed.latency", model, str(threads)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": str(threads)},  # NPROC: read by XLA
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise UsageError(f"the measurement with {threads} threads failed:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def cores() -> list[int]:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _measure(path: str) -> dict[str, float]:
+    import numpy as np  # NumPy's and JAX's threads start after the process is bound
+
+    from siman_jax.packed.model import load_model
+
+    model = load_model(path)
+    shape = (1, *model.network.image_shape)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for _ in range(_WARM_UP):
+        model(image).block_until_ready()
+    seconds: list[float] = []
+    end = time.perf_counter() + _SECONDS
+    while len(seconds) < _MOST_CALLS and (time.perf_counter() < end or len(seconds) < 3):
+        start = time.perf_counter()
+        model(image).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "calls": len(seconds),
+        "median_ms": 1e3 * statistics.median(seconds),
+        "best_ms": 1e3 * min(seconds),
+    }
+
+
+if __name__ == "__main__":
+    count = int(sys.argv[2])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores()[:count])
+    print(json.dumps({"threads": count, **_measure(sys.argv[1])}))

@@ -1,0 +1,1 @@
+"""PyTorch's checkpoints: names, bits, and the file itself."""

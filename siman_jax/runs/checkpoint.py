@@ -1,0 +1,231 @@
+"""Save and resume: the only file that knows orbax.
+
+All processes of a run call these functions alike; each writes and reads what lies on its own
+devices, whatever mesh a checkpoint was written from.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from siman_jax.devices.mesh import all_agree, is_first_process
+from siman_jax.errors import UsageError
+
+State = TypeVar("State")
+
+_METRIC = "top1"
+_NOT_EVALUATED = -math.inf
+_log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Saves the checkpoints of one run, and keeps the last few and the best.
+
+    What stands in the way is moved to `damaged-checkpoints` beside the directory, with a
+    warning: checkpoints beyond `step`, and those whose metrics cannot be read.
+
+    Args:
+      directory: where checkpoints are kept, a folder for each step.
+      keep: how many of the latest to keep, beside the best; at equal accuracy the later one.
+      step: the step that training goes on from.
+    """
+
+    def __init__(self, directory: Path, keep: int, step: int) -> None:
+        if is_first_process():
+            for saved in saved_steps(directory):
+                if saved > step or _top1(directory, saved) is None:
+                    _set_aside(directory / str(saved))
+        multihost_utils.sync_global_devices("old checkpoints are out of the way")
+        policies = ocp.training.preservation_policies
+        self._directory = directory
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), policies.BestN(get_metric_fn=lambda m: m[_METRIC], n=1)]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, state: Any, top1: float | None) -> None:
+        """Save `state` under `step`; return when it is safe on disk.
+
+        Args:
+          step: optimiser steps taken.
+          state: a tree of arrays.
+          top1: test accuracy in percent, by which the best is known; None where training was
+            interrupted before it could be measured.
+
+        Raises:
+          UsageError: it cannot be written, for want of space for instance; earlier checkpoints
+            are as they were.
+        """
+        metrics = {_METRIC: _NOT_EVALUATED if top1 is None else top1}
+        try:
+            # An epoch that could not be evaluated is saved again when it is.
+            exists = (self._directory / str(step)).exists()
+            self._checkpointer.save(step, state, metrics=metrics, force=True, overwrite=exists)
+        except jax.errors.JaxRuntimeError:  # another process is gone: no fault of the disk
+            raise
+        except Exception as error:  # orbax and tensorstore raise whatever the disk's refusal led to
+            raise UsageError(
+                f"the checkpoint of step {step} could not be written to {self._directory}:"
+                f" {_first_line(error)}\nEarlier checkpoints are as they were. Make room, or mend"
+                " the folder's permissions; then the same command goes on from the latest."
+            ) from error
+
+    def close(self) -> None:
+        """Release orbax's threads."""
+        self._checkpointer.close()
+
+
+def restore_latest(directory: Path, like: State) -> State | None:
+    """Restore the latest checkpoint that can be read, or None if there is none at all.
+
+    Where one cannot be read, a warning says so and the one before is tried. Nothing on disk
+    changes.
+
+    Args:
+      directory: as given to `CheckpointWriter`.
+      like: a state of the structure, shapes, dtypes and devices to restore into; the mesh may be
+        another than the checkpoint's.
+
+    Raises:
+      UsageError: there are checkpoints, but none can be read, or they are of another network.
+    """
+    return _restore_first(directory, like, lambda step: step)
+
+
+def restore_best(directory: Path, like: State) -> State | None:
+    """Restore the checkpoint with the best test accuracy, the latest among equals.
+
+    The rest is as for `restore_latest`.
+    """
+
+    def accuracy_then_step(step: int) -> tuple[float, int]:
+        top1 = _top1(directory, step)
+        return (-math.inf if top1 is None else top1, step)
+
+    return _restore_first(directory, like, accuracy_then_step)
+
+
+def restore_step(directory: Path, step: int, like: State) -> State:
+    """Restore the checkpoint of one step.
+
+    The rest is as for `restore_latest`.
+
+    Raises:
+      UsageError: it cannot be read, or is of another network.
+    """
+    path = directory.absolute() / str(step)
+    restored, error = _try_restore(path, jax.tree.map(_abstract, like))
+    if error is not None:
+        raise UsageError(f"the checkpoint {path} cannot be read: {_first_line(error)}.")
+    return restored
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps of the finished checkpoints; orbax renames a folder to its step at the end."""
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+
+
+def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
+    """Shape of one leaf in the latest checkpoint whose description can be read, None if none can.
+
+    Args:
+      directory: as given to `CheckpointWriter`.
+      name: path of the leaf, such as "progress/state/step".
+    """
+    for step in sorted(saved_steps(directory), reverse=True):
+        try:
+            tree = ocp.metadata(directory.absolute() / str(step)).metadata
+        except Exception as error:  # orbax and tensorstore raise whatever damage leads to
+            _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
+            continue
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jax.tree_util.keystr(path, simple=True, separator="/") == name:
+                return tuple(leaf.shape)
+    return None
+
+
+def _restore_first(directory: Path, like: State, preference: Callable[[int], Any]) -> State | None:
+    abstract = jax.tree.map(_abstract, like)
+    failures: dict[int, Exception] = {}
+    for step in sorted(saved_steps(directory), key=preference, reverse=True):
+        path = directory.absolute() / str(step)
+        restored, error = _try_restore(path, abstract)
+        if all_agree(error is None):
+            return restored
+        failures[step] = error or OSError("another process could not read it")
+        _log.warning("checkpoint %d cannot be read; trying another: %s", step, failures[step])
+    if failures:
+        raise UsageError(
+            f"none of the checkpoints {sorted(failures)} in {directory} can be read"
+            f" ({failures[max(failures)]}). Restore them from a copy, or use a new workdir."
+        )
+    return None
+
+
+def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
+    try:
+        saved = _shapes(ocp.metadata(path).metadata)
+        if not saved:  # what orbax makes of a file that is cut short
+            raise OSError("its metadata are damaged")
+        _check_same(saved, _shapes(abstract), path)
+        return ocp.load(path, abstract), None
+    except UsageError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise whatever damage leads to
+        return None, error
+
+
+def _check_same(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
+    """Refuse the checkpoint of another network, naming the first leaf that tells."""
+    for name in sorted(saved.keys() | expected.keys()):
+        there, here = saved.get(name, "missing"), expected.get(name, "missing")
+        if there != here:
+            raise UsageError(
+                f"the checkpoint {path} is of another network: {name} is {there} there and {here}"
+                " here. Use the config that it was trained with, or another workdir."
+            )
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Dtype and shape of each leaf, by a path that is the same for objects and dictionaries."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _top1(directory: Path, step: int) -> float | None:
+    """Test accuracy of a checkpoint, -inf where it was not measured, None where unreadable."""
+    try:
+        return float(
+            json.loads((directory / str(step) / "metrics" / "metrics").read_text())[_METRIC]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _set_aside(checkpoint: Path) -> None:
+    folder = checkpoint.parent.parent / "damaged-checkpoints"
+    folder.mkdir(exist_ok=True)
+    free = (name for n in range(10**6) if not (name := folder / f"{checkpoint.name}-{n}").exists())
+    _log.warning("moved %s to %s", checkpoint, checkpoint.rename(next(free)))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

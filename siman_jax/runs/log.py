@@ -1,0 +1,124 @@
+"""A run's log: one JSON object a line in log.jsonl, and the same numbers for TensorBoard."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from siman_jax.errors import UsageError
+from siman_jax.training.metrics import METRICS
+
+FILE_NAME = "log.jsonl"
+# What every epoch's row holds, beside the shares of bits that flipped.
+_METRICS = tuple(f"{split}_{name}" for split in ("train", "test") for name in METRICS)
+_NUMBERS = ("step", "epoch", *_METRICS)
+
+# Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
+Results = dict[str, dict[str, float]]
+
+
+class RunLog:
+    """Writes rows to `workdir`; what a killed run logged after `step` is taken back.
+
+    Args:
+      workdir: the run's folder.
+      step: the step that training continues from; rows beyond it will be written again.
+      write: whether to write at all; of several processes, one does.
+    """
+
+    def __init__(self, workdir: Path, step: int, write: bool = True) -> None:
+        self._events: SummaryWriter | None = None
+        if not write:
+            return
+        self._path = workdir / FILE_NAME
+        kept = [value for value in _read_values(workdir) if not _is_beyond(value, step)]
+        draft = self._path.with_suffix(".draft")
+        with _writing(workdir):
+            draft.write_text("".join(json.dumps(value) + "\n" for value in kept))
+            draft.replace(self._path)
+            self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row of numbers, and of mappings of names to numbers.
+
+        Args:
+          row: of one epoch; `read_rows` finds it if it holds "step", "epoch", metrics of both
+            splits and "flips".
+
+        Raises:
+          UsageError: it cannot be written, for want of space for instance.
+        """
+        if self._events is None:
+            return
+        with _writing(self._path.parent):
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            for name, value in row.items():
+                values = value if isinstance(value, Mapping) else {"": value}
+                for key, number in values.items():
+                    self._events.add_scalar(f"{name}/{key}".rstrip("/"), number, row["step"])
+            self._events.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._events is not None:
+            self._events.close()
+
+
+@contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"the log in {workdir} cannot be written: {error}. Checkpoints are as they were. Make"
+            " room, or mend permissions; then the same command goes on from the latest."
+        ) from error
+
+
+def read_rows(workdir: Path) -> list[dict[str, Any]]:
+    """Rows of a run's log, earliest first; what is cut short, or no epoch's row, is left out."""
+    return [value for value in _read_values(workdir) if _is_row(value)]
+
+
+def _read_values(workdir: Path) -> list[Any]:
+    """What the log's lines hold; a line cut short by a kill is left out."""
+    path = workdir / FILE_NAME
+    values = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return values
+
+
+def _is_row(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), int | float) for name in _NUMBERS)
+        and isinstance(value.get("flips"), dict)
+    )
+
+
+def _is_beyond(value: Any, step: int) -> bool:
+    own = value.get("step") if isinstance(value, dict) else None
+    return isinstance(own, int | float) and own > step
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row with the best test accuracy, the latest among equals."""
+    return max(rows, key=lambda row: (row["test_top1"], row["epoch"]))
+
+
+def last_and_best(rows: Sequence[dict[str, Any]]) -> Results:
+    """Test metrics of the last and of the best epoch; nothing of a log that is empty."""
+    if not rows:
+        return {}
+    return {
+        name: {"epoch": row["epoch"], **{key: row[f"test_{key}"] for key in METRICS}}
+        for name, row in (("last", rows[-1]), ("best", best_row(rows)))
+    }

@@ -1,0 +1,74 @@
+"""What one run keeps on disk while it trains: its config, checkpoints, log and curves."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from siman_jax.data.dataset import Dataset
+from siman_jax.devices.mesh import is_first_process
+from siman_jax.models.leaves import Bits
+from siman_jax.runs.checkpoint import CheckpointWriter
+from siman_jax.runs.curves import draw_curves
+from siman_jax.runs.log import Results, RunLog, last_and_best, read_rows
+from siman_jax.runs.snapshot import Snapshot
+from siman_jax.runs.stored_run import CHECKPOINTS
+from siman_jax.runs.trained_on import write_trained_on
+from siman_jax.runs.workdir import claim_workdir
+from siman_jax.training.epoch import Progress
+
+_log = logging.getLogger(__name__)
+
+
+class Record:
+    """Writes to the folder of one run, which it claims for the run's config.
+
+    Args:
+      config: of the run.
+      dataset: that it is trained on.
+      workdir: the run's folder.
+      step: the step that training goes on from.
+      bits: of every binary kernel at the end of the epoch before.
+
+    Attributes:
+      workdir: the run's folder.
+      bits: as given; who ends an epoch sets them anew.
+    """
+
+    def __init__(
+        self, config: ConfigDict, dataset: Dataset, workdir: Path, step: int, bits: Bits
+    ) -> None:
+        claim_workdir(config, workdir)
+        write_trained_on(dataset, workdir)
+        self.workdir, self.bits = workdir, bits
+        self._checkpoints = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, step)
+        self._log = RunLog(workdir, step, write=is_first_process())
+
+    def save(self, progress: Progress, top1: float | None) -> None:
+        """Save a checkpoint; `top1` is None where it was not measured."""
+        snapshot = Snapshot(progress, self.bits)
+        self._checkpoints.save(int(progress.state.step), snapshot, top1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append an epoch's row to the log."""
+        self._log.write(row)
+
+    def draw(self) -> None:
+        """Draw the curves; a disk that is full is no reason to stop."""
+        try:
+            if is_first_process():
+                draw_curves(self.workdir)
+        except OSError as error:
+            _log.warning("the curves could not be drawn: %s", error)
+
+    def results(self) -> Results:
+        """The last and the best epoch as logged; nothing in processes that do not log."""
+        return last_and_best(read_rows(self.workdir)) if is_first_process() else {}
+
+    def close(self) -> None:
+        """Close all files, and draw the curves once more."""
+        self._log.close()
+        self._checkpoints.close()
+        self.draw()

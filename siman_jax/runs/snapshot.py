@@ -1,0 +1,89 @@
+"""What a checkpoint holds, so that a run goes on as if it had never stopped."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import optax
+from flax import struct
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.devices.mesh import largest_axis_sharded, replicated
+from siman_jax.models.layers import ROTATIONS
+from siman_jax.models.leaves import Bits, binary_bits
+from siman_jax.training.epoch import Progress
+from siman_jax.training.metrics import Sums
+from siman_jax.training.step import TrainState, create_state
+from siman_jax.training.task import image_shape
+
+
+def state_bits(state: TrainState, weight_rule: str) -> Bits:
+    """Bits of every binary kernel of a state, as `leaves.binary_bits` gives them."""
+    variables = state.variables()
+    return binary_bits(variables["params"], weight_rule, variables.get(ROTATIONS))
+
+
+read_bits = jax.jit(state_bits, static_argnames="weight_rule")
+
+
+@struct.dataclass
+class Snapshot:
+    """A moment of a run.
+
+    Attributes:
+      progress: the state, whose step is the position in the data too, and the epoch's sums.
+      bits: of every binary kernel at the end of the epoch before.
+    """
+
+    progress: Progress
+    bits: Bits
+
+
+def abstract_snapshot(
+    config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Snapshot:
+    """Shapes, dtypes and shardings of a run's snapshots on `mesh`; nothing is computed."""
+
+    def start(key: Array) -> Snapshot:
+        state = create_state(model, optimizer, key, image_shape(config))
+        bits = state_bits(state, config.model.weight_rule)
+        return Snapshot(Progress(state, Sums.zero()), bits)
+
+    shapes = jax.eval_shape(start, jax.random.key(0))
+    shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
+    if config.shard_optimizer:
+        opt_state = largest_axis_sharded(mesh, shapes.progress.state.opt_state)
+        state = shardings.progress.state.replace(opt_state=opt_state)
+        shardings = shardings.replace(progress=shardings.progress.replace(state=state))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def first_snapshot(
+    config: ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    layout: Snapshot,
+) -> Snapshot:
+    """What training starts from.
+
+    Args:
+      config: of the run.
+      model: the network.
+      optimizer: the optax chain.
+      key: PRNG key of the parameters.
+      layout: the abstract snapshot.
+    """
+    create = partial(create_state, model, optimizer, image_shape=image_shape(config))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, layout)
+    # It runs once, so it should compile fast: optimised, XLA's CPU backend takes ten times longer.
+    options = {"xla_backend_optimization_level": 0}
+    state = jax.jit(create, out_shardings=shardings.progress.state, compiler_options=options)(key)
+    sums = jax.jit(Sums.zero, out_shardings=shardings.progress.sums)()
+    return Snapshot(Progress(state, sums), read_bits(state, config.model.weight_rule))

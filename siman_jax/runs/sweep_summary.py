@@ -1,0 +1,67 @@
+"""What a sweep came to: mean and standard deviation of accuracy over the seeds of each variant."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from siman_jax.runs.log import Results
+
+
+def summarize_variant(
+    fields: Mapping[str, Any], results: Mapping[int, Results], failures: Mapping[int, str]
+) -> dict[str, Any]:
+    """Sum up the seeds of a variant, for JSON.
+
+    Args:
+      fields: what the variant sets.
+      results: of the seeds that are done.
+      failures: why others cannot be done, by seed.
+
+    Returns:
+      "fields", "seeds" and "failures" as given, and of the last and the best epoch the mean and the
+      sample standard deviation of top-1 test accuracy in percent: "last" and "best", each with
+      "mean", "std" and "n". A mean of no seed and a deviation of fewer than two are None.
+    """
+    return {
+        "fields": dict(fields),
+        **{
+            epoch: mean_and_deviation([result[epoch]["top1"] for result in results.values()])
+            for epoch in ("last", "best")
+        },
+        "seeds": {str(seed): result for seed, result in results.items()},
+        "failures": {str(seed): text for seed, text in failures.items()},
+    }
+
+
+def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation (of n - 1 degrees of freedom) and number of values.
+
+    >>> mean_and_deviation([1.0, 3.0])
+    {'mean': 2.0, 'std': 1.4142135623730951, 'n': 2}
+    >>> mean_and_deviation([1.0])
+    {'mean': 1.0, 'std': None, 'n': 1}
+    """
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+    }
+
+
+def summary_table(name: str, variants: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row a variant, from what `summarize_variant` gives."""
+    table = Table(title=f"{name}: top-1 on the test split (%), mean ± standard deviation of seeds")
+    table.add_column("variant")
+    for heading in ("seeds", "last epoch", "best epoch"):
+        table.add_column(heading, justify="right")
+    for variant, row in variants.items():
+        table.add_row(variant, str(row["last"]["n"]), _text(row["last"]), _text(row["best"]))
+    return table
+
+
+def _text(row: Mapping[str, float | None]) -> str:
+    if row["mean"] is None:
+        return "-"
+    return f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}")

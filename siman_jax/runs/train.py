@@ -1,0 +1,320 @@
+"""Training and evaluation of the run that a config describes, or of several seeds of it at once.
+
+A run's folder holds config.json, data.json, log.jsonl, events (TensorBoard), curves.png and
+checkpoints.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.data import load_dataset
+from siman_jax.data.dataset import Records, Split
+from siman_jax.data.feed import Batch, Feed
+from siman_jax.data.resident import ResidentFeed, padded_batches
+from siman_jax.data.stream import EvaluationStream, StreamFeed
+from siman_jax.devices.mesh import is_first_process, make_replica_check, replicated
+from siman_jax.devices.preemption import Preempted, SigtermWatch
+from siman_jax.errors import UsageError
+from siman_jax.models.leaves import shares_flipped
+from siman_jax.native.library import describe
+from siman_jax.runs.checkpoint import restore_latest
+from siman_jax.runs.log import Results
+from siman_jax.runs.progress_bar import TrainingProgress
+from siman_jax.runs.record import Record
+from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
+from siman_jax.runs.stored_run import CHECKPOINTS, check_resumable, load_run
+from siman_jax.runs.trained_on import check_classes, check_trained_on, read_trained_on
+from siman_jax.runs.workdir import check_workdir, check_writable
+from siman_jax.training.epoch import (
+    Evaluator,
+    Progress,
+    diverged,
+    is_native,
+    make_epoch_runner,
+    make_evaluator,
+    no_sums,
+)
+from siman_jax.training.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
+from siman_jax.training.step import train_step
+from siman_jax.training.task import Task, build_task, model_from_config
+
+_SECONDS_WORTH_A_DRAWING = 30
+_log = logging.getLogger(__name__)
+
+
+def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
+    """Train from the start, or on from the latest checkpoint in `workdir`.
+
+    All processes of a run call it alike; the first one writes the log.
+
+    Args:
+      config: as the files in configs/ make it.
+      workdir: the run's folder, the same for all processes; made if there is none.
+      mesh: the devices to train on.
+
+    Returns:
+      Test metrics of the last and of the best epoch, as they were logged; of several processes,
+      the first one gets them.
+
+    Raises:
+      UsageError: the config names something unknown, does not fit the mesh, its data cannot be
+        used, `workdir` cannot be written, holds a run of another config or the mere log of one,
+        or the loss stopped being finite.
+      Preempted: SIGTERM came; everything is saved, and the same call goes on from there.
+    """
+    return train_together({workdir: config}, mesh)[workdir]
+
+
+def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path, Results]:
+    """Train runs that differ in nothing but their seeds as one program, mapped over the seeds.
+
+    Each comes out as `train` would have made it, but for rounding, which bits amplify; and each
+    goes on from its latest checkpoint, which has to be of the same step for all of them. Their
+    rates in the logs are each run's own images per second.
+
+    Args:
+      configs: of each run, by its folder.
+      mesh: the devices to train on.
+
+    Returns:
+      What `train` returns, by the run's folder.
+
+    Raises:
+      UsageError: as for `train`, of any of the runs, or they cannot be trained together.
+      Diverged: the loss, or a parameter, of one of them stopped being finite; none goes on.
+      Preempted: as for `train`; all are saved.
+    """
+    for workdir, own in configs.items():
+        check_workdir(own, workdir)
+        check_writable(workdir)
+        check_resumable(workdir)
+    config, count = next(iter(configs.values())), len(configs)
+    task = build_task(config, mesh)
+    for workdir in configs:
+        check_trained_on(task.dataset, workdir)
+    if mesh.devices.flat[0].platform == "cpu":
+        _log.info("%s", describe(is_native(config, mesh) and count == 1))
+    layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
+    keys = [jax.random.split(jax.random.key(own.seed), 3) for own in configs.values()]
+    snapshots = []
+    for workdir, (init_key, _, _) in zip(configs, keys, strict=True):
+        snapshot = restore_latest(workdir / CHECKPOINTS, layout)
+        if snapshot is None:
+            snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
+        snapshots.append(snapshot)
+    done = _common_step(dict(zip(configs, snapshots, strict=True)))
+    if done:
+        _log.info("going on from step %d of %s", done, ", ".join(map(str, configs)))
+    # Sums at an epoch's end mean that it was saved before it could be evaluated.
+    first, into_epoch = divmod(done, task.steps_per_epoch)
+    if into_epoch == 0 and int(snapshots[0].progress.sums.count):
+        first -= 1
+
+    step = partial(
+        train_step,
+        model=task.model,
+        optimizer=task.optimizer,
+        clip_percent=task.clip_percent,
+        schedule=task.schedule,
+        steps_per_epoch=task.steps_per_epoch,
+        accumulation=config.accumulation_steps,
+        replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
+    )
+    _, order_keys, augment_keys = zip(*keys, strict=True)
+    feed = _training_feed(config, task.dataset.train, mesh, order_keys, augment_keys)
+    progress = stack_seeds([snapshot.progress for snapshot in snapshots])
+    split = make_splitter(layout.progress, count)
+    step_of_all = over_seeds(step, progress.state, count)
+    run_epoch = make_epoch_runner(config, step_of_all, feed, progress, mesh)
+    evaluate = _evaluator(config, task.model, task.dataset.test, mesh)
+    replicas_agree = make_replica_check(mesh)
+    counted = [int(snapshot.progress.sums.count) for snapshot in snapshots]
+
+    # Nothing is written before here, where all that a config can get wrong has been tried.
+    records = [
+        Record(own, task.dataset, workdir, done, snapshot.bits)
+        for (workdir, own), snapshot in zip(configs.items(), snapshots, strict=True)
+    ]
+    bar = TrainingProgress(config.epochs * task.steps_per_epoch, done, show=is_first_process())
+    try:
+        with SigtermWatch() as watch:
+            for epoch in range(first, config.epochs):
+                started = time.perf_counter()
+                if int(progress.state.step) < (epoch + 1) * task.steps_per_epoch:
+                    progress = run_epoch(progress, bar.advance, watch.should_stop)
+                steps, members = int(progress.state.step), split(progress)
+                seconds = time.perf_counter() - started
+                if steps < (epoch + 1) * task.steps_per_epoch:
+                    for record, member in zip(records, members, strict=True):
+                        record.save(member, None)
+                    raise _preempted(steps, configs)
+
+                for record, member, before in zip(records, members, counted, strict=True):
+                    rate = (int(member.sums.count) - before) / seconds
+                    row = _end_epoch(config, task, record, member, evaluate, replicas_agree, rate)
+                    record.save(Progress(member.state, no_sums(mesh)), row["test_top1"])
+                    bar.report(row, record.workdir.name if count > 1 else "")
+                    if seconds > _SECONDS_WORTH_A_DRAWING:
+                        record.draw()
+                progress = Progress(progress.state, no_sums_yet(no_sums(mesh), count))
+                counted = [0] * count
+                if watch.should_stop(steps) and epoch + 1 < config.epochs:
+                    raise _preempted(steps, configs)
+    finally:
+        feed.close()
+        bar.close()
+        for record in records:
+            record.close()
+    return {record.workdir: record.results() for record in records}
+
+
+def _common_step(snapshots: Mapping[Path, Snapshot]) -> int:
+    """The step at which all runs stand.
+
+    Raises:
+      UsageError: they do not stand at the same.
+    """
+    steps = {workdir: int(snapshot.progress.state.step) for workdir, snapshot in snapshots.items()}
+    if len(set(steps.values())) > 1:
+        raise UsageError(
+            "runs that train together have to go on from the same step, but the latest checkpoints"
+            " that can be read are "
+            + ", ".join(f"{step} of {workdir}" for workdir, step in steps.items())
+            + ". Train them one by one."
+        )
+    return next(iter(steps.values()))
+
+
+def _end_epoch(
+    config: ConfigDict,
+    task: Task,
+    record: Record,
+    progress: Progress,
+    evaluate: Evaluator,
+    replicas_agree: Callable[[Any], bool],
+    images_per_second: float,
+) -> dict[str, Any]:
+    """Evaluate a run at an epoch's end and log the row that this returns."""
+    state, steps = progress.state, int(progress.state.step)
+    try:
+        tested = evaluate(state.variables())
+    except UsageError:  # images that cannot be decoded; the epoch is not to be lost
+        record.save(progress, None)
+        raise
+    if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
+        raise diverged(steps - 1)
+    if not replicas_agree(state.variables()):
+        raise UsageError(
+            f"after step {steps} the devices hold different parameters; training"
+            " stopped. Checkpoints are from before. Look for a faulty device."
+        )
+    before, record.bits = record.bits, read_bits(state, config.model.weight_rule)
+    row = {
+        "step": steps,
+        "epoch": steps // task.steps_per_epoch,
+        "learning_rate": float(task.learning_rate(jnp.asarray(steps - 1))),
+        **_projection_and_schedule(task, jnp.asarray(steps - 1)),
+        **{f"train_{name}": value for name, value in progress.sums.means().items()},
+        **{f"test_{name}": value for name, value in tested.items()},
+        "images_per_second": round(images_per_second, 1),
+        "flips": {name: float(x) for name, x in shares_flipped(before, record.bits).items()},
+        **(_measures(state.params) if config.measure_kernels else {}),
+    }
+    record.write(row)
+    return row
+
+
+def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
+    """Evaluate the last and the best checkpoint of a run on the whole test split.
+
+    Returns:
+      Their test metrics, computed anew.
+
+    Raises:
+      UsageError: `workdir` holds no checkpoint, or the run of another config, or was trained on
+        other classes than the data have.
+    """
+    check_workdir(config, workdir)
+    snapshots = {
+        "last": load_run(config, workdir, mesh),
+        "best": load_run(config, workdir, mesh, best=True),
+    }
+    dataset = load_dataset(config.data)
+    check_classes(dataset.classes, workdir)
+    evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
+    trained_on = read_trained_on(workdir)
+    examples = trained_on.train_examples if trained_on else len(dataset.train)
+    steps_per_epoch = examples // config.batch_size
+    results = {}
+    for name, snapshot in snapshots.items():
+        state = snapshot.progress.state
+        epoch = round(int(state.step) / steps_per_epoch, 2)
+        results[name] = {"epoch": epoch, **evaluate(state.variables())}
+    return results
+
+
+def _projection_and_schedule(task: Task, step: Array) -> dict[str, float]:
+    """What the weight rule's method schedules, as it was at `step`."""
+    values = dict(task.schedule(step))
+    if task.clip_percent is not None:
+        values["clip_percent"] = task.clip_percent(step)
+    return {name: float(value) for name, value in values.items()}
+
+
+def _measures(params: Any) -> dict[str, dict[str, float]]:
+    # SciPy takes a second to import, which most runs can do without.
+    from siman_jax.analysis.measures import measure_kernels
+
+    return measure_kernels(params)
+
+
+def _training_feed(
+    config: ConfigDict,
+    split: Split | Records,
+    mesh: Mesh,
+    order_keys: Sequence[Array],
+    augment_keys: Sequence[Array],
+) -> Feed:
+    if isinstance(split, Split):
+        return ResidentFeed(split, mesh, config, join_keys(order_keys), join_keys(augment_keys))
+    if len(order_keys) > 1:
+        raise UsageError(
+            "seeds train together only from data in memory; set data.resident=True, or train them"
+            " one by one."
+        )
+    return StreamFeed(split, mesh, config)
+
+
+def _evaluator(
+    config: ConfigDict, model: nn.Module, split: Split | Records, mesh: Mesh
+) -> Evaluator:
+    # A multiple of the devices, no larger than need be.
+    batch_size = -(-min(config.eval_batch_size, len(split)) // mesh.size) * mesh.size
+    batches: Iterable[Batch]
+    if isinstance(split, Split):
+        batches = padded_batches(split, mesh, batch_size)
+    else:
+        batches = EvaluationStream(split, mesh, config, batch_size)
+    return make_evaluator(config, model, batches, len(split), mesh)
+
+
+def _preempted(step: int, workdirs: Iterable[Path]) -> Preempted:
+    where = ", ".join(map(str, workdirs))
+    return Preempted(f"stopped by SIGTERM; step {step} is saved in {where}")
+
+
+@jax.jit
+def _all_finite(params: Any) -> Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))

@@ -1,0 +1,169 @@
+"""The folder of a run, which belongs to one config."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from siman_jax.devices.mesh import all_agree, is_first_process
+from siman_jax.errors import UsageError
+
+_CONFIG_FILE = "config.json"
+# A run may go on with other values of these: no number depends on them but by rounding, if folders
+# that moved hold what they held.
+_OPERATIONAL = {
+    "config.eval_batch_size",
+    "config.steps_per_dispatch",
+    "config.keep_checkpoints",
+    "config.measure_kernels",
+    "config.native",
+    "config.shard_optimizer",
+    "config.data.cache_dir",
+    "config.data.root",
+    "config.data.tfds_dir",
+    "config.data.workers",
+    "config.data.damaged_limit",
+}
+
+
+def default_workdir(config: str) -> Path:
+    """Folder of a run that was given none.
+
+    Args:
+      config: value of `--config`: the config's file, and its variant behind a colon.
+
+    >>> print(default_workdir("configs/digits.py"), default_workdir("configs/cifar10.py:resnet18"))
+    runs/digits runs/cifar10-resnet18
+    """
+    file, _, variant = config.partition(":")
+    names = [Path(file).stem, *re.findall(r"[\w.=]+", variant)]
+    return Path("runs") / "-".join(names)
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Refuse a folder that holds the run of another config; nothing is written.
+
+    Raises:
+      UsageError: with each field that differs.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file; name a folder.")
+    path = workdir / _CONFIG_FILE
+    if not path.exists():
+        return
+    saved = _flat(_parse(path))
+    given = _flat(_plain(config))
+    different = [
+        f"{key}: {saved.get(key)} there, {given.get(key)} here"
+        for key in sorted((saved.keys() | given.keys()) - _OPERATIONAL)
+        if saved.get(key) != given.get(key)
+    ]
+    if different:
+        raise UsageError(
+            f"{workdir} holds a run of another config:\n  "
+            + "\n  ".join(different)
+            + "\nGo on with its own config, or name another --workdir."
+        )
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Read the config of the run in `workdir`.
+
+    Raises:
+      UsageError: there is none, or it is damaged.
+    """
+    path = workdir / _CONFIG_FILE
+    if not path.is_file():
+        raise UsageError(f"there is no run in {workdir}: expected its {_CONFIG_FILE}.")
+    try:
+        return ConfigDict(_parse(path)).lock()
+    except ValueError as error:  # a name that ConfigDict does not take
+        raise UsageError(f"{path} is no config: {error}") from None
+
+
+def fields_that_matter(config: ConfigDict) -> dict[str, Any]:
+    """The fields that a run's numbers depend on, by path such as "config.model.width"."""
+    return {key: value for key, value in _flat(_plain(config)).items() if key not in _OPERATIONAL}
+
+
+def config_digest(config: ConfigDict) -> str:
+    """SHA-256 of a config as JSON with sorted keys and no spaces, in hexadecimal digits."""
+    text = json.dumps(_plain(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_writable(folder: Path, flag: str = "workdir") -> None:
+    """Refuse a folder that this user may not write in, or make; nothing is written.
+
+    Args:
+      folder: to be written.
+      flag: that named it, for the message.
+
+    Raises:
+      UsageError: with the folder that lacks the permission, or the link that leads nowhere.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        if existing.is_symlink():
+            raise UsageError(
+                f"--{flag}={folder} cannot be written: {existing} is a link to what is not there."
+                " Name another folder."
+            )
+        existing = existing.parent
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"--{flag}={folder} cannot be written: there is no permission to write in"
+            f" {existing}. Mend its permissions, or name another folder."
+        )
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Write the config whole or not at all; of several processes, the first one does.
+
+    Raises:
+      UsageError: the folder cannot be made or written, or not all processes see it.
+    """
+    draft = workdir / f"{_CONFIG_FILE}.draft"
+    problem = ""
+    if is_first_process():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(_plain(config), indent=2) + "\n")
+            draft.replace(workdir / _CONFIG_FILE)
+        except OSError as error:
+            problem = f" ({error})"
+    written = all_agree(not problem)
+    if not (written and all_agree((workdir / _CONFIG_FILE).exists())):
+        raise UsageError(
+            f"--workdir={workdir} cannot be written{problem}, or not all processes see what the"
+            " first one writes there. Name a folder that all of them share, mend its permissions,"
+            " or make room."
+        )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError("no table")
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); restore it, or use another workdir."
+        ) from None
+    return fields
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json(sort_keys=True))
+
+
+def _flat(fields: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
+    flat = {}
+    for name, value in fields.items():
+        path = f"{prefix}.{name}"
+        flat.update(_flat(value, path) if isinstance(value, dict) else {path: value})
+    return flat

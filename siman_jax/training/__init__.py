@@ -1,0 +1,1 @@
+"""Training steps and epochs: the optimizer, the loss, and what a config describes."""

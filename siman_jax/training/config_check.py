@@ -1,0 +1,136 @@
+"""Checks of a run's config, made before any work starts."""
+
+import math
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.devices.mesh import check_divides
+from siman_jax.errors import UsageError, choose
+from siman_jax.models.layers import LEAF_NAMES
+
+# Least values of numbers.
+_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "accumulation_steps": 1,
+    "batch_norm_devices": 0,
+    "steps_per_dispatch": 0,
+    "keep_checkpoints": 1,
+    "model.width": 1,
+    "data.image_size": 1,
+    "optimizer.learning_rate": 0,
+    "optimizer.reference_batch_size": 0,
+    "optimizer.warmup_epochs": 0,
+    "optimizer.momentum": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.kernel_decay": 0,
+    "optimizer.bop_threshold": 0,
+}
+_LEAST_IN_MEMORY = {"data.crop_padding": 0, "data.train_examples": 0}
+_LEAST_OF_STREAMS = {
+    "data.workers": 0,
+    "data.damaged_limit": 0,
+    "data.shorter_side": 1,
+}
+
+
+def check_config(config: ConfigDict, mesh: Mesh) -> None:
+    """Check the numbers and names of `config`, for a run on `mesh`.
+
+    Raises:
+      UsageError: one of them cannot be used.
+    """
+    _check_numbers(config)
+    _check_optimizer(config)
+    _check_estimator(config)
+    _check_batch(config, mesh)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    more = _LEAST_IN_MEMORY if config.data.resident else _LEAST_OF_STREAMS
+    for field, least in (_LEAST | more).items():
+        value = _field(config, field)
+        if not value >= least:  # nor is NaN
+            raise UsageError(f"--config.{field} is {value}; it must be at least {least}.")
+        if value == math.inf:
+            raise UsageError(f"--config.{field} is {value}; it must be finite.")
+    if not config.data.resident and config.data.image_size > config.data.shorter_side:
+        raise UsageError(
+            f"--config.data.image_size is {config.data.image_size}, more than"
+            f" --config.data.shorter_side, {config.data.shorter_side}, from which evaluation crops."
+        )
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"--config.seed is {config.seed}; it must be from 0 to 2**32 - 1.")
+    if not config.data.resident and not 0 < config.data.min_area <= config.data.max_area:
+        raise UsageError(
+            f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
+            f" {config.data.max_area}; the first must be above 0 and not above the second."
+        )
+
+
+def _field(config: ConfigDict, field: str) -> Any:
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    optimizer = config.optimizer
+    for name in optimizer.undecayed:
+        choose(dict.fromkeys(LEAF_NAMES), name, "leaf in --config.optimizer.undecayed")
+    if optimizer.momentum >= 1:
+        raise UsageError(
+            f"--config.optimizer.momentum is {optimizer.momentum}; it must be less than 1, or the"
+            " weights would never stop moving."
+        )
+    if optimizer.warmup_epochs > config.epochs:
+        raise UsageError(
+            f"--config.optimizer.warmup_epochs is {optimizer.warmup_epochs}, more than"
+            f" --config.epochs, {config.epochs}. Lower the first or raise the second."
+        )
+    if not 0 <= optimizer.clip_percent < 50:
+        raise UsageError(
+            f"--config.optimizer.clip_percent is {optimizer.clip_percent}; it must be at least 0"
+            " and less than 50, where both percentiles would meet."
+        )
+
+
+def _check_estimator(config: ConfigDict) -> None:
+    for name in ("first_sharpness", "last_sharpness"):
+        if not config.estimator[name] > 0:
+            raise UsageError(
+                f"--config.estimator.{name} is {config.estimator[name]}; it must be above 0."
+            )
+    for name in ("first_tau", "last_tau"):
+        if not 0.5 < config.estimator[name] < 1:
+            raise UsageError(
+                f"--config.estimator.{name} is {config.estimator[name]}; it must lie between 0.5"
+                " and 1, where ReCU's limit is above 0."
+            )
+    if config.optimizer.bop and config.model.weight_rule != "bnn":
+        raise UsageError(
+            "--config.optimizer.bop flips signs of weights, which are the bits by the rule bnn"
+            f" alone, but --config.model.weight_rule is {config.model.weight_rule!r}."
+        )
+    if not 0 < config.optimizer.bop_adaptivity <= 1:
+        raise UsageError(
+            f"--config.optimizer.bop_adaptivity is {config.optimizer.bop_adaptivity}; it must be"
+            " above 0 and at most 1."
+        )
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    check_divides(mesh, config.batch_size, "--config.batch_size")
+    if config.batch_size % (config.accumulation_steps * mesh.size):
+        raise UsageError(
+            f"--config.accumulation_steps is {config.accumulation_steps}, but a batch of"
+            f" {config.batch_size} on {mesh.size} devices cannot be taken in as many equal parts."
+        )
+    if config.batch_norm_devices and mesh.size % config.batch_norm_devices:
+        raise UsageError(
+            f"--config.batch_norm_devices is {config.batch_norm_devices}, which does not divide"
+            f" the {mesh.size} devices into groups of that size."
+        )

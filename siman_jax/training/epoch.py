@@ -1,0 +1,218 @@
+"""One epoch on the devices: many training steps, or one evaluation, compiled for a mesh."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+from jax.sharding import Mesh
+from jax.stages import Compiled
+from ml_collections import ConfigDict
+
+from siman_jax.data.feed import Batch, Feed
+from siman_jax.devices.communication import communication, describe
+from siman_jax.devices.mesh import replicated
+from siman_jax.errors import UsageError
+from siman_jax.models.folding import fold, folded_twin
+from siman_jax.models.normalization import normalize
+from siman_jax.native.dispatch import native
+from siman_jax.training.metrics import Sums
+from siman_jax.training.step import TrainState, eval_step
+
+_log = logging.getLogger(__name__)
+
+Step = Callable[[TrainState, Array, Array], tuple[TrainState, Sums]]
+Evaluator = Callable[[Any], dict[str, float]]
+
+
+@struct.dataclass
+class Progress:
+    """A state, and what its epoch has come to so far.
+
+    Attributes:
+      state: after the steps taken.
+      sums: loss and hits since the epoch's start.
+    """
+
+    state: TrainState
+    sums: Sums
+
+
+EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[int], bool]], Progress]
+
+
+def compile_steps(
+    config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
+) -> Compiled:
+    """Compile what one call of `feed` leads to.
+
+    Args:
+      config: of the run.
+      step: function of state, normalized images and labels; of several seeds at once, where
+        `feed` gives such batches.
+      feed: where batches come from.
+      progress: shapes and shardings of what a run carries on.
+      mesh: the devices.
+
+    Returns:
+      Function of the progress, which is donated, the inputs of a call and the number of steps to
+      take with them. It gives the progress after them, the first step whose loss is not finite, or
+      -1, and the least number of examples that any seed has counted.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, progress)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    def run(progress: Progress, inputs: Any, count: Array) -> tuple[Progress, tuple[Array, Array]]:
+        def one(_: Any, carry: tuple[Progress, Array]) -> tuple[Progress, Array]:
+            before, bad = carry
+            at = before.state.step
+            batch = feed.take(inputs, at)
+            images = normalize(batch.images, config.data.mean, config.data.std)
+            after, sums = step(before.state, images, batch.labels)
+            bad = jnp.where((bad < 0) & ~jnp.all(jnp.isfinite(sums.loss)), at, bad)
+            return Progress(after, before.sums + sums), bad
+
+        start = (progress, jnp.full((), -1, jnp.int32))
+        many = feed.steps_per_call > 1
+        progress, bad = lax.fori_loop(0, count, one, start) if many else one(0, start)
+        return progress, (bad, jnp.min(progress.sums.count))
+
+    started = time.perf_counter()
+    with native(is_native(config, mesh)):
+        compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
+    _log.info("compiled the training step in %.1f s", time.perf_counter() - started)
+    if mesh.size > 1:
+        _log.info("%s", describe(communication(compiled.as_text() or ""), mesh.size))
+    return compiled
+
+
+def make_epoch_runner(
+    config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
+) -> EpochRunner:
+    """Compile what trains for the rest of an epoch.
+
+    Args:
+      config: of the run.
+      step: as for `compile_steps`.
+      feed: where batches come from.
+      progress: shapes and shardings of what a run carries on.
+      mesh: the devices.
+
+    Returns:
+      Function of the progress, a callback that is told how many steps were dispatched, and one
+      that is told the step reached and says whether to stop there; gives the progress where it
+      ended. It raises `Diverged` where the loss is not finite, of any seed, and `UsageError` where
+      more examples than `config.data.damaged_limit` could not be decoded, in all processes alike.
+    """
+    compiled = compile_steps(config, step, feed, progress, mesh)
+
+    def run_epoch(
+        progress: Progress,
+        advance: Callable[[int], None],
+        should_stop: Callable[[int], bool],
+    ) -> Progress:
+        at = int(progress.state.step)
+        begin = at - at % feed.steps_per_epoch
+        unchecked = None
+
+        def check(reached: int, bad: Array, counted: Array) -> None:
+            if (step := int(bad)) >= 0:
+                raise diverged(step)
+            check_damage(config, (reached - begin) * config.batch_size - int(counted), "training")
+
+        for inputs, count in feed.calls(at):
+            progress, verdict = compiled(progress, inputs, jnp.int32(count))
+            # The call before the last: waiting for the last would leave the device idle.
+            if unchecked:
+                check(*unchecked)
+            at += count
+            unchecked = (at, *verdict)
+            advance(count)
+            if should_stop(at):
+                break
+        if unchecked:
+            check(*unchecked)
+        return progress
+
+    return run_epoch
+
+
+def make_evaluator(
+    config: ConfigDict, model: nn.Module, batches: Iterable[Batch], examples: int, mesh: Mesh
+) -> Evaluator:
+    """Compile a function from variables to mean loss, top-1 and top-5 (percent) on `batches`.
+
+    The network is folded first, as for packing, so that a packed one predicts the same.
+
+    Args:
+      config: of the run.
+      model: the network.
+      batches: all of one shape; iterated over at each evaluation.
+      examples: how many they hold.
+      mesh: the devices.
+
+    Returns:
+      The function; it raises `UsageError` in all processes alike where more examples than
+      `config.data.damaged_limit` could not be decoded.
+    """
+    settle = jax.jit(partial(fold, model), out_shardings=replicated(mesh))
+    twin = folded_twin(model)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
+    def step(sums: Sums, folded: Any, batch: Batch) -> Sums:
+        images = normalize(batch.images, config.data.mean, config.data.std)
+        return sums + eval_step(folded, images, batch.labels, model=twin)
+
+    def evaluate(variables: Any) -> dict[str, float]:
+        with native(is_native(config, mesh)):
+            sums, folded = no_sums(mesh), settle(variables)
+            for batch in batches:
+                sums = step(sums, folded, batch)
+        check_damage(config, examples - int(sums.count), "test")
+        return sums.means()
+
+    return evaluate
+
+
+def is_native(config: ConfigDict, mesh: Mesh) -> bool:
+    """Whether a run may use the library in C++, which computes on one device."""
+    return config.native and mesh.size == 1
+
+
+def no_sums(mesh: Mesh) -> Sums:
+    """Sums over no examples, on every device."""
+    return jax.jit(Sums.zero, out_shardings=replicated(mesh))()
+
+
+class Diverged(UsageError):  # noqa: N818
+    """The loss or a parameter is no number any more."""
+
+
+def diverged(step: int) -> Diverged:
+    """The error of a run whose loss or parameters are no numbers any more."""
+    return Diverged(
+        f"the loss or a parameter is not finite at step {step}; training stopped. Checkpoints, if"
+        " there are any, are from before. Lower --config.optimizer.learning_rate, in a new workdir."
+    )
+
+
+def check_damage(config: ConfigDict, damaged: int, split: str) -> None:
+    """Refuse more damaged examples in an epoch, of all processes, than the config allows.
+
+    Raises:
+      UsageError: there are more.
+    """
+    limit = config.data.get("damaged_limit", 0)
+    if damaged > limit:
+        raise UsageError(
+            f"{damaged} {split} images of this epoch could not be decoded, and"
+            f" --config.data.damaged_limit is {limit}; the warnings above, of whichever process"
+            " read them, name them. Mend or remove them, or raise the limit: then they are left"
+            " out, counted and logged."
+        )

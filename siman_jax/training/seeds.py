@@ -1,0 +1,96 @@
+"""Several seeds of one config as one program: what they carry on is stacked along a first axis.
+
+The step is the same for all of them, so that it stays one number: what it alone decides, such as
+when rotations are updated, is decided once. One seed is not stacked; it is the run it always was.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+
+from siman_jax.native.dispatch import native
+from siman_jax.training.epoch import Progress, Step
+from siman_jax.training.metrics import Sums
+from siman_jax.training.step import TrainState
+
+Tree = TypeVar("Tree")
+
+
+def stack_seeds(seeds: Sequence[Progress]) -> Progress:
+    """Join the progress of seeds that stand at the same step; a single one is returned as it is.
+
+    Returns:
+      Leaves `[seeds, ...]` but for the step; of one seed, leaves as they are.
+    """
+    if len(seeds) == 1:
+        return seeds[0]
+    return _with_one_step(_stack(seeds), seeds[0].state.step)
+
+
+def make_splitter(like: Progress, count: int) -> Callable[[Progress], list[Progress]]:
+    """Compile the inverse of `stack_seeds`.
+
+    Args:
+      like: the progress of one seed; only its shapes and shardings matter.
+      count: number of seeds.
+    """
+    if count == 1:
+        return lambda progress: [progress]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+
+    def split(progress: Progress) -> list[Progress]:
+        step = progress.state.step
+        stacked = _with_one_step(progress, jnp.broadcast_to(step, count))
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)]
+
+    return jax.jit(split, out_shardings=[shardings] * count)
+
+
+def over_seeds(step: Step, state: TrainState, count: int) -> Step:
+    """Map a training step over seeds; images are `[seeds, batch, ...]`, labels `[seeds, batch]`.
+
+    Args:
+      step: function of one seed's state, images and labels.
+      state: of one seed, or stacked; only its structure matters.
+      count: number of seeds; the step of a single one is returned as it is.
+    """
+    if count == 1:
+        return step
+    axes = replace(jax.tree.map(lambda _: 0, state), step=None)
+
+    def step_of_all(*arguments: Any) -> Any:
+        # The library would be left out under `vmap`, with its backward pass computed twice.
+        with native(False):
+            return jax.vmap(step, in_axes=(axes, 0, 0), out_axes=(axes, 0))(*arguments)
+
+    return step_of_all
+
+
+def no_sums_yet(sums: Sums, count: int) -> Sums:
+    """Sums of no examples for each of `count` seeds, laid out as one seed's `sums` are."""
+    return sums if count == 1 else _stack([sums] * count)
+
+
+def join_keys(keys: Sequence[Array]) -> Array:
+    """PRNG keys of the seeds, `[seeds]`; of a single one its own, `[]`."""
+    return keys[0] if len(keys) == 1 else jnp.stack(keys)
+
+
+def _with_one_step(progress: Progress, step: Array) -> Progress:
+    return replace(progress, state=replace(progress.state, step=step))
+
+
+def _stack(trees: Sequence[Tree]) -> Tree:
+    def sharding(leaf: Array) -> NamedSharding:
+        own: Any = leaf.sharding
+        return NamedSharding(own.mesh, PartitionSpec(None, *own.spec))
+
+    def stack(*trees: Tree) -> Tree:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    return jax.jit(stack, out_shardings=jax.tree.map(sharding, trees[0]))(*trees)

@@ -1,0 +1,178 @@
+"""One step of training and one of evaluation, as pure functions of a state and a batch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array, lax
+
+from siman_jax.models.layers import ROTATIONS, SCHEDULE
+from siman_jax.training.metrics import Sums, score
+from siman_jax.training.optimizer import Schedule, project_binary_kernels, rotate_binary_kernels
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+      step: int32, steps taken.
+      params: float32 parameters.
+      batch_stats: running mean and variance of every batch norm.
+      opt_state: state of the optax chain.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+    def variables(self) -> dict[str, Any]:
+        """What the network's `apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@struct.dataclass
+class RotatedState(TrainState):
+    """The state where the weight rule has rotations; checkpoints of other rules hold none.
+
+    Attributes:
+      rotations: a pair of matrices for every binary layer.
+    """
+
+    rotations: Any
+
+    def variables(self) -> dict[str, Any]:
+        """What the network's `apply` takes."""
+        return {**super().variables(), ROTATIONS: self.rotations}
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, image_shape: tuple
+) -> TrainState:
+    """Initial state for images of `image_shape`, `(height, width, channels)`."""
+    variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+    )
+    if ROTATIONS not in variables:
+        return state
+    return RotatedState(**vars(state), rotations=variables[ROTATIONS])
+
+
+def train_step(
+    state: TrainState,
+    images: Array,
+    labels: Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    clip_percent: Schedule | None,
+    schedule: Callable[[Array], Mapping[str, Array]] = lambda step: {},
+    steps_per_epoch: int = 1,
+    accumulation: int = 1,
+    replicate: Callable[[Any], Any] = lambda tree: tree,
+) -> tuple[TrainState, Sums]:
+    """Project the binary kernels, take the gradient there, update the projected values.
+
+    Where the weight rule has rotations, the first step of an epoch updates them before all else.
+
+    The loss is the mean over the examples that count, so that with accumulation too its gradient
+    is that of the whole batch, but for the statistics of batch norm, which are each part's own.
+
+    Args:
+      state: before the step.
+      images: normalized, `[batch, height, width, channels]`.
+      labels: int32 `[batch]`; examples with a negative label do not count.
+      model: the network that `state` was created for.
+      optimizer: the optax chain that `state` was created for.
+      clip_percent: function from the step to the projection's percentage; None for no projection.
+      schedule: function from the step to the scalars that the network's estimators take.
+      steps_per_epoch: how often the rotations are updated.
+      accumulation: number of equal parts that the batch is taken in, one after the other, to
+        save memory.
+      replicate: keeps a tree whole on every device where the optimiser's state is divided, lest
+        the compiler divide projection and bits too.
+
+    Returns:
+      The state after the step, and loss and hits of the batch before it.
+    """
+    params = state.params
+    if clip_percent is not None:
+        params = project_binary_kernels(params, clip_percent(state.step))
+    params = replicate(params)
+    constants: dict[str, Any] = {SCHEDULE: dict(schedule(state.step))}
+    if isinstance(state, RotatedState):
+        rotations = lax.cond(
+            state.step % steps_per_epoch == 0,
+            rotate_binary_kernels,
+            lambda _, unchanged: unchanged,
+            params,
+            state.rotations,
+        )
+        rotations = replicate(rotations)
+        state = dataclasses.replace(state, rotations=rotations)
+        constants[ROTATIONS] = rotations
+    counted = jnp.maximum(jnp.sum(labels >= 0), 1)
+
+    def share_of_loss(
+        params: Any, batch_stats: Any, images: Array, labels: Array
+    ) -> tuple[Array, tuple[Any, Sums]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats, **constants},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        sums = score(logits, labels)
+        share = sums.loss / counted.astype(sums.loss.dtype)
+        return share, (updated.get("batch_stats", {}), sums)
+
+    gradient = jax.grad(share_of_loss, has_aux=True)
+    if accumulation == 1:
+        gradients, (batch_stats, sums) = gradient(params, state.batch_stats, images, labels)
+    else:
+
+        def add_part(carry: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+            gradients, batch_stats, sums = carry
+            more, (batch_stats, more_sums) = gradient(params, batch_stats, *part)
+            return (jax.tree.map(jnp.add, gradients, more), batch_stats, sums + more_sums), None
+
+        parts = _every_kth(images, accumulation), _every_kth(labels, accumulation)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes, (_, sum_shapes) = jax.eval_shape(gradient, params, state.batch_stats, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, sum_shapes))
+        start = (zeros[0], state.batch_stats, zeros[1])
+        (gradients, batch_stats, sums), _ = lax.scan(add_part, start, parts)
+
+    updates, opt_state = optimizer.update(replicate(gradients), state.opt_state, params)
+    state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=optax.apply_updates(params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return state, sums
+
+
+def _every_kth(x: Array, k: int) -> Array:
+    """Part i is x[i::k]: so each part lies on all devices that the batch is divided among."""
+    return x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1)
+
+
+def eval_step(variables: Any, images: Array, labels: Array, *, model: nn.Module) -> Sums:
+    """Loss and hits of a batch; see `metrics.score` for labels that do not count.
+
+    Bits are recomputed from the kernels, unless `variables` hold the collection `bits`.
+    """
+    logits: Any = model.apply(variables, images, train=False)
+    return score(logits, labels)

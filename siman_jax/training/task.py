@@ -1,0 +1,125 @@
+"""What a config describes, built: network, data, schedules and optimiser."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from siman_jax.data import load_dataset, num_classes
+from siman_jax.data.dataset import Dataset, steps_in_epoch
+from siman_jax.errors import UsageError, choose
+from siman_jax.models import build_model
+from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
+from siman_jax.training.config_check import check_config
+from siman_jax.training.optimizer import (
+    Schedule,
+    build_optimizer,
+    clip_schedule,
+    estimator_schedule,
+    learning_rate_schedule,
+    linear_scale,
+)
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a config describes, built.
+
+    Attributes:
+      model: the network.
+      dataset: training and test split.
+      steps_per_epoch: full batches in the training split.
+      learning_rate, clip_percent: functions from the step, counted from 0; the second is None
+        where the weight rule projects no kernels.
+      schedule: function from the step to the scalars that the two rules take, by name.
+      optimizer: the optax chain, with that learning rate.
+    """
+
+    model: nn.Module
+    dataset: Dataset
+    steps_per_epoch: int
+    learning_rate: Schedule
+    clip_percent: Schedule | None
+    schedule: Callable[[Array], dict[str, Array]]
+    optimizer: optax.GradientTransformation
+
+
+def build_task(config: ConfigDict, mesh: Mesh) -> Task:
+    """Build what `config` describes, to run on `mesh`.
+
+    Raises:
+      UsageError: the config names something unknown, does not fit the mesh, or its data cannot
+        be used.
+    """
+    check_config(config, mesh)
+    groups = mesh.size // config.batch_norm_devices if config.batch_norm_devices else 1
+    model = model_from_config(config, norm_groups=groups)
+    dataset = load_dataset(config.data)
+    if config.batch_size > len(dataset.train):
+        raise UsageError(
+            f"--config.batch_size is {config.batch_size}, but the training split has only"
+            f" {len(dataset.train)} examples."
+        )
+    steps_per_epoch = steps_in_epoch(dataset.train, config.batch_size)
+    scale = linear_scale(config.optimizer, config.batch_size)
+    learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch, scale)
+    clip_percent = clip_schedule(config.optimizer, config.epochs, steps_per_epoch)
+    return Task(
+        model,
+        dataset,
+        steps_per_epoch,
+        learning_rate,
+        clip_percent if WEIGHT_RULES[config.model.weight_rule].projected else None,
+        _schedule(config, steps_per_epoch),
+        build_optimizer(config.optimizer, learning_rate),
+    )
+
+
+def _schedule(config: ConfigDict, steps_per_epoch: int) -> Callable[[Array], dict[str, Array]]:
+    """Of all that estimators could take, what those of the config's two rules do take."""
+    names = {
+        *WEIGHT_RULES[config.model.weight_rule].inputs,
+        *ACTIVATION_RULES[activation_rule(config)].inputs,
+    }
+    schedule = estimator_schedule(
+        config.estimator, config.epochs, steps_per_epoch, config.optimizer.staircase
+    )
+    return lambda step: {name: x for name, x in schedule(step).items() if name in names}
+
+
+def activation_rule(config: ConfigDict) -> str:
+    """The rule that `config.model.activation_rule` names: itself, or the weight rule's own.
+
+    Raises:
+      UsageError: it, or the weight rule, is unknown.
+    """
+    return resolve_activation_rule(config.model.activation_rule, config.model.weight_rule)
+
+
+def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
+    """Build the network of `config.model` for the classes of `config.data`.
+
+    Args:
+      config: of the run.
+      norm_groups: parts of the batch that are normalized apart.
+
+    Raises:
+      UsageError: the network, a rule or the dtype is unknown.
+    """
+    arguments = dict(config.model)
+    name = arguments.pop("name")
+    arguments["dtype"] = choose(DTYPES, config.model.dtype, "dtype")
+    arguments["activation_rule"] = activation_rule(config)
+    return build_model(name, num_classes(config.data), norm_groups=norm_groups, **arguments)
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Height, width and channels of the images of `config.data`."""
+    return config.data.image_size, config.data.image_size, config.data.channels
