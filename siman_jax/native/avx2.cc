@@ -79,8 +79,9 @@ SIMAN_TARGET void MultiplyBits(const Taps& taps, const uint32_t* const* pixels,
   }
 }
 
-const Variant kVariant = {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
-                          SIMAN_LOOPS, &kTraining};
+bool Supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+const Variant kVariant = {"avx2", Supported, SIMAN_LOOPS, &kTraining, nullptr};
 
 }  // namespace siman::avx2
 

@@ -143,8 +143,9 @@ SIMAN_TARGET void MultiplyBits(const Taps& taps, const uint32_t* const* pixels,
   }
 }
 
-const Variant kVariant = {"avx512", __builtin_cpu_supports("avx512vpopcntdq") != 0, SIMAN_LOOPS,
-                          &kTraining};
+bool Supported() { return __builtin_cpu_supports("avx512vpopcntdq") != 0; }
+
+const Variant kVariant = {"avx512", Supported, SIMAN_LOOPS, &kTraining, nullptr};
 
 }  // namespace siman::avx512
 

@@ -14,7 +14,7 @@ const char* siman_variant_name(int index) {
   return variant == nullptr ? nullptr : variant->name;
 }
 
-int siman_variant_supported(int index) { return siman::kVariants[index]->supported; }
+int siman_variant_supported(int index) { return siman::kVariants[index]->supported(); }
 
 // Freed memory stays with the process. XLA asks for a step's temporaries, some hundred megabytes,
 // in one piece at each step; by default that piece comes from the system and goes back to it, and

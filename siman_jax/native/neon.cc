@@ -64,7 +64,9 @@ void MultiplyBits(const Taps& taps, const uint32_t* const* pixels, const uint32_
   }
 }
 
-const Variant kVariant = {"neon", true, SIMAN_LOOPS, &kTraining};
+bool Supported() { return true; }
+
+const Variant kVariant = {"neon", Supported, SIMAN_LOOPS, &kTraining, nullptr};
 
 }  // namespace siman::neon
 

@@ -13,6 +13,7 @@
 #include "convolution.h"
 #include "input_by_pixels.h"
 #include "input_by_rows.h"
+#include "input_by_tiles.h"
 #include "input_gradient.h"
 #include "kernel_gradient.h"
 #include "memory.h"
@@ -241,7 +242,10 @@ class ConvBackward {
         to_(to),
         layout_(conv.n, conv.channels),
         group_(InputByRows::Samples(conv.run(), conv.n, conv.batch, conv.sample())) {
-    if (InputByPixels::Covers(conv.run(), conv.channels))
+    if (InputByTiles::Covers(*conv.variant, conv.n, conv.channels, conv.filters))
+      input_ = std::make_unique<InputByTiles>(*conv.variant, conv.n, conv.channels, conv.filters,
+                                              conv.code);
+    else if (InputByPixels::Covers(conv.run(), conv.channels))
       input_ = std::make_unique<InputByPixels>(*conv.variant, conv.n, conv.channels, conv.filters,
                                                conv.code);
     else

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "tiles.h"
 #include "training.h"
 
 namespace siman {
@@ -30,7 +31,7 @@ struct Taps {
 // Lengths, and numbers of filters, are multiples of kLanes.
 struct Variant {
   const char* name;
-  bool supported;
+  bool (*supported)();  // by this processor and its system
 
   // y[p][f] = terms - 2 * (number of unequal bits between filter f and what it meets at pixels[p]),
   // for kPixels pixels and up to kFilters filters: their product, were there no padding.
@@ -68,6 +69,7 @@ struct Variant {
   void (*add)(int64_t length, const float* x, float* y);
 
   const Training* training;
+  const Tiles* tiles;  // null where there is no matrix unit
 };
 
 // A namespace's functions for these fields, in their order.

@@ -7,7 +7,18 @@
 
 namespace siman {
 
+// Compilers that know the matrix unit, on the system that grants it.
+#if defined(__x86_64__) && defined(__linux__) && \
+    ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define SIMAN_HAS_AMX
+#endif
+
 #if defined(__x86_64__)
+#ifdef SIMAN_HAS_AMX
+namespace amx {
+extern const Variant kVariant;
+}
+#endif
 namespace avx512 {
 extern const Variant kVariant;
 }
@@ -23,6 +34,9 @@ extern const Variant kVariant;
 // The fastest first; null behind them.
 inline constexpr const Variant* kVariants[] = {
 #if defined(__x86_64__)
+#ifdef SIMAN_HAS_AMX
+    &amx::kVariant,
+#endif
     &avx512::kVariant,
     &avx2::kVariant,
 #elif defined(__aarch64__)

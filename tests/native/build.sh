@@ -18,7 +18,7 @@ compile() { # OBJECT SOURCE [FLAG...]
 }
 
 compile replay "$here/replay.cc"
-for variant in avx2 avx512 neon; do
+for variant in amx avx2 avx512 neon; do
     compile "$variant" "$library/$variant.cc"
 done
 for bytes in 16 64; do

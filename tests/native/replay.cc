@@ -395,7 +395,7 @@ bool Passes(const Case& own, const Variant* variant) {
 std::vector<const Variant*> Variants() {
   std::vector<const Variant*> all;
   for (int i = 0; kVariants[i] != nullptr; ++i)
-    if (kVariants[i]->supported) all.push_back(kVariants[i]);
+    if (kVariants[i]->supported()) all.push_back(kVariants[i]);
 #if defined(__x86_64__)
   all.push_back(&portable16::kVariant);
   all.push_back(&portable64::kVariant);

@@ -1,0 +1,153 @@
+// AMX: AVX-512 with a matrix unit, for which a process has to ask Linux.
+
+#include "variants.h"
+
+#ifdef SIMAN_HAS_AMX
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdint>
+
+#include "tiles.h"
+
+#define SIMAN_TARGET __attribute__((target("avx512f,avx512bw,amx-tile,amx-bf16")))
+
+namespace siman::amx {
+namespace {
+
+bool Supported() {
+  constexpr int kAskForPermission = 0x1023, kTileData = 18;
+  static const bool supported =
+      avx512::kVariant.supported() && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+      syscall(SYS_arch_prctl, kAskForPermission, kTileData) == 0;
+  return supported;
+}
+
+SIMAN_TARGET void Split(int64_t pixels, const float* g, int64_t g_step, const float* scale,
+                        uint32_t* to, int64_t part_step) {
+  const __m512 scales = _mm512_loadu_ps(scale);
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  __m512i before[kParts] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+  for (int64_t p = 0; p <= pixels; ++p, to += kTile) {
+    __m512 rest =
+        p < pixels ? _mm512_mul_ps(_mm512_loadu_ps(g + p * g_step), scales) : _mm512_setzero_ps();
+    for (int part = 0; part < kParts; ++part) {
+      const __m512i own = _mm512_and_si512(_mm512_castps_si512(rest), high);
+      rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(own));
+      _mm512_storeu_si512(to + part * part_step,
+                          _mm512_or_si512(_mm512_srli_epi32(before[part], 16), own));
+      before[part] = own;
+    }
+  }
+}
+
+SIMAN_TARGET void Signs(const float* const* codes, int64_t step, uint32_t* bits) {
+  __m512i found = _mm512_setzero_si512();
+  for (int i = 0; i < 2; ++i) {
+    if (codes[i] == nullptr) continue;
+    for (int channel = 0; channel < kTile; ++channel) {
+      const __mmask16 plus = _mm512_cmp_ps_mask(_mm512_loadu_ps(codes[i] + channel * step),
+                                                _mm512_setzero_ps(), _CMP_GE_OQ);
+      const __m512i bit = _mm512_set1_epi32(static_cast<int>(1u << (2 * channel + i)));
+      found = _mm512_mask_or_epi32(found, plus, found, bit);
+    }
+  }
+  _mm512_storeu_si512(bits, found);
+}
+
+SIMAN_TARGET void Expand(int64_t count, const uint32_t* bits, uint32_t used, uint32_t* tiles) {
+  const __m512i plus = _mm512_maskz_set1_epi16(used, 0x3f80);
+  const __m512i minus = _mm512_maskz_set1_epi16(used, static_cast<int16_t>(0xbf80));
+  for (int64_t row = 0; row < count * kTile; ++row)
+    _mm512_storeu_si512(tiles + row * kTile, _mm512_mask_blend_epi16(bits[row], minus, plus));
+}
+
+// Tiles 0 to 3 are sums, 4 to 6 the parts, 7 weights.
+SIMAN_TARGET void Begin(int64_t pixels) {
+  struct alignas(64) {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes_of_row[16] = {};
+    uint8_t rows[16] = {};
+  } sizes;  // as the processor reads them
+  for (int tile = 0; tile < 8; ++tile) {
+    sizes.bytes_of_row[tile] = 64;
+    sizes.rows[tile] = static_cast<uint8_t>(tile < 7 ? pixels : kTile);
+  }
+  __asm__ volatile("" : : "r"(&sizes) : "memory");  // GCC believes that it reads 8 bytes of them
+  _tile_loadconfig(&sizes);
+}
+
+SIMAN_TARGET void End() { _tile_release(); }
+
+template <int kCount>
+SIMAN_TARGET void MultiplyTiles(int64_t rows, int64_t pairs, const uint32_t* const* starts,
+                                int64_t part_step, const uint32_t* weights, bool fresh,
+                                float* const* to, int64_t to_step) {
+// The instructions name their tiles, which cannot be a loop's variable.
+#define SIMAN_FOR_TILES(body)        \
+  body(0);                           \
+  if constexpr (kCount > 1) body(1); \
+  if constexpr (kCount > 2) body(2); \
+  if constexpr (kCount > 3) body(3);
+#define SIMAN_BEGIN(tile) \
+  if (fresh)              \
+    _tile_zero(tile);     \
+  else                    \
+    _tile_loadd(tile, to[tile], to_step * 4)
+#define SIMAN_ADD(tile)                                                  \
+  {                                                                      \
+    const uint32_t* from = starts[tile * rows + row] + 2 * pair * kTile; \
+    _tile_loadd(4, from, 64);                                            \
+    _tile_dpbf16ps(tile, 4, 7);                                          \
+    _tile_loadd(5, from + part_step, 64);                                \
+    _tile_dpbf16ps(tile, 5, 7);                                          \
+    _tile_loadd(6, from + 2 * part_step, 64);                            \
+    _tile_dpbf16ps(tile, 6, 7);                                          \
+  }
+#define SIMAN_END(tile) _tile_stored(tile, to[tile], to_step * 4)
+  SIMAN_FOR_TILES(SIMAN_BEGIN)
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t pair = 0; pair < pairs; ++pair, weights += kTileSize) {
+      _tile_loadd(7, weights, 64);
+      SIMAN_FOR_TILES(SIMAN_ADD)
+    }
+  }
+  SIMAN_FOR_TILES(SIMAN_END)
+#undef SIMAN_FOR_TILES
+#undef SIMAN_BEGIN
+#undef SIMAN_ADD
+#undef SIMAN_END
+}
+
+SIMAN_TARGET void Multiply(int64_t tiles, int64_t rows, int64_t pairs,
+                           const uint32_t* const* starts, int64_t part_step,
+                           const uint32_t* weights, bool fresh, float* const* to, int64_t to_step) {
+  switch (tiles) {
+    case 1: return MultiplyTiles<1>(rows, pairs, starts, part_step, weights, fresh, to, to_step);
+    case 2: return MultiplyTiles<2>(rows, pairs, starts, part_step, weights, fresh, to, to_step);
+    case 3: return MultiplyTiles<3>(rows, pairs, starts, part_step, weights, fresh, to, to_step);
+    default: return MultiplyTiles<4>(rows, pairs, starts, part_step, weights, fresh, to, to_step);
+  }
+}
+
+const Tiles kTiles = {Split, Signs, Expand, Begin, End, Multiply};
+
+// All else is AVX-512's.
+Variant WithTiles() {
+  Variant variant = avx512::kVariant;
+  variant.name = "amx";
+  variant.supported = Supported;
+  variant.tiles = &kTiles;
+  return variant;
+}
+
+}  // namespace
+
+const Variant kVariant = WithTiles();
+
+}  // namespace siman::amx
+
+#endif  // SIMAN_HAS_AMX
