@@ -44,7 +44,9 @@ from siman_jax.models import MODELS, build_model
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.rules import WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.step import create_state, train_step
-from siman_jax.task import DTYPES
+
+
+DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def lower_step(
       network: key of `MODELS`.
       weight_rule: key of `WEIGHT_RULES`; activations take the rule that goes with it.
       images: of one step, on all chips together.
-      dtype: key of `DTYPES`.
+      dtype: of `DTYPES`.
       mesh: with the axis `data`.
       **options: of `jax.stages.Traced.lower`.
     """
@@ -161,7 +163,7 @@ def lower_step(
         classes,
         weight_rule=weight_rule,
         activation_rule=activation_rule,
-        dtype=DTYPES[dtype],
+        dtype=jnp.dtype(dtype),
     )
     optimizer = build_optimizer(cifar10.get_config().optimizer, 0.1)
     clip = (lambda _: jnp.float32(10)) if WEIGHT_RULES[weight_rule].projected else None
