@@ -45,7 +45,6 @@ from siman_jax.training.optimizer import build_optimizer
 from siman_jax.rules import WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.step import create_state, train_step
 
-
 DTYPES = ("bfloat16", "float32")
 
 

@@ -256,7 +256,8 @@ class Sums:
             assert dalpha is not None
             dy, dalpha = dy * _last(alpha, dy), dalpha.astype(alpha.dtype)
         _, pullback = jax.vjp(self.multiply, x, kernel)
-        return Operands(*pullback(dy.astype(x.dtype)), None if alpha is None else dalpha)
+        dx, dkernel = pullback(dy.astype(x.dtype))
+        return Operands(dx, dkernel, None if alpha is None else dalpha)
 
 
 def _last(values: Array, like: Array) -> Array:

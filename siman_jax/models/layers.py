@@ -197,7 +197,7 @@ class BatchNorm(nn.Module):
             *operands, scale, bias, slopes, shortcut, near = arrays
             y: Array | Product = operands[0]
             if product is not None:
-                y = replace(product, x=y, kernel=operands[1], alpha=operands[2])
+                y = replace(product, x=operands[0], kernel=operands[1], alpha=operands[2])
                 if product.scaled:
                     y = y.compute(*operands)
                 if is_input:

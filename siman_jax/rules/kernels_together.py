@@ -56,8 +56,8 @@ def project_and_choose(
     )
     layer = np.repeat(np.arange(len(flat)), columns)
     low, high = (
-        radix_selection.between(*pair, position - jnp.floor(position))[layer][None]
-        for *pair, position in zip(*ends, positions, strict=True)
+        radix_selection.between(below, after, position - jnp.floor(position))[layer][None]
+        for below, after, position in zip(*ends, positions, strict=True)
     )
     projected = jnp.sign(centred) * jnp.clip(magnitude, low, high).astype(dtype)
 

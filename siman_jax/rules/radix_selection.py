@@ -61,7 +61,7 @@ def interpolated(x: Array, ranks: Array, weights: Array) -> Array:
     below = [rank[None] for rank in ranks[: len(weights)]]
     ends = neighbours_in_groups(keys_of(x), below, [x.shape[1]])
     return jnp.concatenate(
-        [between(*pair, weight[None]) for *pair, weight in zip(*ends, weights, strict=True)]
+        [between(a, b, weight[None]) for a, b, weight in zip(*ends, weights, strict=True)]
     )
 
 
@@ -157,7 +157,7 @@ def keys_of(x: Array) -> Array:
     return lax.optimization_barrier(as_keys(x))
 
 
-def join(xs: Sequence[Array], padding: np.generic) -> Array:
+def join(xs: Sequence[Array], padding: np.number) -> Array:
     """Columns of all arrays next to each other, `[longest, columns]`."""
     longest = max(len(x) for x in xs)
     full = [jnp.concatenate([x, jnp.full((longest - len(x), x.shape[1]), padding)]) for x in xs]
@@ -170,7 +170,7 @@ def apart(joined: Array, like: Sequence[Array]) -> list[Array]:
     return [joined[: len(x), start:stop] for x, (start, stop) in zip(like, edges, strict=True)]
 
 
-def largest(keys: Array) -> np.generic:
+def largest(keys: Array) -> np.unsignedinteger:
     """The largest integer of the keys' dtype: no float is as large."""
     return keys.dtype.type(np.iinfo(keys.dtype).max)
 
@@ -212,7 +212,7 @@ def _count_below(keys: Array, thresholds: Sequence[Array]) -> list[Array]:
 
 
 def _reduce(
-    arrays: list[Array], combine: Callable[[Array, Array], Array], start: np.generic
+    arrays: list[Array], combine: Callable[[Array, Array], Array], start: np.number
 ) -> list[Array]:
     """Combine along the first axis, all arrays in one pass."""
 
