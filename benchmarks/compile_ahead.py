@@ -41,8 +41,8 @@ from benchmarks.compiled_program import Instruction, Program, read_program
 from configs import cifar10
 from siman_jax.devices.communication import communication
 from siman_jax.models import MODELS, build_model
-from siman_jax.training.optimizer import build_optimizer
 from siman_jax.rules import WEIGHT_RULES, resolve_activation_rule
+from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.step import create_state, train_step
 
 DTYPES = ("bfloat16", "float32")

@@ -15,13 +15,12 @@ from parameters import first_quickly
 from benchmarks.compile_ahead import lower_step
 from configs import cifar10
 from siman_jax import rules
-from siman_jax.models import layers
-from siman_jax.training import step
+from siman_jax.models import MODELS, build_model, layers
 from siman_jax.models.batch_norm import Affine, Moments, Norm, Operands, Sums
-from siman_jax.rules.siman import approx_sign, standardize
-from siman_jax.models.leaves import binary_bits
 from siman_jax.models.layers import BINARY_KERNEL
-from siman_jax.models import MODELS, build_model
+from siman_jax.models.leaves import binary_bits
+from siman_jax.rules.siman import approx_sign, standardize
+from siman_jax.training import step
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.step import create_state, train_step
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from siman_jax.rules import radix_selection
 from siman_jax.native.dispatch import available, by_platform, on_cpu
 from siman_jax.native.library import EXCEEDS_KTH, KTH_OF_ALL, call
+from siman_jax.rules import radix_selection
 
 
 def kth_smallest(x: Array, k: Array | int) -> Array:

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from siman_jax.rules import kernels_together
 from siman_jax.errors import choose
 from siman_jax.native.dispatch import available, by_platform
 from siman_jax.native.weights import magnitude_code, projection
+from siman_jax.rules import kernels_together
 from siman_jax.rules.order_statistics import exceeds_kth_smallest, interpolated, quantile_ranks
 
 VARIANCE_EPSILON = 1e-5
