@@ -123,8 +123,13 @@ def test_kernel_gradient_is_its_closed_form(rule, x64):
 
 def test_gradient_of_a_zero_weight_is_that_of_magnitude():
     w = jnp.array([[1.0], [-1.0], [0.0], [2.0], [-2.0]])  # mean 0, so u is 0 where w is
-    _, pullback = jax.vjp(lambda u: siman._magnitude_code(u, "half_half"), w)
-    np.testing.assert_array_equal(pullback(jnp.ones_like(w))[0].ravel(), [1, -1, 0, 1, -1])
+    _, pullback = jax.vjp(siman_kernel, w)
+    found = pullback(jnp.ones_like(w))[0].ravel()
+    # du is [1, -1, 0, 1, -1] over the deviation: its mean is 0, and 4 sum(du u) is 6 / deviation.
+    deviation = np.sqrt(2.5 + 1e-5)
+    expected = np.array([1, -1, 0, 1, -1]) - np.array([1, -1, 0, 2, -2]) * 6 / 4 / deviation**2
+    np.testing.assert_allclose(found, expected / deviation, rtol=1e-6, atol=1e-7)
+    assert found[2] == 0
 
 
 magnitudes = npst.arrays(

@@ -151,6 +151,11 @@ class VggSmall(nn.Module):
     dtype: DTypeLike = jnp.float32
     max_pool: Callable[..., Array] = max_pool
 
+    @property
+    def weight_rule(self) -> str:
+        """Key of `rules.WEIGHT_RULES`."""
+        return self.conv.keywords["weight_rule"]
+
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Map normalized images `[batch, height, width, channels]` to logits `[batch, classes]`."""

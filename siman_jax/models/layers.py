@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,9 +27,23 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from siman_jax.errors import choose
+from siman_jax.models.batch_norm import (
+    HARD_TANH,
+    IDENTITY,
+    PRELU,
+    RELU,
+    Affine,
+    Moments,
+    Norm,
+    Operands,
+    Sums,
+    batch_norm,
+    product_norm,
+    scaled_product,
+)
 from siman_jax.native import convolution as native_convolution
 from siman_jax.native import norm as native_norm
-from siman_jax.native.dispatch import Function, available
+from siman_jax.native.dispatch import available
 from siman_jax.rules import (
     ACTIVATION_RULES,
     AT_THE_END,
@@ -48,6 +61,9 @@ BINARY_KERNEL = "binary_kernel"
 # Of the parameters of all networks here.
 LEAF_NAMES = (BINARY_KERNEL, "alpha", THETA, "kernel", "bias", "scale", "slope")
 BITS = "bits"
+# Bits that a layer's rule would choose of itself, where a training step has chosen those of all
+# layers together.
+CHOSEN = "chosen"
 ROTATIONS = "rotations"
 SCHEDULE = "schedule"
 
@@ -120,7 +136,8 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, *features)
         running_var = self.variable("batch_stats", "var", jnp.ones, *features)
         if train:
-            y, mean, var = self._by_batch(x, scale, bias, shortcut, activation)
+            near = running_mean.value
+            y, mean, var = self._by_batch(x, scale, bias, near, shortcut, activation)
             if not self.is_initializing():
                 n = math.prod(x.shape[:-1]) // self.groups
                 self._update(running_mean, mean)
@@ -129,7 +146,8 @@ class BatchNorm(nn.Module):
         x = computed(x)
         x = x.astype(wide(x.dtype))
         mean, var = (per_channel(v.value, x) for v in (running_mean, running_var))
-        y = self._affine(x - mean, var, scale, bias).astype(self.dtype)
+        gain = per_channel(scale, x) * lax.rsqrt(var + self.epsilon)
+        y = ((x - mean) * gain + per_channel(bias, x)).astype(self.dtype)
         return finish(y, shortcut, activation)
 
     def _by_batch(
@@ -137,87 +155,100 @@ class BatchNorm(nn.Module):
         x: "Array | Product",
         scale: Array,
         bias: Array,
+        near: Array,
         shortcut: Array | None,
         activation: Activation,
     ) -> tuple[Array, Array, Array]:
         """The result, and mean and variance of each group: `[..., channels]`."""
-        native = self.groups == 1 and jnp.dtype(self.dtype) == jnp.float32
-        if not (native and isinstance(x, Product) and x.geometry):
+        # What the operation does not know comes behind it.
+        known = isinstance(activation, PReLU) or activation in _KNOWN_ACTIVATIONS
+        inner, outer = (activation, identity) if known else (identity, activation)
+        slopes = inner.slopes(x.shape[-1]) if isinstance(inner, PReLU) else None
+        kind = PRELU if isinstance(inner, PReLU) else _KNOWN_ACTIVATIONS[inner]
+        norm = Norm(self.epsilon, self.groups, kind, self.dtype)
+        if isinstance(x, Product) and x.scaled and not x.geometry:
             x = computed(x)
         operand = x.x if isinstance(x, Product) else x
-        if not (native and available(scale, shortcut, operand)):
-            y, mean, var = self._normalize(computed(x), scale, bias)
-            return finish(y, shortcut, activation), mean, var
-
-        # What the library does not know comes behind it.
-        known = isinstance(activation, PReLU) or activation in _NATIVE_ACTIVATIONS
-        inner, outer = (activation, identity) if known else (identity, activation)
-        kind, slopes = native_norm.PRELU, _nothing()
-        if isinstance(inner, PReLU):
-            slopes = inner.slopes(x.shape[-1])
+        native = self.groups == 1 and jnp.dtype(self.dtype) == jnp.float32
+        if native and available(scale, shortcut, operand):
+            y, mean, var = self._natively(x, norm, scale, bias, near, slopes, shortcut)
         else:
-            kind = _NATIVE_ACTIVATIONS[inner]
-
-        def plain(y: Array, *rest: Array) -> tuple[Array, Array, Array]:
-            scale, bias, slopes, shortcut = rest
-            y, mean, var = self._normalize(y, scale, bias)
-            activate = partial(_prelu, slopes=slopes) if slopes.size else inner
-            return (
-                finish(y, shortcut if shortcut.size else None, activate),
-                mean.ravel(),
-                var.ravel(),
-            )
-
-        is_input = isinstance(x, Product) and shortcut is x.x
-        more = _nothing() if is_input or shortcut is None else shortcut
-        if isinstance(x, Product):
-            function = self._with_product(x, plain, kind, is_input)
-            y, mean, var = function(x.x, x.kernel, x.alpha, scale, bias, slopes, more)
-        else:
-            function = native_norm.batch_norm(plain, self.epsilon, kind)
-            y, mean, var = function(x, scale, bias, slopes, more)
+            affine = Affine(scale, bias, slopes, shortcut)
+            y, (mean, var) = _normalized(x, norm, affine, near)
         return outer(y), mean, var
 
-    def _with_product(
-        self, product: "Product", norm: Function, activation: int, shortcut_is_input: bool
-    ) -> Function:
-        """The product and what follows as one function, from `norm`, the latter by XLA."""
-        assert product.geometry is not None
+    def _natively(
+        self,
+        x: "Array | Product",
+        norm: Norm,
+        scale: Array,
+        bias: Array,
+        near: Array,
+        slopes: Array | None,
+        shortcut: Array | None,
+    ) -> tuple[Array, Array, Array]:
+        """The same by the library, where this is for a CPU."""
+        product = x if isinstance(x, Product) and x.geometry else None
+        if product is None:
+            x = computed(x)
+        is_input = product is not None and shortcut is product.x
 
-        def plain(x: Array, kernel: Array, alpha: Array, *rest: Array) -> Any:
-            y = product.compute(x, kernel, alpha)
-            return norm(y, *rest[:-1], x) if shortcut_is_input else norm(y, *rest)
+        def plain(*arrays: Array) -> tuple[Array, Array, Array]:
+            *operands, scale, bias, slopes, shortcut, near = arrays
+            y: Array | Product = operands[0]
+            if product is not None:
+                y = replace(product, x=operands[0], kernel=operands[1], alpha=operands[2])
+                if product.scaled:
+                    y = y.compute(*operands)
+                if is_input:
+                    shortcut = operands[0]
+            affine = Affine(
+                scale, bias, slopes if slopes.size else None, shortcut if shortcut.size else None
+            )
+            y, (mean, var) = _normalized(y, norm, affine, near)
+            return y, mean.ravel(), var.ravel()
 
-        return native_convolution.conv_norm(
-            plain, product.geometry, product.scaled, self.epsilon, activation, shortcut_is_input
+        kind = _NATIVE_ACTIVATIONS[norm.activation]
+        rest = (
+            scale,
+            bias,
+            _nothing() if slopes is None else slopes,
+            _nothing() if shortcut is None or is_input else shortcut,
+            near,
         )
-
-    def _normalize(self, x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-        """Normalize each group by its own statistics, and give these: `[groups, 1, ..., c]`."""
-        shape = x.shape
-        x = x.astype(wide(x.dtype))
-        x = x.reshape(self.groups, shape[0] // self.groups, *shape[1:])
-        axes = range(1, x.ndim - 1)
-        mean = jnp.mean(x, axes, keepdims=True)
-        centred = x - mean
-        var = jnp.mean(jnp.square(centred), axes, keepdims=True)
-        y = self._affine(centred, var, scale, bias).astype(self.dtype)
-        return y.reshape(shape), mean, var
-
-    def _affine(self, centred: Array, var: Array, scale: Array, bias: Array) -> Array:
-        gain = per_channel(scale, centred) * lax.rsqrt(var + self.epsilon)
-        return centred * gain + per_channel(bias, centred)
+        if product is None:
+            return native_norm.batch_norm(plain, self.epsilon, kind)(x, *rest)
+        assert product.geometry is not None
+        function = native_convolution.conv_norm(
+            plain, product.geometry, product.scaled, self.epsilon, kind, is_input
+        )
+        return function(product.x, product.kernel, product.alpha, *rest)
 
     def _update(self, running: nn.Variable, batch: Array) -> None:
         new = jnp.mean(batch, range(batch.ndim - 1)).astype(running.value.dtype)
         running.value = self.momentum * running.value + (1 - self.momentum) * new
 
 
-# Activations that the library knows, beside `PReLU`.
-_NATIVE_ACTIVATIONS: dict[Activation, int] = {
-    identity: native_norm.NONE,
-    nn.relu: native_norm.PRELU,  # of slopes 0
-    nn.hard_tanh: native_norm.HARD_TANH,
+def _normalized(
+    x: "Array | Product", norm: Norm, affine: Affine, near: Array
+) -> tuple[Array, Moments]:
+    """By XLA."""
+    if isinstance(x, Product):
+        return product_norm(x.sums, norm, x.operands, affine, near)
+    return batch_norm(norm, x, affine, near)
+
+
+# Activations that are one operation with the batch norm before them, beside `PReLU`.
+_KNOWN_ACTIVATIONS: dict[Activation, str] = {
+    identity: IDENTITY,
+    nn.relu: RELU,
+    nn.hard_tanh: HARD_TANH,
+}
+_NATIVE_ACTIVATIONS = {
+    IDENTITY: native_norm.NONE,
+    PRELU: native_norm.PRELU,
+    RELU: native_norm.PRELU,  # of slopes 0
+    HARD_TANH: native_norm.HARD_TANH,
 }
 
 
@@ -302,7 +333,7 @@ class BinaryDense(nn.Module):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("x", "kernel", "alpha"),
-    meta_fields=("scaled", "shape", "compute", "geometry"),
+    meta_fields=("scaled", "shape", "binarize", "sums", "geometry"),
 )
 @dataclass(frozen=True)
 class Product:
@@ -316,7 +347,8 @@ class Product:
       alpha: learned scales `[features]`; no elements where there are none.
       scaled: whether the kernel has magnitudes.
       shape: of the result.
-      compute: function of x, kernel and alpha that gives the result, by XLA.
+      binarize: function from x to what is multiplied, in the layer's dtype.
+      sums: the product by XLA, and what is kept of it.
       geometry: what the library takes of the convolution; None where it is not to compute it.
     """
 
@@ -325,7 +357,8 @@ class Product:
     alpha: Array
     scaled: bool
     shape: tuple[int, ...]
-    compute: Callable[[Array, Array, Array], Array]
+    binarize: Callable[[Array], Array]
+    sums: Sums
     geometry: native_convolution.Geometry | None
 
     def value(self) -> Array:
@@ -334,6 +367,21 @@ class Product:
         if self.geometry is None:
             return self.compute(*operands)
         return native_convolution.conv(self.compute, self.geometry, self.scaled)(*operands)
+
+    def compute(self, x: Array, kernel: Array, alpha: Array) -> Array:
+        """Compute the result from operands in the place of its own, by XLA."""
+        operands = replace(self, x=x, kernel=kernel, alpha=alpha).operands
+        if not self.scaled:
+            return scaled_product(self.sums, operands)
+        y = _scale_afterwards(self.sums.multiply)(operands.x, kernel)
+        if operands.alpha is not None:
+            y = y * per_channel(operands.alpha, y)
+        return y.astype(operands.x.dtype)
+
+    @property
+    def operands(self) -> Operands:
+        """What XLA multiplies."""
+        return Operands(self.binarize(self.x), self.kernel, self.alpha if self.alpha.size else None)
 
 
 def computed(x: Array | Product) -> Array:
@@ -374,28 +422,28 @@ def _binary_product(
         kernel = weight_rule(latent, given)
         if sign is not None:
             kernel = jnp.abs(kernel) * sign.astype(kernel.dtype)
+    elif sign is not None:
+        kernel = sign.astype(layer.dtype)
     else:
-        kernel = (weight_rule(latent, given) if sign is None else sign).astype(layer.dtype)
+        if layer.has_variable(CHOSEN, BINARY_KERNEL):
+            given["bits"] = layer.get_variable(CHOSEN, BINARY_KERNEL)
+        kernel = weight_rule(latent, given).astype(layer.dtype)
 
     binarize = _binarize(layer)
     geometry = _native_geometry(layer, x, kernel)
     if geometry is not None and layer.activation_rule not in _NATIVE_RULES:
         x, binarize = binarize(x), identity
 
-    def compute(x: Array, kernel: Array, alpha: Array) -> Array:
-        multiply = _scale_afterwards if weight_rule.scaled else _accumulate_wide
-        y = multiply(product)(binarize(x), kernel)
-        if alpha.size:
-            y = y * per_channel(alpha, y)
-        return y.astype(layer.dtype)
-
+    terms = math.prod(shape[:-1])
+    whole = layer.activation_rule != REAL and terms <= jnp.iinfo(jnp.int16).max
     return Product(
         x,
         kernel,
         _nothing() if alpha is None else alpha,
         weight_rule.scaled,
         result,
-        compute,
+        binarize,
+        Sums(product, jnp.int16 if whole else layer.dtype),
         geometry,
     )
 
@@ -523,28 +571,6 @@ def _mean_magnitude_of_uniform(shape: tuple[int, ...]) -> Initializer:
         return jnp.mean(jnp.abs(fan_in_uniform(key, shape, jnp.float32)), range(len(shape) - 1))
 
     return init
-
-
-def _accumulate_wide(product: Callable[..., Array]) -> Callable[[Array, Array], Array]:
-    """Sum a product of bfloat16 operands in float32 on the way forward.
-
-    The derivative takes its cotangent in the operands' dtype: JAX cannot differentiate a
-    convolution whose output is wider than its operands.
-    """
-
-    @jax.custom_vjp
-    def forward(x: Array, kernel: Array) -> Array:
-        return product(x, kernel, preferred_element_type=wide(x.dtype))
-
-    def forward_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-        return forward(x, kernel), (x, kernel)
-
-    def forward_bwd(operands: tuple[Array, Array], g: Array) -> tuple[Array, ...]:
-        _, pullback = jax.vjp(product, *operands)
-        return pullback(g.astype(operands[0].dtype))
-
-    forward.defvjp(forward_fwd, forward_bwd)
-    return forward
 
 
 def _scale_afterwards(product: Callable[..., Array]) -> Callable[[Array, Array], Array]:

@@ -1,6 +1,7 @@
 """What the residual networks share: two kinds of block between a stem and a classifier."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -111,7 +112,7 @@ class ResNet(nn.Module):
     stages: Sequence[int]
     block: Callable[..., nn.Module]
     shortcut: Shortcut
-    conv: Callable[..., BinaryConv]
+    conv: partial[BinaryConv]
     norm: Callable[..., BatchNorm]
     stem_activation: Activation
     imagenet_stem: bool
@@ -119,6 +120,11 @@ class ResNet(nn.Module):
     classifier_init: Initializer
     dtype: DTypeLike = jnp.float32
     max_pool: Callable[..., Array] = max_pool
+
+    @property
+    def weight_rule(self) -> str:
+        """Key of `rules.WEIGHT_RULES`."""
+        return self.conv.keywords["weight_rule"]
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:

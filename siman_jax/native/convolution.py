@@ -107,18 +107,26 @@ def conv_norm(
     activation: int,
     shortcut_is_input: bool,
 ) -> Function:
-    """Build the function of x, kernel, alpha, gamma, beta, slope and shortcut.
+    """Build the function of x, kernel, alpha, gamma, beta, slope, shortcut and an estimate.
 
         out = activation(batch norm(conv(sign(x), sign(kernel)) * scale) + shortcut)
 
     Between both only the sums are kept, as 16-bit integers. The arguments are those of `conv` and
     of `norm.batch_norm`; where the shortcut is x itself, it has no elements, and
-    `shortcut_is_input` says so.
+    `shortcut_is_input` says so. The estimate of the mean is for `reference` alone.
     """
 
     def forward(
-        x: Array, kernel: Array, alpha: Array, gamma: Array, beta: Array, slope: Array, more: Array
+        x: Array,
+        kernel: Array,
+        alpha: Array,
+        gamma: Array,
+        beta: Array,
+        slope: Array,
+        more: Array,
+        near: Array,
     ) -> Any:
+        del near
         scale = _scale(kernel, alpha, scaled)
         moments, sums, statistics, _ = _forward(geometry, x, kernel, scale, sums=True)
         mean, var = statistics[0] * scale, statistics[1] * jnp.square(scale)
@@ -131,7 +139,7 @@ def conv_norm(
         return (out, mean, var), (moments, sums, channels, deviation)
 
     def backward(arrays: Any, kept: Any, g: Normalized) -> Any:
-        x, kernel, alpha, gamma, _, slope, more = arrays
+        x, kernel, alpha, gamma, _, slope, more, near = arrays
         moments, sums, channels, deviation = kept
         scale = _scale(kernel, alpha, scaled)
         shortcut = x if shortcut_is_input else more
@@ -154,6 +162,7 @@ def conv_norm(
             totals[0],
             totals[2] if slope.size else slope,
             dmore,
+            jnp.zeros_like(near),
         )
 
     return differentiable(reference, forward, backward)

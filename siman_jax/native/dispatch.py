@@ -17,6 +17,8 @@ Function = Callable[..., Any]
 
 
 _ALLOWED: ContextVar[bool] = ContextVar("allowed", default=True)
+# Whether what is traced is compiled for a CPU alone, so that there is no choice left.
+_FOR_CPU: ContextVar[bool] = ContextVar("for_cpu", default=False)
 
 
 @contextmanager
@@ -56,6 +58,11 @@ def on_cpu(function: Function, reference: Function) -> Function:
         return result, jax.tree.map(lambda _: True, result)
 
     return partial(_choose, function_or_vmap, reference)
+
+
+def by_platform(cpu: Function, default: Function) -> Function:
+    """Build a function of arrays that XLA compiles differently for a CPU and for the rest."""
+    return partial(_choose, cpu, default)
 
 
 def differentiable(reference: Function, forward: Function, backward: Function) -> Function:
@@ -110,8 +117,18 @@ def differentiable(reference: Function, forward: Function, backward: Function) -
     return partial(_choose, on_library, reference)
 
 
-def _choose(on_library: Function, reference: Function, *arrays: Array) -> Any:
-    return lax.platform_dependent(*arrays, cpu=on_library, default=reference)
+def _choose(on_library: Function, reference: Function, *arrays: Any) -> Any:
+    if _FOR_CPU.get():
+        return on_library(*arrays)
+
+    def on_cpu(*arrays: Any) -> Any:
+        token = _FOR_CPU.set(True)
+        try:
+            return on_library(*arrays)
+        finally:
+            _FOR_CPU.reset(token)
+
+    return lax.platform_dependent(*arrays, cpu=on_cpu, default=reference)
 
 
 def _mapped(function: Function, size: int, batched: Any, *trees: Any) -> Any:

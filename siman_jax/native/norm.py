@@ -34,12 +34,12 @@ class Channels(NamedTuple):
 
 
 def batch_norm(reference: Function, epsilon: float, activation: int) -> Function:
-    """Build the function of y `[..., channels]`, gamma, beta, slope and shortcut.
+    """Build the function of y `[..., channels]`, gamma, beta, slope, shortcut and an estimate.
 
         out = activation((y - mean(y)) / sqrt(var(y) + epsilon) * gamma + beta + shortcut)
 
     Where there is no shortcut it has no elements; slopes are the PReLU's, `[channels]`, or have
-    none.
+    none. The estimate of the mean, `[channels]`, is for `reference` alone.
 
     Args:
       reference: the same function in `jax.numpy`; gives out, mean and variance, the latter two
@@ -48,7 +48,10 @@ def batch_norm(reference: Function, epsilon: float, activation: int) -> Function
       activation: `NONE`, `PRELU` or `HARD_TANH`.
     """
 
-    def forward(y: Array, gamma: Array, beta: Array, slope: Array, shortcut: Array) -> Any:
+    def forward(
+        y: Array, gamma: Array, beta: Array, slope: Array, shortcut: Array, near: Array
+    ) -> Any:
+        del near
         images = as_samples(y)
         shape = jax.ShapeDtypeStruct((2, y.shape[-1]), jnp.float32)
         mean, var = call(NORM_STATISTICS, shape, images)
@@ -58,7 +61,7 @@ def batch_norm(reference: Function, epsilon: float, activation: int) -> Function
         return (out, mean, var), (channels, deviation)
 
     def backward(arrays: Any, kept: Any, g: Normalized) -> Any:
-        y, gamma, _, slope, shortcut = arrays
+        y, gamma, _, slope, shortcut, near = arrays
         channels, deviation = kept
         images = as_samples(y)
         sums = gradient_sums(g[0], images, shortcut, channels, activation)
@@ -81,6 +84,7 @@ def batch_norm(reference: Function, epsilon: float, activation: int) -> Function
             sums[0],
             sums[2] if slope.size else slope,
             dshortcut.reshape(shortcut.shape),
+            jnp.zeros_like(near),
         )
 
     return differentiable(reference, forward, backward)

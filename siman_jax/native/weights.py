@@ -34,9 +34,13 @@ def magnitude_code(reference: Function, epsilon: float) -> Function:
     Args:
       reference: the same function in `jax.numpy`, of a kernel `[..., out]`.
       epsilon: added to the variance.
+
+    Returns:
+      Function of the kernel, and of bits that only the reference takes, where there are any.
     """
 
-    def forward(kernel: Array) -> Any:
+    def forward(kernel: Array, *bits: Array) -> Any:
+        del bits
         columns = kernel.reshape(-1, kernel.shape[-1])
         shapes = (
             jax.ShapeDtypeStruct(columns.shape, jnp.float32),
@@ -48,11 +52,11 @@ def magnitude_code(reference: Function, epsilon: float) -> Function:
         )
         return code.reshape(kernel.shape), moments
 
-    def backward(arrays: Any, moments: Array, g: Array) -> tuple[Array]:
-        (kernel,) = arrays
+    def backward(arrays: Any, moments: Array, g: Array) -> tuple[Array | None, ...]:
+        kernel, *bits = arrays
         columns = kernel.reshape(-1, kernel.shape[-1])
         shape = jax.ShapeDtypeStruct(columns.shape, jnp.float32)
         gradient = call(MAGNITUDE_CODE_GRADIENT, shape, columns, moments, g.reshape(columns.shape))
-        return (gradient.reshape(kernel.shape),)
+        return gradient.reshape(kernel.shape), *[None for _ in bits]
 
     return differentiable(reference, forward, backward)

@@ -5,7 +5,7 @@ weights and one for its activations, and any two go together; `WeightRule.activa
 that a method was published with.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -30,6 +30,7 @@ from siman_jax.rules.siman import (
     approx_sign,
     filter_axes,
     identity,
+    project_and_choose,
     siman_activation,
     siman_kernel,
 )
@@ -48,6 +49,9 @@ AT_THE_END = {SHARPNESS: 10.0, TAU: 0.99}
 DEFAULT = "default"
 
 
+Prepare = Callable[[Sequence[Array], Array | float], tuple[list[Array], list[Array]]]
+
+
 @dataclass(frozen=True)
 class WeightRule:
     """How a binary layer's kernel becomes bits.
@@ -61,6 +65,9 @@ class WeightRule:
         kernel, or uniformly in [0, 1); None where none is learned.
       scaled: whether the magnitudes that `kernel` gives may differ from 1.
       projected: whether training centres and clips the latent kernel before each step.
+      prepare: function from all of a network's latent kernels and the projection's percentage to
+        the projected kernels and their bits, where it costs less to compute these together;
+        `kernel` then takes its own as the argument `bits`.
     """
 
     kernel: Callable[..., Array]
@@ -69,10 +76,15 @@ class WeightRule:
     alpha: Literal["mean magnitude", "uniform"] | None = None
     scaled: bool = False
     projected: bool = False
+    prepare: Prepare | None = None
 
     def __call__(self, latent: Array, given: Mapping[str, Array | float]) -> Array:
-        """Give the kernel that multiplies; `given` holds what `inputs` names, and may hold more."""
-        return self.kernel(latent, *(given[name] for name in self.inputs))
+        """Give the kernel that multiplies; `given` holds what `inputs` names, and may hold more.
+
+        It may hold `bits` too, as `prepare` chose them.
+        """
+        chosen = {"bits": given["bits"]} if self.prepare and "bits" in given else {}
+        return self.kernel(latent, *(given[name] for name in self.inputs), **chosen)
 
     @property
     def rotated(self) -> bool:
@@ -100,7 +112,11 @@ class ActivationRule:
 WEIGHT_RULES: dict[str, WeightRule] = {
     **{
         rule: WeightRule(
-            partial(siman_kernel, rule=rule), "siman", alpha="mean magnitude", projected=True
+            partial(siman_kernel, rule=rule),
+            "siman",
+            alpha="mean magnitude",
+            projected=True,
+            prepare=project_and_choose if rule == "half_half" else None,
         )
         for rule in BIT_RULES
     },

@@ -2,47 +2,47 @@
 
 Sorting is slow on accelerators and slower on CPUs. The bits of a non-negative float, read as an
 unsigned integer, order as the floats do, so the k-th smallest is found by fixing its bits from the
-highest down: one pass of counting for each bit, and no arithmetic that could round.
+highest down, with no arithmetic that could round: on a CPU by a loop with one pass of counting for
+each bit, elsewhere several bits at a time, by `radix_selection`.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from siman_jax.native.dispatch import available, on_cpu
+from siman_jax.native.dispatch import available, by_platform, on_cpu
 from siman_jax.native.library import EXCEEDS_KTH, KTH_OF_ALL, call
-
-_UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
+from siman_jax.rules import radix_selection
 
 
 def kth_smallest(x: Array, k: Array | int) -> Array:
     """The k-th smallest entry along the first axis, bit for bit what sorting gives.
 
     Args:
-      x: non-negative floats `[n, ...]`, 16, 32 or 64 bits wide.
-      k: rank from 0; an integer, or an array of them that broadcasts against `[1, ...]`.
+      x: non-negative floats `[n, m]`, 16, 32 or 64 bits wide.
+      k: rank from 0; an integer, or int32 `[1, m]`, or `[1, r]` where m is 1.
 
     Returns:
-      Array of the shape that `k` and `[1, ...]` broadcast to, and the dtype of `x`.
+      Array `[1, m]` or `[1, r]`, dtype of `x`.
 
-    >>> kth_smallest(jnp.array([3.0, 1.0, 2.0]), 1)
-    Array([2.], dtype=float32)
+    >>> kth_smallest(jnp.array([[3.0], [1.0], [2.0]]), 1)
+    Array([[2.]], dtype=float32)
     """
+    ranks = jnp.asarray(k, jnp.int32)
+    ranks = jnp.broadcast_to(ranks, jnp.broadcast_shapes(ranks.shape, (1, x.shape[1])))
 
     def by_bisection(x: Array, k: Array) -> Array:
         keys, rank, found = _start(x, k)
         found = lax.fori_loop(0, _steps(x), lambda i, found: _fix_bit(i, found, keys, rank), found)
         return lax.bitcast_convert_type(found, x.dtype)
 
-    ranks = jnp.asarray(k, jnp.int32)
-    if not (available(x) and x.ndim == 2 and x.shape[1] == 1 and ranks.ndim == 2):
-        return by_bisection(x, ranks)
-
     def natively(x: Array, ranks: Array) -> Array:
         shape = jax.ShapeDtypeStruct((ranks.size,), x.dtype)
         return call(KTH_OF_ALL, shape, x.ravel(), ranks.ravel()).reshape(ranks.shape)
 
-    return on_cpu(natively, by_bisection)(x, ranks)
+    known = available(x) and x.shape[1] == 1
+    function = on_cpu(natively, by_bisection) if known else by_bisection
+    return by_platform(function, radix_selection.kth_smallest)(x, ranks)
 
 
 def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
@@ -50,11 +50,11 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
 
     The comparison belongs to the loop that selects, so that both read the same copy of `x`. Left
     outside, XLA may compute `x` a second time, rounded differently, and an entry then exceeds a
-    threshold that is its own value.
+    threshold that is its own value. Where there is no loop, a barrier does what the loop does here.
 
     Args:
-      x: non-negative floats `[n, ...]`, 16, 32 or 64 bits wide.
-      k: rank from 0, as for `kth_smallest`; -1 compares with zero.
+      x: non-negative floats `[n, m]`, 16, 32 or 64 bits wide.
+      k: rank from 0: an integer, or int32 `[1, m]`; -1 compares with zero.
 
     Returns:
       bool, shape of `x`.
@@ -70,20 +70,18 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
         start = found, jnp.zeros(x.shape, jnp.bool_)
         return lax.fori_loop(0, _steps(x), step, start)[1]
 
-    ranks = jnp.asarray(k, jnp.int32)
-    if not (available(x) and x.ndim == 2 and ranks.shape in ((), (1, x.shape[1]))):
-        return by_bisection(x, ranks)
-
     def natively(x: Array, ranks: Array) -> Array:
-        ranks = jnp.broadcast_to(ranks.ravel(), x.shape[1:])
-        return call(EXCEEDS_KTH, jax.ShapeDtypeStruct(x.shape, jnp.bool_), x, ranks)
+        shape = jax.ShapeDtypeStruct(x.shape, jnp.bool_)
+        return call(EXCEEDS_KTH, shape, x, ranks.ravel())
 
-    return on_cpu(natively, by_bisection)(x, ranks)
+    ranks = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (1, x.shape[1]))
+    function = on_cpu(natively, by_bisection) if available(x) else by_bisection
+    return by_platform(function, radix_selection.exceeds_kth_smallest)(x, ranks)
 
 
 def _start(x: Array, k: Array | int) -> tuple[Array, Array, Array]:
     """Bits of `x`, the rank, and the bits of the answer before any is fixed."""
-    keys = lax.bitcast_convert_type(x, _UNSIGNED[jnp.finfo(x.dtype).bits])
+    keys = radix_selection.as_keys(x)
     rank = jnp.asarray(k, jnp.int32)
     shape = jnp.broadcast_shapes(rank.shape, (1, *x.shape[1:]))
     return keys, rank, jnp.zeros(shape, keys.dtype)
@@ -132,5 +130,10 @@ def quantile_ranks(size: int, q: Array) -> tuple[Array, Array]:
 
 def interpolated(x: Array, ranks: Array, weights: Array) -> Array:
     """Quantiles of all of `x`, non-negative floats, from what `quantile_ranks` gives: `[m]`."""
-    below, above = kth_smallest(x.reshape(-1, 1), ranks.reshape(1, -1)).reshape(2, -1)
-    return below * (1 - weights) + above * weights
+
+    def by_rank(x: Array, ranks: Array, weights: Array) -> Array:
+        below, above = kth_smallest(x.reshape(-1, 1), ranks.reshape(1, -1)).reshape(2, -1)
+        return below * (1 - weights) + above * weights
+
+    x = x.reshape(-1, x.shape[-1])
+    return by_platform(by_rank, radix_selection.interpolated)(x, ranks, weights)

@@ -13,17 +13,17 @@ Source: Lin et al., "SiMaN: Sign-to-Magnitude Network Binarization", arXiv 2102.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from siman_jax.errors import choose
-from siman_jax.native.dispatch import available
+from siman_jax.native.dispatch import available, by_platform
 from siman_jax.native.weights import magnitude_code, projection
+from siman_jax.rules import kernels_together
 from siman_jax.rules.order_statistics import exceeds_kth_smallest, interpolated, quantile_ranks
 
 VARIANCE_EPSILON = 1e-5
@@ -51,18 +51,19 @@ def standardize(x: Array, axes: Sequence[int], epsilon: float = VARIANCE_EPSILON
     >>> standardize(jnp.array([[1.0, 3.0]]), axes=(1,)).round(3)
     Array([[-0.707,  0.707]], dtype=float32)
     """
-    n = math.prod(x.shape[axis] for axis in axes)
-    if n < 2:
-        raise ValueError(
-            f"standardize needs at least two numbers per group, but axes {tuple(axes)} of shape"
-            f" {x.shape} hold {n}."
-        )
+    return _standardized(x, axes, epsilon)[0]
+
+
+def _standardized(x: Array, axes: Sequence[int], epsilon: float) -> tuple[Array, Array]:
+    """What `standardize` gives, and what it divides by."""
+    n = _group_size(x, axes)
     centred = x - jnp.mean(x, axes, keepdims=True)
     variance = jnp.sum(jnp.square(centred), axes, keepdims=True) / (n - 1)
     if epsilon == 0:
         # Before the root, whose derivative at 0 is infinite.
         variance = jnp.where(variance > 0, variance, 1)
-    return centred / jnp.sqrt(variance + epsilon)
+    deviation = jnp.sqrt(variance + epsilon)
+    return centred / deviation, deviation
 
 
 def project(kernel: Array, percent: Array | float) -> Array:
@@ -150,6 +151,35 @@ def half_half_bits(u: Array) -> Array:
     return bits.astype(u.dtype).reshape(u.shape)
 
 
+def project_and_choose(
+    kernels: Sequence[Array], percent: Array | float
+) -> tuple[list[Array], list[Array]]:
+    """Apply `project` to all kernels of a network, and choose their bits by half-half.
+
+    Elsewhere than on a CPU all are computed together, which takes far fewer launches.
+
+    Args:
+      kernels: `[..., out]`, all of one floating dtype.
+      percent: as for `project`.
+
+    Returns:
+      The projected kernels; and bits for `siman_kernel`, bool of the same shapes.
+    """
+    if not kernels:
+        return [], []
+    accumulate = wide(kernels[0].dtype)
+
+    def one_by_one(kernels: list[Array], percent: Array) -> tuple[list[Array], list[Array]]:
+        projected = [project(kernel, percent) for kernel in kernels]
+        u = [standardize(kernel, filter_axes(kernel)) for kernel in projected]
+        return projected, [half_half_bits(x) > 0 for x in u]
+
+    def together(kernels: list[Array], percent: Array) -> tuple[list[Array], list[Array]]:
+        return kernels_together.project_and_choose(kernels, percent, accumulate, VARIANCE_EPSILON)
+
+    return by_platform(one_by_one, together)(list(kernels), jnp.asarray(percent, accumulate))
+
+
 class AngleOptimal(NamedTuple):
     """Bits of the smallest angle to |u|, with what they reached.
 
@@ -217,33 +247,40 @@ BIT_RULES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _magnitude_code(u: Array, rule: str) -> Array:
-    return 2 * BIT_RULES[rule](u) - 1
+@jax.custom_vjp
+def _magnitude_code(kernel: Array, bits: Array) -> Array:
+    return jnp.where(bits, 1, -1).astype(kernel.dtype)
 
 
-def _magnitude_code_fwd(u: Array, rule: str) -> tuple[Array, Array]:
-    return _magnitude_code(u, rule), u
+def _magnitude_code_fwd(kernel: Array, bits: Array) -> tuple[Array, Array]:
+    return _magnitude_code(kernel, bits), kernel
 
 
-def _magnitude_code_bwd(rule: str, u: Array, g: Array) -> tuple[Array]:
-    del rule
-    return (g * jnp.sign(u),)
+def _magnitude_code_bwd(kernel: Array, g: Array) -> tuple[Array, None]:
+    axes = filter_axes(kernel)
+    u, deviation = _standardized(kernel, axes, VARIANCE_EPSILON)
+    n = _group_size(kernel, axes)
+    du = g * jnp.sign(u)
+    first = jnp.sum(du, axes, keepdims=True) / n
+    second = jnp.sum(du * u, axes, keepdims=True) / (n - 1)
+    return (du - first - u * second) / deviation, None
 
 
 _magnitude_code.defvjp(_magnitude_code_fwd, _magnitude_code_bwd)
 
 
-def siman_kernel(kernel: Array, rule: str = "half_half") -> Array:
+def siman_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = None) -> Array:
     """Binarize a kernel by magnitude: standardize, choose bits b, return 2b - 1.
 
         forward:   u = standardize(w) per filter,  b = rule(u),  2b - 1
         backward:  dL/du = g * sign(u)  (straight through to |u|; sign(0) = 0 here, the
-                   derivative of |u|), then the true derivative of standardize
+                   derivative of |u|), then the true derivative of standardize:
+                   dw = (du - mean(du) - u sum(du u) / (n - 1)) / sqrt(var(w) + epsilon)
 
     Args:
       kernel: `[..., out]`, any floating dtype, at least two weights per filter.
       rule: `"half_half"` or `"angle_optimal"`, a key of `BIT_RULES`.
+      bits: b, bool in the shape of `kernel`, where they are chosen already.
 
     Returns:
       Array of the shape and dtype of `kernel`, in {-1, +1}.
@@ -255,29 +292,61 @@ def siman_kernel(kernel: Array, rule: str = "half_half") -> Array:
     """
     choose(BIT_RULES, rule, "bit rule")
 
-    def by_xla(kernel: Array) -> Array:
-        return _magnitude_code(standardize(kernel, filter_axes(kernel)), rule)
+    def by_xla(kernel: Array, *bits: Array) -> Array:
+        if not bits:
+            u = standardize(lax.stop_gradient(kernel), filter_axes(kernel))
+            bits = (BIT_RULES[rule](u) > 0,)
+        return _magnitude_code(kernel, *bits)
 
+    given = () if bits is None else (bits,)
     if rule == "half_half" and available(kernel) and kernel.size > kernel.shape[-1]:
-        return magnitude_code(by_xla, VARIANCE_EPSILON)(kernel)
-    return by_xla(kernel)
+        return magnitude_code(by_xla, VARIANCE_EPSILON)(kernel, *given)
+    return by_xla(kernel, *given)
 
 
+@jax.custom_vjp
 def siman_activation(x: Array) -> Array:
     """Binarize activations by their sign about each sample's mean.
 
         forward:   u = standardize(x) per sample,  +1 where u >= 0, else -1
-        backward:  dL/du = g * max(0, 2 - 2|u|), then the true derivative of standardize
+        backward:  du = g * max(0, 2 - 2|u|), then the true derivative of standardize:
+                   dx = (du - mean(du) - u sum(du u) / (n - 1)) / sqrt(var(x) + epsilon)
+
+    Each direction reads x once for its sums and once for its result.
 
     Args:
-      x: `[batch, ..., channels]`, any floating dtype.
+      x: `[batch, ..., channels]`, any floating dtype, at least two numbers per sample.
 
     Returns:
       Array of the shape and dtype of `x`, in {-1, +1}.
 
     Source: arXiv 2102.07981; the estimator is `approx_sign`.
     """
-    return approx_sign(standardize(x, range(1, x.ndim)))
+    return _siman_activation_fwd(x)[0]
+
+
+def _siman_activation_fwd(x: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    axes = tuple(range(1, x.ndim))
+    n = _group_size(x, axes)
+    mean = jnp.mean(x, axes, keepdims=True)
+    squares = jnp.mean(jnp.square(x), axes, keepdims=True)
+    variance = jnp.maximum(squares - jnp.square(mean), 0) * (n / (n - 1))
+    return jnp.where(x >= mean, 1, -1).astype(x.dtype), (x, mean, variance)
+
+
+def _siman_activation_bwd(residuals: tuple[Array, Array, Array], g: Array) -> tuple[Array]:
+    x, mean, variance = residuals
+    axes = tuple(range(1, x.ndim))
+    n = _group_size(x, axes)
+    r = lax.rsqrt(variance + VARIANCE_EPSILON)
+    u = (x - mean) * r
+    du = g * jnp.maximum(2 - 2 * jnp.abs(u), 0)
+    first = jnp.sum(du, axes, keepdims=True) / n
+    second = jnp.sum(du * u, axes, keepdims=True) / (n - 1)
+    return (r * (du - first - u * second),)
+
+
+siman_activation.defvjp(_siman_activation_fwd, _siman_activation_bwd)
 
 
 def identity(x: Array) -> Array:
@@ -292,6 +361,17 @@ REAL = "real"
 def wide(dtype: DTypeLike) -> jnp.dtype:
     """The dtype to accumulate in: float32, or float64 if `dtype` is that."""
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
+
+
+def _group_size(x: Array, axes: Sequence[int]) -> int:
+    """How many numbers share a mean and a variance, which takes two at least."""
+    n = math.prod(x.shape[axis] for axis in axes)
+    if n < 2:
+        raise ValueError(
+            f"standardize needs at least two numbers per group, but axes {tuple(axes)} of shape"
+            f" {x.shape} hold {n}."
+        )
+    return n
 
 
 def _magnitudes(u: Array) -> Array:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from ml_collections import ConfigDict
 
 from siman_jax.models.layers import BINARY_KERNEL, leaves_by_module
-from siman_jax.rules import LEFT, RIGHT, SHARPNESS, TAU
+from siman_jax.rules import LEFT, RIGHT, SHARPNESS, TAU, Prepare
 from siman_jax.rules.estimators import sharpness_at
 from siman_jax.rules.rbnn import Rotations, update_rotations
 from siman_jax.rules.sign_kernels import tau_at
@@ -158,6 +158,26 @@ def project_binary_kernels(params: Params, percent: Array | float) -> Params:
         lambda path, leaf: project(leaf, percent) if _leaf_name(path) == BINARY_KERNEL else leaf,
         params,
     )
+
+
+def prepare_binary_kernels(
+    params: Params, percent: Array | float, prepare: Prepare
+) -> tuple[Params, Params]:
+    """Project all binary kernels and choose their bits, by a weight rule's function for both.
+
+    Args:
+      params: of the network.
+      percent: of the projection.
+      prepare: `rules.WeightRule.prepare`.
+
+    Returns:
+      The parameters, and their bits, which are the network's collection `chosen`.
+    """
+    flat = flatten_dict(params)
+    kernels = {path: leaf for path, leaf in flat.items() if path[-1] == BINARY_KERNEL}
+    projected, bits = prepare(list(kernels.values()), percent)
+    params = unflatten_dict({**flat, **dict(zip(kernels, projected, strict=True))})
+    return params, unflatten_dict(dict(zip(kernels, bits, strict=True)))
 
 
 def rotate_binary_kernels(params: Params, rotations: Params) -> Params:

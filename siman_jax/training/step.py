@@ -11,9 +11,15 @@ import optax
 from flax import struct
 from jax import Array, lax
 
-from siman_jax.models.layers import ROTATIONS, SCHEDULE
+from siman_jax.models.layers import CHOSEN, ROTATIONS, SCHEDULE
+from siman_jax.rules import WEIGHT_RULES
 from siman_jax.training.metrics import Sums, score
-from siman_jax.training.optimizer import Schedule, project_binary_kernels, rotate_binary_kernels
+from siman_jax.training.optimizer import (
+    Schedule,
+    prepare_binary_kernels,
+    project_binary_kernels,
+    rotate_binary_kernels,
+)
 
 
 @struct.dataclass
@@ -92,7 +98,7 @@ def train_step(
       state: before the step.
       images: normalized, `[batch, height, width, channels]`.
       labels: int32 `[batch]`; examples with a negative label do not count.
-      model: the network that `state` was created for.
+      model: the network that `state` was created for, one of `models`.
       optimizer: the optax chain that `state` was created for.
       clip_percent: function from the step to the projection's percentage; None for no projection.
       schedule: function from the step to the scalars that the network's estimators take.
@@ -106,10 +112,15 @@ def train_step(
       The state after the step, and loss and hits of the batch before it.
     """
     params = state.params
-    if clip_percent is not None:
-        params = project_binary_kernels(params, clip_percent(state.step))
-    params = replicate(params)
     constants: dict[str, Any] = {SCHEDULE: dict(schedule(state.step))}
+    if clip_percent is not None:
+        percent = clip_percent(state.step)
+        if prepare := WEIGHT_RULES[model.weight_rule].prepare:
+            params, bits = prepare_binary_kernels(params, percent, prepare)
+            constants[CHOSEN] = replicate(bits)
+        else:
+            params = project_binary_kernels(params, percent)
+    params = replicate(params)
     if isinstance(state, RotatedState):
         rotations = lax.cond(
             state.step % steps_per_epoch == 0,

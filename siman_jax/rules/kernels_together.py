@@ -1,0 +1,74 @@
+"""Projection and half-half bits of all binary kernels of a network at once, for accelerators.
+
+There a computation over one layer's kernel takes about as long as one over those of all layers. So
+the filters of all layers stand side by side, as columns of one matrix, shorter ones with padding
+below; medians and percentiles are selected in it by `radix_selection`.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from siman_jax.rules import radix_selection
+
+
+def project_and_choose(
+    kernels: Sequence[Array], percent: Array, accumulate: DTypeLike, epsilon: float
+) -> tuple[list[Array], list[Array]]:
+    """Apply `siman.project` to each kernel, and choose the larger half of each filter.
+
+    Args:
+      kernels: `[..., out]`, at least one, all of one floating dtype.
+      percent: scalar in [0, 50].
+      accumulate: dtype of sums and percentiles.
+      epsilon: added to a filter's variance where it is standardized.
+
+    Returns:
+      The projected kernels, and bool of the same shapes: the bits.
+    """
+    dtype = kernels[0].dtype
+    flat = [kernel.reshape(-1, kernel.shape[-1]) for kernel in kernels]
+    columns = [x.shape[1] for x in flat]
+    lengths = np.repeat([len(x) for x in flat], columns)
+    w = radix_selection.join(flat, dtype.type(0))
+    inside = lax.broadcasted_iota(jnp.int32, w.shape, 0) < lengths[None].astype(np.int32)
+
+    def centre(x: Array) -> Array:
+        mean = jnp.sum(x, axis=0) / lengths.astype(dtype)
+        return jnp.where(inside, x - mean[None], dtype.type(0))
+
+    def keys_of(magnitude: Array) -> Array:
+        keys = radix_selection.as_keys(magnitude)
+        return lax.optimization_barrier(jnp.where(inside, keys, radix_selection.largest(keys)))
+
+    centred = centre(w)
+    magnitude = jnp.abs(centred).astype(accumulate)
+    fraction = percent.astype(accumulate) / 100
+    sizes = np.array([x.size for x in flat])
+    positions = [q * (sizes - 1).astype(accumulate) for q in (fraction, 1 - fraction)]
+    ends = radix_selection.neighbours_in_groups(
+        keys_of(magnitude),
+        [jnp.floor(position).astype(jnp.int32) for position in positions],
+        columns,
+    )
+    layer = np.repeat(np.arange(len(flat)), columns)
+    low, high = (
+        radix_selection.between(below, after, position - jnp.floor(position))[layer][None]
+        for below, after, position in zip(*ends, positions, strict=True)
+    )
+    projected = jnp.sign(centred) * jnp.clip(magnitude, low, high).astype(dtype)
+
+    u = centre(projected)
+    variance = jnp.sum(jnp.square(u), axis=0) / (lengths - 1).astype(dtype)
+    u = u / jnp.sqrt(variance + epsilon)[None]
+    rank = jnp.asarray((lengths - 1) // 2, jnp.int32)
+    bits = radix_selection.exceed_in_columns(keys_of(jnp.abs(u)), rank)
+    return _like(projected, kernels, flat), _like(bits, kernels, flat)
+
+
+def _like(joined: Array, kernels: Sequence[Array], flat: Sequence[Array]) -> list[Array]:
+    parts = radix_selection.apart(joined, flat)
+    return [part.reshape(kernel.shape) for part, kernel in zip(parts, kernels, strict=True)]

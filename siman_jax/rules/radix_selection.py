@@ -1,0 +1,222 @@
+"""Order statistics of many columns at once, by a few passes over their digits and no loop.
+
+The bits of a non-negative float, read as an unsigned integer, order as the floats do. So the k-th
+smallest of a column is found digit by digit from the highest down: one pass counts, for every value
+that the digit may have, how many keys are smaller, and those counts tell the digit. A digit has
+four bits, so a float32 takes eight passes. Nothing is rounded: the answer is a sort's, bit for bit.
+
+Columns of several arrays may stand side by side, since on an accelerator a pass over all of them
+costs what one over the largest does.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+_DIGIT_BITS = 4
+_UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
+
+
+def as_keys(x: Array) -> Array:
+    """Bits of non-negative floats, 16, 32 or 64 wide, as unsigned integers of the same order."""
+    return lax.bitcast_convert_type(x, _UNSIGNED[jnp.finfo(x.dtype).bits])
+
+
+def kth_smallest(x: Array, ranks: Array) -> Array:
+    """The k-th smallest entry of each column.
+
+    Args:
+      x: non-negative floats `[n, m]`.
+      ranks: k from 0, int32 `[1, m]`; or `[1, r]`, where m is 1.
+
+    Returns:
+      Shape of `ranks`, dtype of `x`.
+    """
+    keys = keys_of(x)
+    if ranks.shape[1] == x.shape[1]:
+        (found,) = _select(keys, [ranks[0]], _Columns())
+    else:
+        found = jnp.concatenate(_select(keys, list(ranks.T), _Columns()))
+    return lax.bitcast_convert_type(found[None], x.dtype)
+
+
+def exceeds_kth_smallest(x: Array, ranks: Array) -> Array:
+    """Where each entry is larger than the k-th smallest of its column.
+
+    Args:
+      x: non-negative floats `[n, m]`.
+      ranks: k from 0, int32 `[1, m]`; -1 compares with zero.
+
+    Returns:
+      bool, shape of `x`.
+    """
+    return exceed_in_columns(keys_of(x), ranks[0])
+
+
+def interpolated(x: Array, ranks: Array, weights: Array) -> Array:
+    """Quantiles `[r]` of all of `x` `[n, m]`, from what `order_statistics.quantile_ranks` gives."""
+    below = [rank[None] for rank in ranks[: len(weights)]]
+    ends = neighbours_in_groups(keys_of(x), below, [x.shape[1]])
+    return jnp.concatenate(
+        [between(a, b, weight[None]) for a, b, weight in zip(*ends, weights, strict=True)]
+    )
+
+
+def between(below: Array, after: Array, weight: Array) -> Array:
+    """Interpolate from keys to the keys of the next rank, which at weight 0 are not looked at."""
+    low, high = (lax.bitcast_convert_type(key, weight.dtype) for key in (below, after))
+    return jnp.where(weight == 0, low, low * (1 - weight) + high * weight)
+
+
+def exceed_in_columns(keys: Array, rank: Array) -> Array:
+    """Where each key is larger than the k-th smallest of its column: bool, shape of `keys`.
+
+    Args:
+      keys: `[n, m]`, behind a barrier as `keys_of` has it.
+      rank: k from 0, int32 `[m]`.
+    """
+    (found,) = _select(keys, [rank], _Columns())
+    return keys > found[None]
+
+
+def neighbours_in_groups(
+    keys: Array, rank: list[Array], columns: Sequence[int]
+) -> tuple[list[Array], list[Array]]:
+    """The k-th smallest keys of groups of columns next to each other, and those after them.
+
+    Args:
+      keys: as for `exceed_in_columns`.
+      rank: several times k from 0, int32 `[groups]`.
+      columns: how many each group has.
+
+    Returns:
+      Keys of the shapes of `rank`, both.
+    """
+    groups = _Groups(columns)
+    found = _select(keys, rank, groups)
+    own = groups.spread(found)
+    larger = [jnp.where(keys > key[None], keys, largest(keys)) for key in own]
+    larger = groups.least(_reduce(larger, jnp.minimum, largest(keys)))
+    reached = groups.gather(_count_below(keys, [key + 1 for key in own]))
+    after = [
+        jnp.where(count > k + 1, key, more)
+        for count, k, key, more in zip(reached, rank, found, larger, strict=True)
+    ]
+    return found, after
+
+
+class _Columns:
+    """Selection from each column by itself."""
+
+    def spread(self, values: list[Array]) -> list[Array]:
+        """To columns `[m]`."""
+        return values
+
+    def gather(self, values: list[Array]) -> list[Array]:
+        """From columns."""
+        return values
+
+
+class _Groups:
+    """Selection from groups of neighbouring columns.
+
+    Args:
+      sizes: how many columns each group has.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._of = np.repeat(np.arange(len(sizes)), sizes)[None] == np.arange(len(sizes))[:, None]
+
+    def spread(self, values: list[Array]) -> list[Array]:
+        """From groups `[g]` to columns `[m]`."""
+        stacked = jnp.stack(values)[:, :, None]
+        own = jnp.where(self._of[None], stacked, values[0].dtype.type(0))
+        return list(jnp.max(own, axis=1))
+
+    def gather(self, values: list[Array]) -> list[Array]:
+        """Add up columns."""
+        own = jnp.where(self._of[None], jnp.stack(values)[:, None], values[0].dtype.type(0))
+        return list(jnp.sum(own, axis=2, dtype=values[0].dtype))
+
+    def least(self, keys: list[Array]) -> list[Array]:
+        """The smallest key of each group's columns."""
+        own = jnp.where(self._of[None], jnp.stack(keys)[:, None], largest(keys[0]))
+        return list(jnp.min(own, axis=2))
+
+
+def keys_of(x: Array) -> Array:
+    """Keys that selecting and comparing read alike.
+
+    The compiler may not look through this: it would compute the array again for each pass and for
+    what is compared with the answer, rounded differently, and an entry could then exceed a
+    threshold that is its own value.
+    """
+    return lax.optimization_barrier(as_keys(x))
+
+
+def join(xs: Sequence[Array], padding: np.number) -> Array:
+    """Columns of all arrays next to each other, `[longest, columns]`."""
+    longest = max(len(x) for x in xs)
+    full = [jnp.concatenate([x, jnp.full((longest - len(x), x.shape[1]), padding)]) for x in xs]
+    return jnp.concatenate(full, axis=1)
+
+
+def apart(joined: Array, like: Sequence[Array]) -> list[Array]:
+    """Undo `join`: `[n, m]` for each array that it was given."""
+    edges = pairwise(accumulate((x.shape[1] for x in like), initial=0))
+    return [joined[: len(x), start:stop] for x, (start, stop) in zip(like, edges, strict=True)]
+
+
+def largest(keys: Array) -> np.unsignedinteger:
+    """The largest integer of the keys' dtype: no float is as large."""
+    return keys.dtype.type(np.iinfo(keys.dtype).max)
+
+
+def _select(keys: Array, ranks: list[Array], groups: "_Columns | _Groups") -> list[Array]:
+    """Find the keys of the given ranks.
+
+    Args:
+      keys: `[n, m]`.
+      ranks: k from 0, int32 `[g]` each.
+      groups: which columns are selected from together.
+
+    Returns:
+      For each of `ranks`, keys of its shape.
+    """
+    bits = jnp.iinfo(keys.dtype).bits
+    found = [jnp.zeros(rank.shape, keys.dtype) for rank in ranks]
+    # The sign bit is 0; the first digit is shorter, as 15, 31 and 63 bits leave 3.
+    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        highest = 2 ** (3 if shift == bits - _DIGIT_BITS else _DIGIT_BITS)
+        steps = [keys.dtype.type(digit << shift) for digit in range(1, highest)]
+        below = groups.gather(
+            _count_below(keys, [own | step for own in groups.spread(found) for step in steps])
+        )
+        for i, rank in enumerate(ranks):
+            counts = below[i * len(steps) : (i + 1) * len(steps)]
+            digit = sum(
+                ((count <= rank).astype(keys.dtype) for count in counts[1:]),
+                (counts[0] <= rank).astype(keys.dtype),
+            )
+            found[i] = found[i] | digit << keys.dtype.type(shift)
+    return found
+
+
+def _count_below(keys: Array, thresholds: Sequence[Array]) -> list[Array]:
+    """How many keys of each column are smaller than each threshold `[m]`, in one pass."""
+    smaller = [(keys < threshold[None]).astype(jnp.int32) for threshold in thresholds]
+    return _reduce(smaller, jnp.add, np.int32(0))
+
+
+def _reduce(
+    arrays: list[Array], combine: Callable[[Array, Array], Array], start: np.number
+) -> list[Array]:
+    """Combine along the first axis, all arrays in one pass."""
+
+    def both(a: list[Array], b: list[Array]) -> list[Array]:
+        return [combine(x, y) for x, y in zip(a, b, strict=True)]
+
+    return list(lax.reduce(arrays, [start] * len(arrays), both, (0,)))

@@ -1,0 +1,157 @@
+"""What accelerators get, seen without one: programs lowered for them, and the step's plain twin."""
+
+import re
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax import Array, lax
+from parameters import first_quickly
+
+from benchmarks.compile_ahead import lower_step
+from configs import cifar10
+from siman_jax import rules
+from siman_jax.models import MODELS, build_model, layers
+from siman_jax.models.batch_norm import Affine, Moments, Norm, Operands, Sums
+from siman_jax.models.layers import BINARY_KERNEL
+from siman_jax.models.leaves import binary_bits
+from siman_jax.rules.siman import approx_sign, standardize
+from siman_jax.training import step
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.step import create_state, train_step
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("network", first_quickly(MODELS))
+def test_step_lowers_for_accelerators(network, dtype, platform):
+    """No loop, nothing of the CPU's library, and no array of doubles."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    lowered = lower_step(network, "half_half", 2, dtype, mesh, lowering_platforms=(platform,))
+    program = lowered.as_text()
+    assert "stablehlo.while" not in program
+    assert "siman_" not in program
+    assert not re.search(r"tensor<[\dx]*f64>", program)
+    # One copy of what percentiles are found in, and one of what is compared with medians.
+    assert program.count("stablehlo.optimization_barrier") == 2
+
+
+def plain_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = None) -> Array:
+    """Of `binarize.siman_kernel`, by sorting, and differentiated by JAX."""
+    u = standardize(kernel, range(kernel.ndim - 1))
+    magnitude = jnp.abs(u).reshape(-1, u.shape[-1])
+    median = jnp.sort(magnitude, axis=0)[(len(magnitude) - 1) // 2]
+    code = jnp.where(magnitude > median[None], 1.0, -1.0).reshape(u.shape)
+    return jnp.abs(u) + lax.stop_gradient(code - jnp.abs(u))
+
+
+def plain_project(params: dict, percent: Array) -> dict:
+    """Of `optimizer.project_binary_kernels`, by `jnp.percentile`."""
+
+    def project(path: tuple, kernel: Array) -> Array:
+        if path[-1].key != BINARY_KERNEL:
+            return kernel
+        centred = kernel - jnp.mean(kernel, (0, 1, 2))[None, None, None]
+        magnitude = jnp.abs(centred)
+        low, high = jnp.percentile(magnitude, jnp.stack([percent, 100 - percent]))
+        return jnp.sign(centred) * jnp.clip(magnitude, low, high)
+
+    return jax.tree_util.tree_map_with_path(project, params)
+
+
+def plain_norm(norm: Norm, y: Array, affine: Affine, near: Array) -> tuple[Array, Moments]:
+    """Of `batch_norm.batch_norm`, in two passes, and differentiated by JAX."""
+    mean = jnp.mean(y, range(y.ndim - 1))
+    spread = lambda v: v.reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)  # noqa: E731
+    var = jnp.mean(jnp.square(y - spread(mean)), range(y.ndim - 1))
+    z = (y - spread(mean)) / jnp.sqrt(spread(var) + norm.epsilon)
+    z = z * spread(affine.gamma) + spread(affine.beta)
+    z = z if affine.shortcut is None else z + affine.shortcut
+    activate = {
+        "identity": lambda z: z,
+        "relu": lambda z: jnp.where(z > 0, z, 0),
+        "prelu": lambda z: jnp.where(z > 0, z, spread(affine.slopes) * z),
+        "hard_tanh": lambda z: jnp.where(jnp.abs(z) <= 1, z, jnp.sign(z)),
+    }[norm.activation]
+    return activate(z), Moments(mean[None], var[None])
+
+
+def plain_product(sums: Sums, operands: Operands) -> Array:
+    """Of `batch_norm.scaled_product`, differentiated by JAX."""
+    y = sums.multiply(operands.x, operands.kernel)
+    return y if operands.alpha is None else y * operands.alpha.astype(y.dtype)[None, None, None]
+
+
+def plain_product_norm(
+    sums: Sums, norm: Norm, operands: Operands, affine: Affine, near: Array
+) -> tuple[Array, Moments]:
+    """Of `batch_norm.product_norm`."""
+    return plain_norm(norm, plain_product(sums, operands), affine, near)
+
+
+def plainly(function):
+    """The same function of the step, traced with every written-out derivative replaced."""
+
+    def traced(*arguments):
+        rule = rules.WeightRule(plain_kernel, "siman", alpha="mean magnitude", projected=True)
+        activation = rules.ActivationRule(lambda x: approx_sign(standardize(x, range(1, x.ndim))))
+        with (
+            mock.patch.dict(rules.WEIGHT_RULES, {"half_half": rule}),
+            mock.patch.dict(rules.ACTIVATION_RULES, {"siman": activation}),
+            mock.patch.object(step, "project_binary_kernels", plain_project),
+            mock.patch.object(layers, "batch_norm", plain_norm),
+            mock.patch.object(layers, "scaled_product", plain_product),
+            mock.patch.object(layers, "product_norm", plain_product_norm),
+        ):
+            return function(*arguments)
+
+    return traced
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", MODELS)
+def test_ten_steps_are_those_of_the_plain_formulas(network, x64):
+    """In float64: no bit differs, nor any parameter by more than rounding.
+
+    The plain twin sorts, takes variances in two passes and leaves all derivatives but the
+    estimators' to JAX.
+    """
+    size, batch = (16, 6) if network.startswith("cifar") else (32, 4)
+    model = build_model(network, 10, width=8, dtype=jnp.float64)
+    optimizer = build_optimizer(cifar10.get_config().optimizer, 0.05)
+    quickly = {"xla_backend_optimization_level": 0}
+    create = partial(create_state, model, optimizer, image_shape=(size, size, 3))
+    start = jax.jit(create, compiler_options=quickly)(jax.random.key(0))
+    start = jax.tree.map(
+        lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, start
+    )
+    one = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        clip_percent=lambda step: 15 - step.astype(jnp.float64),
+    )
+    ends = []
+    for function in (one, plainly(one)):
+        run, state, rng = (
+            jax.jit(function, compiler_options=quickly),
+            start,
+            np.random.default_rng(0),
+        )
+        for _ in range(10):
+            images = rng.standard_normal((batch, size, size, 3))
+            state, _ = run(state, images, rng.integers(0, 10, batch).astype(np.int32))
+        ends.append(state)
+    ours, plain = ends
+    for name, bits in binary_bits(ours.params, "half_half").items():
+        np.testing.assert_array_equal(bits, binary_bits(plain.params, "half_half")[name], name)
+    expected = flatten_dict({"params": plain.params, "batch_stats": plain.batch_stats})
+    for path, leaf in flatten_dict(
+        {"params": ours.params, "batch_stats": ours.batch_stats}
+    ).items():
+        error = np.max(np.abs(leaf - expected[path])) / np.max(np.abs(expected[path]))
+        assert error < 1e-9, (path, error)
