@@ -220,3 +220,22 @@ def test_standardize_needs_two_numbers():
 def test_unknown_rule_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'half_half'"):
         siman_kernel(jnp.ones((2, 2)), "half_hlaf")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.02)])
+def test_activations_far_from_zero_keep_their_gradient(dtype, tolerance):
+    """The variance is small against the square of the mean."""
+    rng = np.random.default_rng(0)
+    mean = 300.0 if dtype == jnp.float32 else 4.0
+    x = jnp.asarray(mean + rng.standard_normal((3, 8, 8, 4)), dtype)
+    g = jnp.asarray(rng.standard_normal(x.shape), dtype)
+    bits, pullback = jax.vjp(siman_activation, x)
+    (found,) = pullback(g)
+    exact = np.float64(x)
+    with jax.enable_x64(True):
+        _, pullback = jax.vjp(lambda x: approx_sign(standardize(x, (1, 2, 3))), jnp.asarray(exact))
+        (expected,) = pullback(jnp.asarray(np.float64(g)))
+    assert bits.dtype == found.dtype == dtype
+    np.testing.assert_array_equal(bits > 0, exact >= exact.mean((1, 2, 3), keepdims=True))
+    error = np.max(np.abs(np.float64(found) - np.float64(expected)))
+    assert error < tolerance * np.max(np.abs(expected))

@@ -312,7 +312,9 @@ def siman_activation(x: Array) -> Array:
         backward:  du = g * max(0, 2 - 2|u|), then the true derivative of standardize:
                    dx = (du - mean(du) - u sum(du u) / (n - 1)) / sqrt(var(x) + epsilon)
 
-    Each direction reads x once for its sums and once for its result.
+    Each direction reads x once for its sums and once for its result. Sums are those of distances
+    from the sample's first number: without that, a mean that is large against the deviation would
+    cost the variance its digits. They are float32, or float64 if x is.
 
     Args:
       x: `[batch, ..., channels]`, any floating dtype, at least two numbers per sample.
@@ -328,10 +330,14 @@ def siman_activation(x: Array) -> Array:
 def _siman_activation_fwd(x: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     axes = tuple(range(1, x.ndim))
     n = _group_size(x, axes)
-    mean = jnp.mean(x, axes, keepdims=True)
-    squares = jnp.mean(jnp.square(x), axes, keepdims=True)
-    variance = jnp.maximum(squares - jnp.square(mean), 0) * (n / (n - 1))
-    return jnp.where(x >= mean, 1, -1).astype(x.dtype), (x, mean, variance)
+    numbers = x.astype(wide(x.dtype))
+    near = numbers[(slice(None), *(slice(1) for _ in axes))]
+    distance = numbers - near
+    shift = jnp.mean(distance, axes, keepdims=True)
+    squares = jnp.mean(jnp.square(distance), axes, keepdims=True)
+    variance = jnp.maximum(squares - jnp.square(shift), 0) * (n / (n - 1))
+    mean = near + shift
+    return jnp.where(numbers >= mean, 1, -1).astype(x.dtype), (x, mean, variance)
 
 
 def _siman_activation_bwd(residuals: tuple[Array, Array, Array], g: Array) -> tuple[Array]:
@@ -339,11 +345,11 @@ def _siman_activation_bwd(residuals: tuple[Array, Array, Array], g: Array) -> tu
     axes = tuple(range(1, x.ndim))
     n = _group_size(x, axes)
     r = lax.rsqrt(variance + VARIANCE_EPSILON)
-    u = (x - mean) * r
-    du = g * jnp.maximum(2 - 2 * jnp.abs(u), 0)
+    u = (x.astype(mean.dtype) - mean) * r
+    du = g.astype(mean.dtype) * jnp.maximum(2 - 2 * jnp.abs(u), 0)
     first = jnp.sum(du, axes, keepdims=True) / n
     second = jnp.sum(du * u, axes, keepdims=True) / (n - 1)
-    return (r * (du - first - u * second),)
+    return ((r * (du - first - u * second)).astype(x.dtype),)
 
 
 siman_activation.defvjp(_siman_activation_fwd, _siman_activation_bwd)
