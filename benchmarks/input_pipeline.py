@@ -247,13 +247,20 @@ def difference_from_pillow(files: Sequence[bytes]) -> float:
     import numpy as np
 
     from siman_jax.data.decode import training_image
+    from siman_jax.data.pixels import PixelRules
 
     exact = pillow_transform()
     differences = []
     for seed, data in enumerate(files):
         rng, twin = np.random.default_rng(seed), np.random.default_rng(seed)
         image = training_image(
-            data, rng, size=SIZE, channels=3, min_area=AREA[0], max_area=AREA[1], flip=True
+            data,
+            rng,
+            rules=PixelRules(channels=3),
+            size=SIZE,
+            min_area=AREA[0],
+            max_area=AREA[1],
+            flip=True,
         )
         differences.append(np.abs(np.subtract(image, exact(data, twin), dtype=int)).mean())
     return float(mean(differences))

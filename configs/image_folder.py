@@ -1,4 +1,4 @@
-r"""A folder of images by class: ROOT/{train,test}/CLASS/*.{jpg,jpeg,png}.
+r"""A folder of images by class: ROOT/{train,test}/CLASS/*.jpg, or png, bmp, gif, ppm, tif, webp.
 
     python -m siman_jax.main --config=configs/image_folder.py --config.data.root=ROOT \
         --workdir=runs/folder
@@ -28,6 +28,8 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.data.image_size = 32
     config.data.resize = False
     config.data.channels = 3
+    config.data.background = 0  # grey level behind transparent parts: 0 black, 255 white
+    config.data.exif_orientation = False  # turn images as their EXIF data say
     config.data.num_classes = 0  # 0: as many as ROOT/train has folders
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

@@ -4,10 +4,10 @@
     python -m siman_jax.predict model.safetensors - --json < photo.jpg
     python -m siman_jax.predict model.safetensors --benchmark
 
-An image is a file; a folder stands for all jpg, jpeg and png files in it and below; `-` for one
-encoded image on standard input. Images are prepared as the network's evaluation prepares them. With
---json each line is one object: {"image": ..., "predictions": [{"class": 3, "name": "cat",
-"probability": 0.9}, ...]}, most probable first.
+An image is a file; a folder stands for all images in it and below (JPEG, PNG, BMP, GIF, PPM, TIFF
+and WebP, by their names); `-` for one encoded image on standard input. Images are prepared as the
+network's evaluation prepares them. With --json each line is one object: {"image": ...,
+"predictions": [{"class": 3, "name": "cat", "probability": 0.9}, ...]}, most probable first.
 
 Exit status: 0; 1, some images could not be read, which standard error names, and the others were
 classified; 2, what was given cannot be used.
@@ -28,6 +28,7 @@ from siman_jax import load
 from siman_jax.command import run
 from siman_jax.data.dataset import DamagedImage
 from siman_jax.data.image_files import list_images, read_pixels
+from siman_jax.data.pixels import PixelRules
 from siman_jax.errors import UsageError
 from siman_jax.packed.latency import cores, measure_apart
 from siman_jax.packed.model import PackedModel
@@ -41,6 +42,11 @@ _RESIZE = flags.DEFINE_bool(
     "resize",
     False,
     "Scale and crop images of other sizes where evaluation would refuse them.",
+)
+_EXIF_ORIENTATION = flags.DEFINE_bool(
+    "exif_orientation",
+    None,
+    "Turn images as their EXIF data say; by default, as the model file says.",
 )
 _EXACT = flags.DEFINE_bool(
     "exact",
@@ -74,7 +80,8 @@ def main(argv: list[str]) -> None:
     files = list_images(names)
     model = load(path, exact=_EXACT.value)
     damaged = 0
-    results = classify(model, files, _BATCH_SIZE.value, _TOP.value, _RESIZE.value)
+    rules = pixel_rules(model, _EXIF_ORIENTATION.value)
+    results = classify(model, files, rules, _BATCH_SIZE.value, _TOP.value, _RESIZE.value)
     table = Table("image", "class")
     table.add_column("probability (%)", justify="right")
     for file, outcome in results:
@@ -95,14 +102,30 @@ def main(argv: list[str]) -> None:
         sys.exit(SOME_DAMAGED)
 
 
+def pixel_rules(model: PackedModel, exif_orientation: bool | None) -> PixelRules:
+    """How files become pixels: as the model's notes say; the orientation as given, if it is."""
+    notes = model.notes
+    return PixelRules(
+        channels=model.network.image_shape[2],
+        background=notes.background,
+        exif_orientation=(notes.exif_orientation if exif_orientation is None else exif_orientation),
+    )
+
+
 def classify(
-    model: PackedModel, files: list[str], batch_size: int, top: int, resize: bool
+    model: PackedModel,
+    files: list[str],
+    rules: PixelRules,
+    batch_size: int,
+    top: int,
+    resize: bool,
 ) -> Iterator[tuple[str, list[dict[str, Any]] | DamagedImage]]:
     """Classify image files, a batch at a time.
 
     Args:
       model: what classifies them.
       files: as `list_images` gives them.
+      rules: for what the files leave open.
       batch_size: images in a batch.
       top: classes to give of each.
       resize: scale and crop images of other sizes even where the model's notes do not say so.
@@ -121,7 +144,8 @@ def classify(
             try:
                 images[row] = read_pixels(
                     file,
-                    model.network.image_shape,
+                    rules,
+                    size=model.network.image_shape[0],
                     shorter_side=model.notes.shorter_side,
                     resize=resize or model.notes.resize,
                 )

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from siman_jax.data import decode
-from siman_jax.data.decode import DamagedImage, evaluation_image, random_box, training_image
+from siman_jax.data import decode, pixels
+from siman_jax.data.dataset import DamagedImage
+from siman_jax.data.decode import evaluation_image, random_box, training_image
+from siman_jax.data.pixels import PixelRules
 
 BILINEAR = Image.Resampling.BILINEAR
 AREA = (0.08, 1.25)
@@ -36,14 +38,14 @@ def encode(image, file_format="JPEG", **options):
     return file.getvalue()
 
 
-def train(data, seed=0, size=64, channels=3, area=AREA, flip=False):
+def train(data, seed=0, size=64, channels=3, area=AREA, flip=False, **rules):
     rng = np.random.default_rng(seed)
-    options = {"size": size, "channels": channels, "flip": flip}
+    options = {"size": size, "rules": PixelRules(channels, **rules), "flip": flip}
     return training_image(data, rng, min_area=area[0], max_area=area[1], **options)
 
 
-def evaluate(data, size=40, resize=50, channels=3):
-    return evaluation_image(data, size=size, resize=resize, channels=channels)
+def evaluate(data, size=40, resize=50, channels=3, **rules):
+    return evaluation_image(data, rules=PixelRules(channels, **rules), size=size, resize=resize)
 
 
 def difference(one, other):
@@ -166,8 +168,8 @@ def test_the_state_of_the_generator_alone_decides():
     np.testing.assert_array_equal(train(data, 3, flip=True), train(data, 3, flip=True))
     assert difference(train(data, 3), train(data, 4)) > 5
     rng, twin = np.random.default_rng(3), np.random.default_rng(3)
-    options = {"size": 64, "channels": 3, "min_area": 0.08, "max_area": 1.25, "flip": False}
-    training_image(data, rng, **options)
+    options = {"size": 64, "min_area": 0.08, "max_area": 1.25, "flip": False}
+    training_image(data, rng, rules=PixelRules(3), **options)
     random_box(twin, 120, 160)
     assert rng.bit_generator.state == twin.bit_generator.state
 
@@ -178,7 +180,7 @@ def test_images_are_written_in_place(size, channels):
     data = encode(photograph(60, 80))
     for seed in range(8):
         batch = np.full((3, size, size, channels), 7, np.uint8)
-        rng, options = np.random.default_rng(seed), {"size": size, "channels": channels}
+        rng, options = np.random.default_rng(seed), {"size": size, "rules": PixelRules(channels)}
         image = training_image(
             data, rng, min_area=0.08, max_area=1.25, flip=True, out=batch[1], **options
         )
@@ -252,7 +254,7 @@ def test_rows_below_the_box_are_not_decoded(decoded, monkeypatch, mode, options,
     images = [train(data, seed) for seed in seeds]
     heights = [height * 320 // width for height, width, _ in decoded]
     assert (min(heights) < 180) == stops
-    monkeypatch.setattr(decode, "_end_below", lambda data, rows, height, width: (data, height))
+    monkeypatch.setattr(pixels, "_end_below", lambda data, rows, height, width: (data, height))
     for seed, expected in zip(seeds, images, strict=True):
         np.testing.assert_array_equal(train(data, seed), expected)
 
@@ -263,11 +265,12 @@ def test_the_last_row_of_the_box_is_whole(subsampling, factor):
     """Its colours are interpolated from the next one."""
     image = np.asarray(photograph(120, 80))
     data = simplejpeg.encode_jpeg(image, 90, "RGB", subsampling)
-    header = decode._read_header(data)
-    whole = decode._decode(data, header, 3, factor, 120)
+    rules = PixelRules(3)
+    header = pixels.read_header(data, rules)
+    whole = pixels.decode(data, header, rules, factor=factor)
     for rows in range(1, 120):
         kept = -(-rows // factor)
-        part = decode._decode(data, header, 3, factor, rows)
+        part = pixels.decode(data, header, rules, factor=factor, rows=rows)
         np.testing.assert_array_equal(part[:kept], whole[:kept])
 
 
@@ -432,7 +435,7 @@ def test_huge_headers_are_refused_before_anything_is_allocated(read, side, monke
     pixels = io.BytesIO()
     Image.new("1", (side, 1)).save(pixels, "BMP")
     bmp = pixels.getvalue()[:22] + side.to_bytes(4, "little") + pixels.getvalue()[26:]
-    monkeypatch.setattr(decode, "_decode", None)  # any use of it fails
+    monkeypatch.setattr(decode, "decode", None)  # any use of it fails
     for data in (huge, bmp):
         with pytest.raises(DamagedImage, match=r"pixels"):
             read(data)

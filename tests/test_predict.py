@@ -12,6 +12,7 @@ from PIL import Image
 import siman_jax
 from siman_jax.data.decode import evaluation_image
 from siman_jax.data.image_files import list_images, read_pixels
+from siman_jax.data.pixels import PixelRules
 from siman_jax.errors import UsageError
 from siman_jax.packed.file import write_network
 from siman_jax.predict import main as predict
@@ -86,7 +87,7 @@ def test_damaged_images_are_named_and_the_others_classified(model_file, folder, 
     assert stop.value.code == 1
     printed = capsys.readouterr()
     assert len(lines(printed.out)) == 3
-    assert f"{folder / 'cut.png'}: cannot be read" in printed.err
+    assert f"{folder / 'cut.png'}: cannot be decoded" in printed.err
     assert f"{folder / 'none.jpg'}: cannot be decoded" in printed.err
     assert "0x" not in printed.err
     assert "large.png: is 9x8 pixels, expected 8x8; --resize" in printed.err
@@ -101,8 +102,9 @@ def test_the_pixels_are_those_of_evaluation(tmp_path):
     file = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (60, 90, 3), np.uint8)).save(file, "JPEG")
     (tmp_path / "x.jpg").write_bytes(file.getvalue())
-    found = read_pixels(str(tmp_path / "x.jpg"), (32, 32, 3), shorter_side=36, resize=False)
-    expected = evaluation_image(file.getvalue(), size=32, resize=36, channels=3)
+    rules = PixelRules(channels=3)
+    found = read_pixels(str(tmp_path / "x.jpg"), rules, size=32, shorter_side=36, resize=False)
+    expected = evaluation_image(file.getvalue(), rules=rules, size=32, resize=36)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -112,7 +114,7 @@ def test_what_is_wrong_is_said_before_any_work(model_file, tmp_path):
         "name a model file": [],
         "name at least one image": [model_file],
         "there is no file or folder": [model_file, tmp_path / "no.jpg"],
-        "holds no jpg": [model_file, tmp_path / "empty"],
+        "holds no images": [model_file, tmp_path / "empty"],
         "name it once": [model_file, "-", "-"],
         "takes no images": [model_file, "--benchmark", "x.jpg"],
         "leave --exact out": [model_file, "--benchmark", "--exact"],

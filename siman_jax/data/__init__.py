@@ -53,6 +53,12 @@ def load_dataset(config: ConfigDict) -> Dataset:
             f" number for each of the {config.channels} channels, such as"
             f" {','.join(['0.5'] * config.channels)}, and std must be above 0."
         )
+    background = config.get("background", 0)
+    if not (type(background) is int and 0 <= background <= 255):
+        raise UsageError(
+            f"--config.data.background is {background}; it must be a whole number from 0, black, to"
+            " 255, white."
+        )
     dataset = load(config)
     if len(dataset.classes) != num_classes(config):
         raise UsageError(

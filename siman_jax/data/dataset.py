@@ -59,9 +59,6 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> Record:
         """Image number `index`, from 0."""
 
-    def fingerprint(self) -> str | None:
-        """Text that changes when an image does; None if what is decoded need not be cached."""
-
 
 def steps_in_epoch(split: Split | Records, batch_size: int) -> int:
     """Full batches in a split; what is left over sits out the epoch."""

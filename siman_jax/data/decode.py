@@ -1,36 +1,18 @@
-"""From the bytes of an image file to uint8 pixels, for training and for evaluation.
+"""From the bytes of an image file to a network's image, for training, evaluation and prediction."""
 
-JPEG is decoded by libjpeg-turbo through simplejpeg, all else by Pillow, both without the
-interpreter lock. Colour profiles and EXIF orientation are ignored, as torchvision ignores them.
-"""
-
-import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import replace
 
 import cv2
 import numpy as np
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from siman_jax.data.dataset import DamagedImage
+from siman_jax.data.pixels import MAX_PIXELS, Box, Header, PixelRules, decode, read_header
 
-_MAX_PIXELS = 2**26
 _SOFTENED = 1.3  # up to this scale the filter would change little
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # all read without other programs
 
 cv2.setNumThreads(0)  # loaders work on many images at a time, so that each needs one core only
-
-
-class Box(NamedTuple):
-    """A rectangle of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 def random_box(
@@ -69,8 +51,8 @@ def training_image(
     data: bytes,
     rng: np.random.Generator,
     *,
+    rules: PixelRules,
     size: int,
-    channels: int,
     min_area: float,
     max_area: float,
     flip: bool,
@@ -85,8 +67,8 @@ def training_image(
     Args:
       data: the file's bytes.
       rng: advanced by the draws; nothing else is random.
+      rules: for what the file leaves open.
       size: height and width of the result.
-      channels: 3 for RGB, 1 for luma.
       min_area: least area of the box, as a share of the image's.
       max_area: greatest area of the box.
       flip: whether to mirror.
@@ -98,25 +80,25 @@ def training_image(
     Raises:
       DamagedImage: the data cannot be decoded, or end too early.
     """
-    header = _read_header(data)
-    area = min_area, max_area
-    top, left, rows, columns = random_box(rng, header.height, header.width, area=area)
+    header = read_header(data, rules)
+    box = random_box(rng, *header.shape, area=(min_area, max_area))
+    top, left, rows, columns = header.stored(box)
     factor = next((f for f in (8, 4, 2) if min(rows, columns) >= f * size), 1)
-    pixels = _decode(data, header, channels, factor, top + rows)
+    pixels = decode(data, header, rules, factor=factor, rows=top + rows)
     vertical, horizontal = (
         slice(round(start / factor), round((start + length) / factor))
         for start, length in ((top, rows), (left, columns))
     )
     if out is None:
-        out = np.empty((size, size, channels), np.uint8)
-    _resize(pixels[vertical, horizontal], out)
+        out = np.empty((size, size, rules.channels), np.uint8)
+    _resize(header.turned(pixels[vertical, horizontal]), out)
     if flip and rng.random() < 0.5:
         cv2.flip(out, 1, dst=out)
     return out
 
 
 def evaluation_image(
-    data: bytes, *, size: int, resize: int, channels: int, out: np.ndarray | None = None
+    data: bytes, *, rules: PixelRules, size: int, resize: int, out: np.ndarray | None = None
 ) -> np.ndarray:
     """Decode an image, scale its shorter side to `resize`, and take the central square.
 
@@ -124,133 +106,68 @@ def evaluation_image(
 
     Args:
       data: the file's bytes.
+      rules: for what the file leaves open.
       size: height and width of the result, at most `resize`.
       resize: what the shorter side becomes.
-      channels: 3 for RGB, 1 for luma.
       out: where to write the result, if not to a new array.
 
     Returns:
       uint8 `[size, size, channels]`.
 
     Raises:
-      DamagedImage: the data cannot be decoded, or end too early.
+      DamagedImage: the data cannot be decoded, or end too early, or would be huge once scaled.
     """
-    header = _read_header(data)
-    height, width, _ = header
-    image = Image.fromarray(_decode(data, header, 3, 1, height))
-    if channels == 1:
-        image = image.convert("L")
+    header = read_header(data, rules)
+    height, width = header.shape
     scaled = (resize * width // min(height, width), resize * height // min(height, width))
-    image = image.resize(scaled, Image.Resampling.BILINEAR)
+    if scaled[0] * scaled[1] > MAX_PIXELS:
+        raise DamagedImage(
+            f"is {width}x{height} pixels, which would be {scaled[0]}x{scaled[1]} once the shorter"
+            f" side is {resize}; at most {MAX_PIXELS} pixels are scaled"
+        )
+    image = _whole(data, header, rules).resize(scaled, Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in scaled)
     image = image.crop((left, top, left + size, top + size))
     if out is None:
-        out = np.empty((size, size, channels), np.uint8)
+        out = np.empty((size, size, rules.channels), np.uint8)
     out[:] = np.asarray(image).reshape(out.shape)
     return out
 
 
-@contextmanager
-def _library_errors() -> Iterator[None]:
-    """Turn whatever the libraries raise on bad bytes into DamagedImage."""
-    try:
-        yield
-    except DamagedImage:
-        raise
-    except UnidentifiedImageError as error:  # its text has an address of memory
-        raise DamagedImage(f"cannot be decoded: it is none of {', '.join(_FORMATS)}") from error
-    except Exception as error:
-        raise DamagedImage(f"cannot be decoded: {error}") from error
+class WrongSize(ValueError):  # noqa: N818
+    """An image has another size than the network's; the message names both."""
 
 
-class _Header(NamedTuple):
-    """What the start of a file says.
+def whole_image(data: bytes, *, rules: PixelRules, size: int, resize: bool) -> np.ndarray:
+    """Decode all of an image, as small data sets take images.
 
-    Attributes:
-      height: in pixels.
-      width: in pixels.
-      jpeg: whether it is a usual JPEG; CMYK and whatever else is odd is left to Pillow.
-    """
-
-    height: int
-    width: int
-    jpeg: bool
-
-
-@_library_errors()
-def _read_header(data: bytes) -> _Header:
-    """Read the header, and refuse one so large before anything is allocated."""
-    header = _jpeg_header(data)
-    if header is None:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            header = _Header(image.height, image.width, jpeg=False)
-    if header.height * header.width > _MAX_PIXELS:
-        size = f"{header.height}x{header.width}"
-        raise DamagedImage(f"is {size} pixels; at most {_MAX_PIXELS} are decoded")
-    return header
-
-
-def _jpeg_header(data: bytes) -> _Header | None:
-    if not data.startswith(b"\xff\xd8"):
-        return None
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):
-        return None
-    return _Header(height, width, jpeg=True) if space in ("Gray", "YCbCr", "RGB") else None
-
-
-@_library_errors()
-def _decode(data: bytes, header: _Header, channels: int, factor: int, rows: int) -> np.ndarray:
-    """Decode at 1/factor of the resolution; below the first `rows` rows, pixels may be missing."""
-    if not header.jpeg:
-        return _decode_with_pillow(data, channels, factor)
-    # One decoded row more, since the colours of the last one are interpolated from it.
-    shortened, rows = _end_below(data, rows + factor, header.height, header.width)
-    height, width = -(-rows // factor), -(-header.width // factor)
-    pixels = np.empty((height, width, channels), np.uint8)
-    try:
-        simplejpeg.decode_jpeg(
-            shortened,
-            "RGB" if channels == 3 else "GRAY",
-            min_height=height,
-            min_width=width,
-            buffer=pixels,
-        )
-    except ValueError as error:
-        # The message is of the first fault; this one lies behind the last row.
-        surplus = "extraneous bytes before marker" + (" 0xd9" if shortened is data else "")
-        if surplus not in str(error):
-            raise
-    return pixels
-
-
-def _end_below(data: bytes, rows: int, height: int, width: int) -> tuple[bytes, int]:
-    """Let the header of a JPEG state fewer rows, so that the decoder stops there.
-
-    Only baseline JPEG stores rows from the top down; other kinds are returned as they are.
+    Args:
+      data: the file's bytes.
+      rules: for what the file leaves open.
+      size: height and width of the result.
+      resize: scale and crop an image of another size to fit.
 
     Returns:
-      The data, and the rows that their header states.
+      uint8 `[size, size, channels]`.
+
+    Raises:
+      WrongSize: it has another size, and `resize` is False.
+      DamagedImage: the data cannot be decoded, or end too early.
     """
-    stated = b"\x08" + height.to_bytes(2) + width.to_bytes(2)  # after 8, the bits of a sample
-    start = data.find(stated)
-    if rows >= height or data[max(start - 4, 0) : start - 2] != b"\xff\xc0":
-        return data, height
-    return data.replace(stated, b"\x08" + rows.to_bytes(2) + width.to_bytes(2), 1), rows
+    header = read_header(data, rules)
+    height, width = header.shape
+    if not resize and (height, width) != (size, size):
+        raise WrongSize(f"is {width}x{height} pixels, expected {size}x{size}")
+    image = _whole(data, header, rules)
+    if resize:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.array(image).reshape(size, size, rules.channels)
 
 
-def _decode_with_pillow(data: bytes, channels: int, factor: int) -> np.ndarray:
-    """Decode any format at 1/factor of the resolution; transparency is dropped."""
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
-        image: Image.Image = file
-        if image.mode.startswith("I;16"):  # Pillow would clip instead of scaling
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode in ("I", "F"):
-            raise DamagedImage(f"holds {image.mode} pixels, whose range is not known")
-        image.info.pop("transparency", None)
-        image = image.convert("RGB" if channels == 3 else "L").reduce(factor)
-    return np.asarray(image).reshape(image.height, image.width, channels)
+def _whole(data: bytes, header: Header, rules: PixelRules) -> Image.Image:
+    """Decode and turn an image; luma is made of the colours, as Pillow makes it."""
+    image = Image.fromarray(header.turned(decode(data, header, replace(rules, channels=3))))
+    return image if rules.channels == 3 else image.convert("L")
 
 
 def _resize(pixels: np.ndarray, out: np.ndarray) -> None:

@@ -1,16 +1,17 @@
 """Images to predict: which files are meant, and their pixels as evaluation would have seen them."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from siman_jax.data.dataset import DamagedImage
-from siman_jax.data.decode import evaluation_image
-from siman_jax.data.image_folder import EXTENSIONS
-from siman_jax.data.whole_image import WrongSize, whole_image
+from siman_jax.data.decode import WrongSize, evaluation_image, whole_image
+from siman_jax.data.frames import has_more_frames, say_first_frame
+from siman_jax.data.listing import EXTENSIONS, images_below, warn_of_left_out
+from siman_jax.data.pixels import PixelRules
 from siman_jax.errors import UsageError
 
 STANDARD_INPUT = "-"
@@ -20,8 +21,8 @@ def list_images(names: Sequence[str]) -> list[str]:
     """Files that `names` stand for.
 
     Args:
-      names: files, whatever their extension; folders, for all jpg, jpeg and png files in them and
-        below, sorted; or "-", for one encoded image on standard input.
+      names: files, whatever their extension; folders, for all images in them and below, sorted, of
+        which what is left out is said; or "-", for one encoded image on standard input.
 
     Raises:
       UsageError: one is not there, a folder holds no image, or "-" occurs twice.
@@ -34,48 +35,52 @@ def list_images(names: Sequence[str]) -> list[str]:
         if name == STANDARD_INPUT or path.is_file():
             found.append(name)
         elif path.is_dir():
-            inside = [
-                str(file)
-                for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in EXTENSIONS and file.is_file()
-            ]
-            if not inside:
-                raise UsageError(f"the folder {name} holds no jpg, jpeg or png files.")
-            found.extend(inside)
+            found.extend(_images_of(path))
+        elif path.is_symlink():
+            raise UsageError(f"{name} is a link to what is not there.")
         else:
             raise UsageError(f"there is no file or folder {name}.")
     return found
 
 
+def _images_of(folder: Path) -> list[str]:
+    left_out: Counter[str] = Counter()
+    images = sorted(images_below(folder, left_out), key=lambda name: Path(name).parts)
+    warn_of_left_out(folder, left_out)
+    if not images:
+        raise UsageError(f"the folder {folder} holds no images ({' '.join(EXTENSIONS)}).")
+    return images
+
+
 def read_pixels(
-    name: str, image_shape: tuple[int, int, int], *, shorter_side: int | None, resize: bool
+    name: str, rules: PixelRules, *, size: int, shorter_side: int | None, resize: bool
 ) -> np.ndarray:
     """Read one image the way that evaluation prepares it.
 
     Args:
       name: file, or "-" for standard input.
-      image_shape: height, width and channels of the network's images; height and width are equal.
+      rules: for what the file leaves open.
+      size: height and width of the network's images.
       shorter_side: what to scale the shorter side to, before the central crop; None for images
         that are taken whole.
       resize: of images taken whole, whether to scale and crop those of another size.
 
     Returns:
-      uint8 `image_shape`.
+      uint8 `[size, size, channels]`.
 
     Raises:
       DamagedImage: it cannot be read or decoded, or has another size; the message says why.
     """
-    size, _, channels = image_shape
     try:
         data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
         if shorter_side is not None:
-            return evaluation_image(data, size=size, resize=shorter_side, channels=channels)
-        return whole_image(data, size=size, channels=channels, resize=resize)
-    except DamagedImage:
-        raise
+            pixels = evaluation_image(data, rules=rules, size=size, resize=shorter_side)
+        else:
+            pixels = whole_image(data, rules=rules, size=size, resize=resize)
     except WrongSize as error:
         raise DamagedImage(f"{error}; --resize scales and crops to fit") from error
-    except UnidentifiedImageError as error:  # its text has an address of memory
-        raise DamagedImage("cannot be decoded: it is no image that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise DamagedImage(f"cannot be read: {error}") from error
+    if has_more_frames(data):
+        say_first_frame(name)
+    return pixels

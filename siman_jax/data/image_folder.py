@@ -1,20 +1,16 @@
-"""A folder of images by class: ROOT/SPLIT/CLASS/**/*.{jpg,jpeg,png}."""
+"""A folder of images by class: ROOT/SPLIT/CLASS/**/*.jpg, or another format of `listing`."""
 
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Dataset, Record
+from siman_jax.data.listing import EXTENSIONS, entries, images_below, warn_of_left_out, why_left_out
 from siman_jax.errors import UsageError
-
-EXTENSIONS = {".jpg", ".jpeg", ".png"}
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,20 +35,13 @@ class ImageFiles:
         path = self.folder / self.names[index]
         return Record(path.read_bytes(), self.labels[index], str(path))
 
-    def fingerprint(self) -> str:
-        """Name, size and time of each file."""
-        lines = []
-        for name in self.names:
-            status = (self.folder / name).stat()
-            lines.append(f"{self.folder.name}/{name} {status.st_size} {status.st_mtime_ns}")
-        return "".join(lines)
-
 
 def load(config: ConfigDict) -> Dataset:
     """List the images of both splits; none is opened.
 
-    Folders within a class's folder are searched, too. Names that begin with a dot are left out. So
-    are files with other extensions, and a warning says how many.
+    Folders within a class's folder are searched, too. Names that begin with a dot are left out, as
+    are files that are no images by their names, and what stands beside the class folders; a warning
+    says how many, and why.
 
     Args:
       config: with `root`, the folder, and `train_split` and `test_split`, the folders below it.
@@ -81,6 +70,7 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
             f"there is no folder {train}; {_layout(config)}. Name ROOT with"
             " --config.data.root=ROOT."
         )
+    _check_not_flat(train, config)
     names = tuple(sorted(_folders(train)))
     if not names:
         raise UsageError(f"{train} holds no class folders; {_layout(config)}.")
@@ -90,6 +80,7 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
 def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> ImageFiles:
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; {_layout(config)}.")
+    _check_not_flat(folder, config)
     others = _folders(folder) ^ set(classes)
     if others:
         raise UsageError(
@@ -98,39 +89,49 @@ def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> Ima
         )
     names: list[str] = []
     labels: list[int] = []
-    left_out: Counter[str] = Counter()
+    left_out = Counter(
+        why_left_out(entry) or "beside the class folders"
+        for entry in entries(folder)
+        if entry.name not in classes
+    )
     for label, name in enumerate(classes):
-        images = []
-        for file in _files(folder / name):
-            extension = Path(file).suffix.lower()
-            if extension in EXTENSIONS:
-                images.append(file.removeprefix(f"{folder}{os.sep}"))
-            else:
-                left_out[extension or "without an extension"] += 1
+        images = sorted(
+            file.removeprefix(f"{folder}{os.sep}") for file in images_below(folder / name, left_out)
+        )
         if not images:
             raise UsageError(f"{folder / name} holds no images; {_layout(config)}.")
-        names.extend(sorted(images))
+        names.extend(images)
         labels.extend([label] * len(images))
-    if left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
-        _log.warning("left out of %s, being neither .jpg, .jpeg nor .png: %s", folder, kinds)
+    warn_of_left_out(folder, left_out)
     return ImageFiles(folder, tuple(names), tuple(labels))
 
 
 def _folders(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    found = entries(folder)
+    return {entry.name for entry in found if entry.is_dir() and not entry.name.startswith(".")}
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Paths of the files in a folder and the folders below it, in any order."""
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(where, name) for name in files if not name.startswith("."))
+def _check_not_flat(folder: Path, config: ConfigDict) -> None:
+    """Refuse a folder that holds images and no folders, as ImageNet's validation set comes.
+
+    Raises:
+      UsageError: it is such a folder.
+    """
+    files = (entry for entry in entries(folder) if not entry.is_dir())
+    images = [entry.name for entry in files if not why_left_out(entry)]
+    if images and not _folders(folder):
+        raise UsageError(
+            f"{folder} is flat: it holds {len(images)} images and no class folders, as ImageNet's"
+            " validation images come. Move each into the folder of its class, such as"
+            f" {folder / 'CLASS' / min(images)}, with the same names of classes as in"
+            f" {config.train_split}."
+        )
 
 
 def _layout(config: ConfigDict) -> str:
     train, test = config.train_split, config.test_split
     return (
-        f"expected ROOT/{train}/CLASS/*.jpg and ROOT/{test}/CLASS/*.jpg (or .jpeg, .png); the"
-        " folders' names are --config.data.train_split and --config.data.test_split"
+        f"expected ROOT/{train}/CLASS/*.jpg and ROOT/{test}/CLASS/*.jpg (or"
+        f" {' '.join(EXTENSIONS[1:])}); the folders' names are --config.data.train_split and"
+        " --config.data.test_split"
     )

@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import DamagedImage, Records, steps_in_epoch
+from siman_jax.data.frames import has_more_frames
 
 _THREADS = 4  # each holds a whole batch
 
@@ -31,12 +32,14 @@ class HostBatch(NamedTuple):
       labels: int32 `[n]`; -1 there, and beyond the end of the data set.
       indices: int64 `[n]`, numbers of the examples in the data set.
       damage: a line for each image that could not be decoded.
+      first_frames: names of the images that are the first of several in a file.
     """
 
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
     damage: tuple[str, ...]
+    first_frames: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,13 @@ def training_batches(records: Records, config: ConfigDict, share: Share, step: i
     import grain
 
     from siman_jax.data.decode import training_image
+    from siman_jax.data.pixels import pixel_rules
 
     options = config.data
     decode = partial(
         training_image,
+        rules=pixel_rules(options),
         size=options.image_size,
-        channels=options.channels,
         min_area=options.min_area,
         max_area=options.max_area,
         flip=options.flip,
@@ -96,13 +100,14 @@ def evaluation_batches(records: Records, config: ConfigDict, share: Share, batch
     import grain
 
     from siman_jax.data.decode import evaluation_image
+    from siman_jax.data.pixels import pixel_rules
 
     options = config.data
     decode = partial(
         evaluation_image,
+        rules=pixel_rules(options),
         size=options.image_size,
         resize=options.shorter_side,
-        channels=options.channels,
     )
     padded = -(-len(records) // batch_size) * batch_size
     read = _ReadBatch(records, decode, _shape(options), seed=None)
@@ -179,7 +184,7 @@ class _ReadBatch:
         positions, numbers = examples
         images = np.empty((len(numbers), *self.shape), np.uint8)
         labels = np.full(len(numbers), -1, np.int32)
-        damage = []
+        damage, first_frames = [], []
         generators = None if self.seed is None else _Generators(self.seed)
         for row, (position, number) in enumerate(zip(positions, numbers, strict=True)):
             if number >= len(self.records):
@@ -191,10 +196,12 @@ class _ReadBatch:
                 draws = () if generators is None else (generators.at(int(position)),)
                 self.decode(data, *draws, out=images[row])
                 labels[row] = label
+                if has_more_frames(data):
+                    first_frames.append(name)
             except (OSError, DamagedImage) as error:
                 images[row] = 0
                 damage.append(f"{name}: {error}")
-        return HostBatch(images, labels, numbers, tuple(damage))
+        return HostBatch(images, labels, numbers, tuple(damage), tuple(first_frames))
 
 
 class _Generators:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Records, steps_in_epoch
 from siman_jax.data.feed import Batch
+from siman_jax.data.frames import say_first_frame
 from siman_jax.data.pipeline import (
     HostBatch,
     Share,
@@ -113,6 +114,8 @@ def _to_devices(batches: Any, mesh: Mesh, config: ConfigDict) -> Any:
     def put(batch: HostBatch) -> Batch:
         for line in batch.damage:
             _log.warning("left out a damaged image: %s", line)
+        for name in batch.first_frames:
+            say_first_frame(name)
         return Batch(*put_local_rows(mesh, (batch.images, batch.labels)))
 
     stream = read_ahead(batches, config.data.workers).map(put)

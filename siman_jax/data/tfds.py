@@ -35,9 +35,6 @@ class TfdsRecords:
         name = file_name.decode() if file_name else f"example {index}"
         return Record(example["image"], int(example["label"]), f"{self.name}, {name}")
 
-    def fingerprint(self) -> None:
-        """None: prepared sets are read fast enough to be decoded anew."""
-
 
 def load(config: ConfigDict) -> Dataset:
     """Open two splits of a prepared data set, preparing it if possible.

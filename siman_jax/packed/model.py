@@ -59,7 +59,8 @@ class PackedModel:
           float32 `[batch, classes]`.
 
         Raises:
-          UsageError: another shape or dtype, or floats that are not within 0 to 1.
+          UsageError: another shape or dtype, or floats that are not within 0 to 1, but for one
+            step of their dtype or of float32, by which scaled images may miss it.
         """
         return self._logits(self._checked(images))
 
@@ -86,6 +87,7 @@ class PackedModel:
             raise UsageError(
                 f"the images have shape {list(array.shape)}; expected [batch, height, width,"
                 f" channels] with images of {expected}, and at least one of them."
+                f"{self._hint(array.shape)}"
             )
         if array.dtype == np.uint8:
             return array
@@ -95,12 +97,23 @@ class PackedModel:
                 " from 0 to 1."
             )
         least, most = float(array.min()), float(array.max())
-        if not 0 <= least <= most <= 1:
+        step = float(max(jnp.finfo(array.dtype).eps, jnp.finfo(jnp.float32).eps))
+        if not -step <= least <= most <= 1 + step:
             raise UsageError(
                 f"the images are floats from {least:g} to {most:g}; expected 0 to 1, before"
                 " normalization. Give pixels from 0 to 255 as uint8."
             )
-        return array.astype(np.float32)
+        array = array.astype(np.float32)
+        return array.clip(0, 1) if least < 0 or most > 1 else array
+
+    def _hint(self, shape: tuple[int, ...]) -> str:
+        """The mistake that a wrong shape tells of, if it is a usual one."""
+        height, width, channels = self.network.image_shape
+        if shape[-3:] == (channels, height, width):
+            return " They have their channels first; numpy.moveaxis(images, -3, -1) moves them."
+        if shape == self.network.image_shape:
+            return " This is one image; give it as images[None]."
+        return ""
 
 
 def load_model(path: str | Path, *, exact: bool = False) -> PackedModel:

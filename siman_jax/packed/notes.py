@@ -20,6 +20,8 @@ class Notes:
         None where images are taken whole.
       resize: of images taken whole, whether those of another size are scaled and cropped to fit,
         or refused.
+      background: grey level behind transparent parts of images, 0 to 255.
+      exif_orientation: whether images are turned as their EXIF data say.
       class_names: in the order of the logits; None where they are not known.
       accuracy: `epoch`, and the test split's `loss`, `top1` and `top5` (percent), of these weights;
         None where they were not evaluated.
@@ -30,6 +32,8 @@ class Notes:
     std: tuple[float, ...]
     shorter_side: int | None = None
     resize: bool = False
+    background: int = 0
+    exif_orientation: bool = False
     class_names: tuple[str, ...] | None = None
     accuracy: dict[str, float] | None = None
     config_sha256: str | None = None
@@ -60,6 +64,8 @@ def parse_notes(
         std=_numbers(notes, "std", image_shape[2]),
         shorter_side=notes.get("shorter_side"),
         resize=notes.get("resize", False),
+        background=notes.get("background", 0),
+        exif_orientation=notes.get("exif_orientation", False),
         class_names=_class_names(notes.get("class_names"), num_classes),
         accuracy=notes.get("accuracy"),
         config_sha256=notes.get("config_sha256"),
@@ -71,8 +77,12 @@ def parse_notes(
         raise UsageError(
             f"its shorter_side is {side!r}, no whole number from {least} to {_MOST_PIXELS}."
         )
-    if not isinstance(known.resize, bool):
-        raise UsageError(f"its resize is {known.resize!r}, neither true nor false.")
+    for name in ("resize", "exif_orientation"):
+        value = getattr(known, name)
+        if not isinstance(value, bool):
+            raise UsageError(f"its {name} is {value!r}, neither true nor false.")
+    if not (type(known.background) is int and 0 <= known.background <= 255):
+        raise UsageError(f"its background is {known.background!r}, no whole number from 0 to 255.")
     if known.accuracy is not None and not _are_numbers_by_name(known.accuracy):
         raise UsageError(f"its accuracy is {known.accuracy!r}, no table of numbers.")
     if not isinstance(known.config_sha256, str | None):

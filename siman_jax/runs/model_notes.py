@@ -19,5 +19,7 @@ def notes_from_config(data: ConfigDict, **others: Any) -> Notes:
         std=tuple(data.std),
         shorter_side=None if data.resident else data.shorter_side,
         resize=bool(data.get("resize", False)),
+        background=data.get("background", Notes.background),
+        exif_orientation=data.get("exif_orientation", Notes.exif_orientation),
         **others,
     )

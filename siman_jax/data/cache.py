@@ -1,0 +1,123 @@
+"""Decoded images in a file, found by the bytes that they were decoded from and the rules for it."""
+
+import hashlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from siman_jax.data.dataset import Record, Split
+
+_VERSION = 1  # to be raised when other pixels are made of the same bytes
+_DECODERS = ("pillow", "simplejpeg")
+_FIELDS = ("image_size", "channels", "resize", "background", "exif_orientation")
+_ENTRY = re.compile(r"[0-9a-f]{32}([-.][0-9a-f]{32})*\.npz")  # drafts, and older versions', too
+_DAYS = 30  # that an entry is kept after its last use
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where a data set's decoded images are kept, one entry at a time.
+
+    An entry is replaced when an image changes, or a program that decodes, and goes when it was not
+    used for a month.
+
+    Attributes:
+      folder: of all entries.
+      data_set: digest of where the image files are and what is asked of them.
+    """
+
+    folder: Path
+    data_set: str
+
+    def read(self, digest: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Split] | None:
+        """Read what bytes of a digest were decoded to, if it is there and whole.
+
+        Args:
+          digest: as `digest_of` gives it.
+          shapes: that the images of each split must have.
+        """
+        path = self._path(digest)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                splits = {
+                    split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"])
+                    for split in shapes
+                }
+            for split, shape in shapes.items():
+                images, labels = splits[split].images, splits[split].labels
+                if (images.shape, labels.shape) != (shape, shape[:1]) or images.dtype != np.uint8:
+                    raise ValueError(f"the {split} split has another shape")
+            path.touch()  # the time of its last use
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # any damage whatever means decoding again
+            _log.warning("decoding again: cache %s is damaged (%s)", path, error)
+            return None
+        return splits
+
+    def write(self, digest: str, splits: dict[str, Split]) -> None:
+        """Keep decoded images instead of those that the data set had before."""
+        path = self._path(digest)
+        draft = path.with_suffix(f".{uuid.uuid4().hex}.npz")  # other hosts may write the same
+        arrays = {
+            f"{name}_{field}": getattr(split, field)
+            for name, split in splits.items()
+            for field in ("images", "labels")
+        }
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(draft, **arrays)
+            draft.replace(path)  # so that no half-written entry is ever read
+            self._remove_old(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            _log.warning("decoded images are not cached: %s", error)
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / f"{self.data_set}-{digest}.npz"
+
+    def _remove_old(self, newest: Path) -> None:
+        oldest = time.time() - _DAYS * 24 * 3600
+        for path in self.folder.iterdir():
+            before = re.fullmatch(f"{self.data_set}-[0-9a-f]{{32}}", path.stem) and path != newest
+            unused = _ENTRY.fullmatch(path.name) and path.stat().st_mtime < oldest
+            if before or unused:
+                path.unlink(missing_ok=True)
+
+
+def cache_of(config: ConfigDict) -> Cache | None:
+    """The cache that `config.data` describes, or None where it names no folder for it."""
+    if not config.get("cache_dir"):
+        return None
+    root = Path(config.get("root", "")).expanduser().resolve()
+    asked = [config.source, str(root), config.train_split, config.test_split]
+    asked += [repr(config.get(field)) for field in _FIELDS]
+    return Cache(Path(config.cache_dir).expanduser(), _digest(text.encode() for text in asked))
+
+
+def digest_of_example(record: Record) -> bytes:
+    """Digest of an example's bytes and label."""
+    return record.label.to_bytes(4) + hashlib.sha256(record.data).digest()
+
+
+def digest_of(examples: Iterable[bytes]) -> str:
+    """Digest of the digests of all examples, in order, and of what decodes them."""
+    versions = [str(_VERSION), *(f"{name} {version(name)}" for name in _DECODERS)]
+    return _digest([*(text.encode() for text in versions), *examples])
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8) + part)
+    return whole.hexdigest()[:32]

@@ -1,0 +1,85 @@
+"""Which files below a folder are images, and why the others are left out."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from siman_jax.errors import UsageError
+
+# The only formats that are opened, none of which needs another program, and how names end.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+
+_log = logging.getLogger(__name__)
+
+
+def images_below(folder: Path | str, left_out: Counter[str]) -> Iterator[str]:
+    """Paths of the images in a folder and the folders below it, in any order.
+
+    Links are followed.
+
+    Args:
+      folder: where to look.
+      left_out: counts what is left out, by reason; a folder that is left out counts once.
+
+    Raises:
+      UsageError: a folder cannot be listed.
+    """
+    yield from _walk(os.fspath(folder), (os.path.realpath(folder),), left_out)
+
+
+def _walk(folder: str, around: tuple[str, ...], left_out: Counter[str]) -> Iterator[str]:
+    for entry in entries(folder):
+        if entry.name.startswith("."):
+            left_out["hidden"] += 1
+        elif entry.is_dir():
+            link = entry.is_symlink()
+            inside = os.path.realpath(entry) if link else os.path.join(around[-1], entry.name)
+            if inside in around:
+                left_out["linked to a folder around itself"] += 1
+            else:
+                yield from _walk(entry.path, (*around, inside), left_out)
+        elif reason := why_left_out(entry):
+            left_out[reason] += 1
+        else:
+            yield entry.path
+
+
+def why_left_out(entry: os.DirEntry[str]) -> str:
+    """Why what is no folder is not taken for an image; "" where it is."""
+    if entry.name.startswith("."):
+        return "hidden"
+    if not entry.is_file():
+        return "linked to what is not there" if entry.is_symlink() else "neither file nor folder"
+    extension = os.path.splitext(entry.name)[1].lower()
+    return "" if extension in EXTENSIONS else extension or "without an extension"
+
+
+def entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """What stands in a folder.
+
+    Raises:
+      UsageError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be listed: {error.strerror}.") from error
+
+
+def warn_of_left_out(folder: Path | str, left_out: Counter[str]) -> None:
+    """Say how many files of a folder were left out, and why, if any were."""
+    if left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+        _log.warning("left out of %s: %s; images are %s", folder, reasons, " ".join(EXTENSIONS))

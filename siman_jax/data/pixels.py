@@ -1,0 +1,276 @@
+"""From the bytes of an image file to uint8 pixels, by one decoder for all that reads images.
+
+JPEG is decoded by libjpeg-turbo through simplejpeg, all else by Pillow, both without the
+interpreter lock. Of 16 bits the upper eight are taken, transparent parts show a background, and of
+several images in a file the first is taken. Colour profiles are ignored, as torchvision ignores
+them, and so is EXIF orientation unless it is asked for. The orientation of a TIFF file, a part of
+that format, is always followed.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from ml_collections import ConfigDict
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from siman_jax.data.dataset import DamagedImage
+from siman_jax.data.listing import FORMATS
+
+MAX_PIXELS = 2**26
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and of TIFF
+_WHITE_IS_ZERO = 0
+
+# The limit above is stricter than the one that Pillow warns of.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class PixelRules:
+    """What files leave open about their pixels.
+
+    Attributes:
+      channels: 3 for RGB, 1 for luma.
+      background: grey level behind transparent parts, from 0, black, to 255, white.
+      exif_orientation: whether to turn images as their EXIF data say.
+    """
+
+    channels: int
+    background: int = 0
+    exif_orientation: bool = False
+
+
+def pixel_rules(data: ConfigDict) -> PixelRules:
+    """The rules that `config.data` names; older configs lack those that have defaults."""
+    return PixelRules(
+        channels=data.channels,
+        background=data.get("background", PixelRules.background),
+        exif_orientation=data.get("exif_orientation", PixelRules.exif_orientation),
+    )
+
+
+class Box(NamedTuple):
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Header(NamedTuple):
+    """What the start of a file says.
+
+    Attributes:
+      height, width: in pixels, as stored.
+      jpeg: whether it is a usual JPEG; CMYK and whatever else is odd is left to Pillow.
+      orientation: how to turn what is stored, by EXIF's numbers: 1 is as it is, 5 to 8 transposed.
+    """
+
+    height: int
+    width: int
+    jpeg: bool
+    orientation: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the image once it is turned."""
+        return (self.height, self.width) if self.orientation < 5 else (self.width, self.height)
+
+    def stored(self, box: Box) -> Box:
+        """Where a box of the turned image lies in what is stored."""
+        top, left, rows, columns = box
+        height, width = self.shape
+        if self.orientation in _UPSIDE_DOWN:
+            top = height - top - rows
+        if self.orientation in _MIRRORED:
+            left = width - left - columns
+        if self.orientation < 5:
+            return Box(top, left, rows, columns)
+        return Box(left, top, columns, rows)
+
+    def turned(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn stored pixels `[height, width, channels]`, all of them or a box."""
+        if self.orientation == 1:
+            return pixels
+        if self.orientation >= 5:
+            pixels = pixels.swapaxes(0, 1)
+        if self.orientation in _UPSIDE_DOWN:
+            pixels = pixels[::-1]
+        if self.orientation in _MIRRORED:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels)
+
+
+_UPSIDE_DOWN, _MIRRORED = {3, 4, 7, 8}, {2, 3, 6, 7}  # once transposed, of 5 to 8
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Turn whatever the libraries raise on bad bytes into DamagedImage."""
+    try:
+        yield
+    except DamagedImage:
+        raise
+    except UnidentifiedImageError as error:  # its text has an address of memory
+        raise DamagedImage(f"cannot be decoded: it is none of {', '.join(FORMATS)}") from error
+    except Exception as error:
+        raise DamagedImage(f"cannot be decoded: {error}") from error
+
+
+@_library_errors()
+def read_header(data: bytes, rules: PixelRules) -> Header:
+    """Read the header, and refuse one so large before anything is allocated.
+
+    Raises:
+      DamagedImage: it cannot be read, or there are more than `MAX_PIXELS` pixels.
+    """
+    header = _jpeg_header(data)
+    if header is None or rules.exif_orientation:
+        with _open(data) as image:
+            header = header or Header(image.height, image.width, jpeg=False)
+            _check_size(header)
+            if rules.exif_orientation and image.format != "TIFF":  # which Pillow turns by itself
+                orientation = image.getexif().get(_ORIENTATION)
+                if isinstance(orientation, int) and 1 <= orientation <= 8:
+                    header = header._replace(orientation=orientation)
+    _check_size(header)
+    return header
+
+
+def _check_size(header: Header) -> None:
+    if header.height * header.width > MAX_PIXELS:
+        size = f"{header.width}x{header.height}"
+        raise DamagedImage(f"is {size} pixels; at most {MAX_PIXELS} are decoded")
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+
+
+def _jpeg_header(data: bytes) -> Header | None:
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):
+        return None
+    return Header(height, width, jpeg=True) if space in ("Gray", "YCbCr", "RGB") else None
+
+
+@_library_errors()
+def decode(
+    data: bytes, header: Header, rules: PixelRules, *, factor: int = 1, rows: int | None = None
+) -> np.ndarray:
+    """Decode an image, or the upper part of it, as it is stored.
+
+    Args:
+      data: the file's bytes.
+      header: of the file.
+      rules: for what the file leaves open; the orientation is left to `Header.turned`.
+      factor: 1, 2, 4 or 8; decode at 1/factor of the resolution.
+      rows: below so many, counted at full resolution, pixels may be missing.
+
+    Returns:
+      uint8 `[height, width, channels]`.
+
+    Raises:
+      DamagedImage: the data cannot be decoded, end too early, or hold pixels of unknown range.
+    """
+    if not header.jpeg:
+        return _decode_with_pillow(data, header, rules, factor)
+    # One decoded row more, since the colours of the last one are interpolated from it.
+    end = header.height if rows is None else rows + factor
+    shortened, end = _end_below(data, end, header.height, header.width)
+    height, width = -(-end // factor), -(-header.width // factor)
+    pixels = np.empty((height, width, rules.channels), np.uint8)
+    try:
+        simplejpeg.decode_jpeg(
+            shortened,
+            "RGB" if rules.channels == 3 else "GRAY",
+            min_height=height,
+            min_width=width,
+            buffer=pixels,
+        )
+    except ValueError as error:
+        # The message is of the first fault; this one lies behind the last row.
+        surplus = "extraneous bytes before marker" + (" 0xd9" if shortened is data else "")
+        if surplus not in str(error):
+            raise
+    return pixels
+
+
+def _end_below(data: bytes, rows: int, height: int, width: int) -> tuple[bytes, int]:
+    """Let the header of a JPEG state fewer rows, so that the decoder stops there.
+
+    Only baseline JPEG stores rows from the top down; other kinds are returned as they are.
+
+    Returns:
+      The data, and the rows that their header states.
+    """
+    stated = b"\x08" + height.to_bytes(2) + width.to_bytes(2)  # after 8, the bits of a sample
+    start = data.find(stated)
+    if rows >= height or data[max(start - 4, 0) : start - 2] != b"\xff\xc0":
+        return data, height
+    return data.replace(stated, b"\x08" + rows.to_bytes(2) + width.to_bytes(2), 1), rows
+
+
+def _decode_with_pillow(data: bytes, header: Header, rules: PixelRules, factor: int) -> np.ndarray:
+    """Decode any format at 1/factor of the resolution."""
+    with _open(data) as file:
+        image = _eight_bits(file, data, rules.background)
+        if image.has_transparency_data:
+            image = _over(rules.background, image)
+        elif image.mode != "L":
+            image = image.convert("RGB")
+        if image.size != (header.width, header.height):
+            raise DamagedImage(f"is {image.size} pixels, and {header.width, header.height} stated")
+        image = image.convert("RGB" if rules.channels == 3 else "L").reduce(factor)
+    return np.asarray(image).reshape(image.height, image.width, rules.channels)
+
+
+def _over(background: int, image: Image.Image) -> Image.Image:
+    """Compose an image over a grey level."""
+    behind = Image.new("RGBA", image.size, (background, background, background, 255))
+    return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
+
+
+def _eight_bits(image: Image.Image, data: bytes, background: int) -> Image.Image:
+    """Scale grey pixels of 9 to 16 bits to 8; other images are returned as they are.
+
+    Pillow would clip instead, and forgets to scale the grey level that PNG may call transparent.
+
+    Raises:
+      DamagedImage: pixels are floats or have 32 bits, or a transparent colour has 16.
+    """
+    key = image.info.get("transparency")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image.load()
+        values, bits = np.asarray(image).astype(np.int32), 16
+        if isinstance(image, TiffImageFile):
+            bits = image.tag_v2[_BITS_PER_SAMPLE][0]
+            if image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+                values = 2**bits - 1 - values
+        levels = (values >> (bits - 8)).astype(np.uint8)
+        if key is not None:
+            levels[values == key] = background
+        return Image.fromarray(levels)
+    if image.mode in ("I", "F"):
+        raise DamagedImage(f"holds {image.mode} pixels, whose range is not known")
+    if image.format == "PNG" and key is not None:
+        bits = data[24]
+        white = 2**bits - 1
+        if image.mode in ("1", "L"):
+            image.load()
+            image.info["transparency"] = (key & white) * 255 // white
+        elif image.mode == "RGB" and bits == 16:
+            raise DamagedImage(
+                "calls a colour of 16 bits transparent, which cannot be told from similar ones"
+            )
+    return image
