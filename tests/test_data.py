@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import cifar10, digits, image_folder
-from siman_jax.data import load_dataset
+from siman_jax.data import decode, load_dataset, memory
 from siman_jax.data.augment import augment, random_crop, random_flip
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import epoch_order, padded_batches, take_batch, upload
@@ -77,21 +78,174 @@ def test_hidden_names_and_folders_within_a_class(config, folder, caplog):
     np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
     assert f"left out of {folder / 'train'}" in caplog.text
     assert "2 .txt" in caplog.text
+    assert "3 hidden" in caplog.text
 
 
-def test_image_folder_is_decoded_once(config, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["0.JPG", "0.jpeg", "0.bmp", "0.webp", "0.gif", "0.tif", "0.ppm"])
+def test_every_format_is_read(config, folder, name):
+    (folder / "train" / "red" / "0.png").unlink()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "train" / "red" / name)
+    images = load_dataset(config).train.images
+    assert images.shape == (6, 8, 8, 3)
+    assert np.abs(images[3].astype(int) - (255, 0, 0)).max() <= 1
+
+
+def test_what_is_left_out_is_counted_by_reason(config, folder, caplog):
+    """A folder may be named like an image, and links are followed."""
+    red, blue = folder / "train" / "red", folder / "train" / "blue"
+    (red / "gone.png").symlink_to(folder / "nowhere.png")
+    (red / "more").symlink_to(folder / "test" / "red")
+    (red / "again").symlink_to(red)
+    (red / "1.png").rename(red / "kept.tmp")
+    os.mkfifo(red / "pipe.png")
+    (blue / "inside.png").mkdir()
+    (blue / "1.png").rename(blue / "inside.png" / "1.png")
+    (folder / "train" / ".DS_Store").touch()
+    (folder / "train" / "loose.png").touch()
+    dataset = load_dataset(config)
+    np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
+    (line,) = (text for text in caplog.messages if "left out of" in text)
+    assert set(line.partition(": ")[2].partition(";")[0].split(", ")) == {
+        "1 linked to what is not there",
+        "1 linked to a folder around itself",
+        "1 neither file nor folder",
+        "1 .tmp",
+        "1 hidden",
+        "1 beside the class folders",
+    }
+
+
+def test_a_flat_split_is_recognised(config, folder):
+    for name in ("red", "blue"):
+        (folder / "test" / name / "0.png").rename(folder / "test" / f"ILSVRC2012_val_{name}.png")
+        (folder / "test" / name).rmdir()
+    with pytest.raises(UsageError, match=r"test is flat: it holds 2 images .*/test/CLASS/ILSVRC"):
+        load_dataset(config)
+    config.test_split, config.train_split = "train", "test"
+    with pytest.raises(UsageError, match="test is flat"):
+        load_dataset(config)
+
+
+# The cache of decoded images
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many images were decoded, one entry each."""
+    sizes = []
+    read = decode.whole_image
+
+    def record(data, **options):
+        sizes.append(len(data))
+        return read(data, **options)
+
+    monkeypatch.setattr(decode, "whole_image", record)
+    return sizes
+
+
+def cached(config):
+    return sorted(path.name for path in Path(config.cache_dir).iterdir())
+
+
+def test_image_folder_is_decoded_once(config, decoded):
     first = load_dataset(config)
-    with monkeypatch.context() as patch:
-        patch.setattr(Image, "open", None)  # any use of it fails
+    assert len(decoded) == 8
+    for split in ("train", "test"):
+        found, expected = getattr(load_dataset(config), split), getattr(first, split)
+        np.testing.assert_array_equal(found.images, expected.images)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+    assert len(decoded) == 8
+
+
+def test_a_damaged_cache_is_made_again(config, decoded):
+    first = load_dataset(config)
+    (cache,) = Path(config.cache_dir).iterdir()
+    whole = cache.read_bytes()
+    position = whole.index(first.train.images.tobytes()) + 99
+    flipped = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
+    for damaged in (b"", whole[:100], flipped):
+        cache.write_bytes(damaged)
         np.testing.assert_array_equal(load_dataset(config).train.images, first.train.images)
+        assert cache.read_bytes() == whole
+    split = {"train_images": first.test.images, "train_labels": first.test.labels}
+    np.savez(cache, **split, test_images=first.test.images, test_labels=first.test.labels)
+    assert len(load_dataset(config).train) == 6
 
-    (cache,) = (tmp_path / "cache").iterdir()
-    cache.write_bytes(cache.read_bytes()[:100])  # a damaged cache is made again
-    np.testing.assert_array_equal(load_dataset(config).train.images, first.train.images)
 
-    Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / "train" / "red" / "0.png")
-    os.utime(folder / "train" / "red" / "0.png", ns=(1, 1))
-    assert load_dataset(config).train.images[3].max() == 9
+def test_the_cache_serves_no_other_pixels_of_the_same_name_size_and_time(config, folder, tmp_path):
+    """Neither when a file changes so, nor for another folder."""
+    path = folder / "train" / "red" / "0.bmp"
+    (folder / "train" / "red" / "0.png").unlink()
+    other = tmp_path / "other"
+    for root, level in ((folder, 1), (other, 2), (folder, 3)):
+        if not root.exists():
+            shutil.copytree(folder, root)
+        file = root / path.relative_to(folder)
+        Image.new("RGB", (8, 8), (level,) * 3).save(file)
+        os.utime(file, ns=(1, 1))
+        config.root = str(root)
+        assert (load_dataset(config).train.images[3] == level).all()
+
+
+def test_the_cache_serves_no_pixels_by_other_rules(config, folder):
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(folder / "train" / "red" / "0.png")
+    for background in (0, 255, 0):
+        config.background = background
+        assert (load_dataset(config).train.images[3] == background).all()
+
+
+def test_labels_are_not_served_of_other_classes(config, folder):
+    load_dataset(config)
+    for split in ("train", "test"):
+        (folder / split / "blue").rename(folder / split / "zebra")
+    dataset = load_dataset(config)
+    assert dataset.classes == ("red", "zebra")
+    assert (dataset.train.images[dataset.train.labels == 0] == (255, 0, 0)).all()
+
+
+def test_files_that_change_while_they_are_decoded_are_cached_as_what_they_were(
+    config, folder, monkeypatch
+):
+    file = folder / "train" / "red" / "0.png"
+    before = file.read_bytes()
+    read = memory._digests
+
+    def change_behind(records):
+        digests = read(records)
+        Image.new("RGB", (8, 8), (7, 7, 7)).save(file)
+        return digests
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_digests", change_behind)
+        assert (load_dataset(config).train.images[3] == 7).all()
+    file.write_bytes(before)
+    assert (load_dataset(config).train.images[3] == (255, 0, 0)).all()
+
+
+def test_old_entries_of_the_cache_go(config, folder, tmp_path):
+    """Those of images that changed, and those not used for a month; nothing else does."""
+    for level in range(3):
+        Image.new("RGB", (8, 8), (level,) * 3).save(folder / "train" / "red" / "0.png")
+        load_dataset(config)
+        (entry,) = cached(config)
+    cache = tmp_path / "cache"
+    own = [f"{'a' * 32}.npz", f"{'a' * 32}-{'b' * 32}.npz", f"{'a' * 32}-{'b' * 32}.{'c' * 32}.npz"]
+    for name in (*own, "mine.npz", f"{'d' * 32}.npz"):
+        (cache / name).touch()
+    for name in (*own, "mine.npz", entry):
+        os.utime(cache / name, (0, 0))
+    load_dataset(config)  # used now
+    config.resize = True
+    load_dataset(config)  # writes another
+    assert len(cached(config)) == 4
+    assert {"mine.npz", f"{'d' * 32}.npz", entry} < set(cached(config))
+
+
+def test_without_a_folder_nothing_is_cached(config, decoded):
+    config.cache_dir = ""
+    for _ in range(2):
+        load_dataset(config)
+    assert len(decoded) == 16
 
 
 def test_grey_images_become_colour_and_the_other_way(config, folder):

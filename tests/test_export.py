@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli import call, run
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from PIL import Image
 
 import siman_jax
@@ -23,11 +24,25 @@ from siman_jax.models.leaves import binary_bits
 from siman_jax.models.normalization import normalize
 from siman_jax.packed.kernels import unpack_kernel
 from siman_jax.packed.model import PackedModel
+from siman_jax.packed.notes import parse_notes
 from siman_jax.runs.log import best_row, read_rows
+from siman_jax.runs.model_notes import notes_from_config
 from siman_jax.runs.stored_run import found_run, load_run
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import read_config
 from siman_jax.training.task import model_from_config
+
+
+def test_the_notes_say_how_files_become_pixels():
+    """Whatever the config says, or what is the default where it has no such fields."""
+    data = image_folder.get_config().data
+    assert not notes_from_config(data).exif_orientation
+    data.update(background=255, exif_orientation=True)
+    notes = parse_notes(notes_from_config(data).as_json(), (32, 32, 3), 10)
+    assert (notes.background, notes.exif_orientation) == (255, True)
+    for fields in (digits.get_config().data, {"mean": (0.5,), "std": (0.5,), "resident": True}):
+        notes = notes_from_config(ConfigDict(fields))
+        assert (notes.background, notes.exif_orientation) == (0, False)
 
 
 def small_config():

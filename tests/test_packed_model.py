@@ -70,6 +70,24 @@ def test_floats_from_0_to_1_are_pixels_over_255(model, images, dtype):
     np.testing.assert_allclose(model((levels / 255).astype(dtype)), model(levels), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_floats_one_step_beyond_the_range_are_clipped(model, images, dtype, as_array):
+    """As scaling leaves them: the same as white and black."""
+    levels = images // 255 * 255
+    exact = (levels / 255).astype(dtype)
+    step = np.finfo(dtype).eps
+    beyond = as_array(np.where(exact == 1, exact + step, exact - step).astype(dtype))
+    assert beyond.min() < 0
+    np.testing.assert_array_equal(model(beyond), model(as_array(exact)))
+
+
+def test_doubles_that_float32_rounds_to_1_are_taken(model):
+    np.testing.assert_array_equal(
+        model(np.full((1, 8, 8, 3), 1 + 1e-8)), model(np.ones((1, 8, 8, 3)))
+    )
+
+
 def test_jax_arrays_are_taken_too(model, images):
     np.testing.assert_array_equal(model(jnp.asarray(images)), model(images))
 
@@ -78,7 +96,10 @@ def test_jax_arrays_are_taken_too(model, images):
     ("wrong", "message"),
     [
         (np.zeros((8, 8, 3), np.uint8), r"shape \[8, 8, 3\]; expected .* images of 8x8x3"),
-        (np.zeros((1, 3, 8, 8), np.uint8), r"shape \[1, 3, 8, 8\]"),
+        (np.zeros((8, 8, 3), np.uint8), r"one image; give it as images\[None\]"),
+        (np.zeros((1, 3, 8, 8), np.uint8), r"shape \[1, 3, 8, 8\].*channels first; numpy.moveaxis"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \[3, 8, 8\].*channels first; numpy.moveaxis"),
+        (np.full((1, 8, 8, 3), 1.001, np.float32), "floats from 1.001 to 1.001; expected 0 to 1"),
         (np.zeros((0, 8, 8, 3), np.uint8), "at least one"),
         (np.zeros((1, 8, 8, 3), np.int32), "dtype int32; expected uint8"),
         (np.full((1, 8, 8, 3), 255.0), "floats from 255 to 255; expected 0 to 1"),
@@ -140,6 +161,9 @@ WRONG = {
     "no names": ({"class_names": [1, 2, 3]}, "no list of strings"),
     "side": ({"shorter_side": 4}, "shorter_side is 4, no whole number from 8"),
     "resize": ({"resize": "yes"}, "its resize is 'yes'"),
+    "orientation": ({"exif_orientation": 1}, "its exif_orientation is 1, neither true nor false"),
+    "background": ({"background": 256}, "its background is 256, no whole number from 0 to 255"),
+    "no level": ({"background": True}, "its background is True"),
     "accuracy": ({"accuracy": {"top1": "high"}}, "its accuracy"),
     "digest": ({"config_sha256": 1}, "its config_sha256"),
 }

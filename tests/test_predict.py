@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from siman_jax.data.image_files import list_images, read_pixels
 from siman_jax.data.pixels import PixelRules
 from siman_jax.errors import UsageError
 from siman_jax.packed.file import write_network
+from siman_jax.packed.model import PackedModel, Prediction
 from siman_jax.predict import main as predict
 
 
@@ -94,6 +96,58 @@ def test_damaged_images_are_named_and_the_others_classified(model_file, folder, 
     assert "3 of 6 images could not be classified" in printed.err
     call(predict, model_file, folder / "large.png", "--resize", "--json")
     assert len(lines(capsys.readouterr().out)) == 1
+
+
+def test_a_folder_is_read_as_training_reads_it(folder, caplog):
+    """Every format, no hidden names, and a word on what is left out."""
+    (folder / "._b.png").write_bytes(b"no image")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "d.png").touch()
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    (folder / "x.png").mkdir()
+    names = [f"e.{kind}" for kind in ("bmp", "gif", "ppm", "tif", "webp")]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / "x.png" / name)
+    expected = ["a[0].png", "b.png", "below/c.PNG", *(f"x.png/{name}" for name in names)]
+    assert list_images([str(folder)]) == [str(folder / name) for name in expected]
+    assert list_images([str(folder / "x.png")]) == [str(folder / "x.png" / name) for name in names]
+    assert "2 hidden, 1 .txt, 1 linked to what is not there; images end in .jpg" in caplog.text
+    with pytest.raises(UsageError, match=r"gone.png is a link to what is not there"):
+        list_images([str(folder / "gone.png")])
+
+
+@pytest.mark.parametrize("followed", [True, False])
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [([], None), (["--exif_orientation"], True), (["--noexif_orientation"], False)],
+)
+def test_orientation_and_background_are_those_of_the_model_file(
+    followed, flags, asked, tmp_path, monkeypatch
+):
+    """A flag overrides the orientation."""
+    seen = []
+
+    def predict_nothing(self, images):
+        seen.append(images)
+        return Prediction(np.zeros(1), np.full((1, 3), 1 / 3, np.float32), ["a"])
+
+    monkeypatch.setattr(PackedModel, "predict", predict_nothing)
+    network = packed_network()
+    notes = {**network.notes, "background": 255, "exif_orientation": followed}
+    write_network(tmp_path / "model.safetensors", replace(network, notes=notes))
+    pixels = np.full((8, 8, 4), 9, np.uint8)
+    pixels[..., 3] = 255
+    pixels[:, 4:, 3] = 0  # the right half is transparent
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees to the right
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    call(predict, tmp_path / "model.safetensors", tmp_path / "x.png", "--json", *flags)
+    ((image,),) = seen
+    expected = np.full((8, 8, 3), 9)
+    expected[:, 4:] = 255
+    if followed if asked is None else asked:
+        expected = expected.swapaxes(0, 1)
+    np.testing.assert_array_equal(image, expected)
 
 
 def test_the_pixels_are_those_of_evaluation(tmp_path):

@@ -81,5 +81,6 @@ def entries(folder: Path | str) -> list[os.DirEntry[str]]:
 def warn_of_left_out(folder: Path | str, left_out: Counter[str]) -> None:
     """Say how many files of a folder were left out, and why, if any were."""
     if left_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-        _log.warning("left out of %s: %s; images are %s", folder, reasons, " ".join(EXTENSIONS))
+        ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in ordered)
+        _log.warning("left out of %s: %s; images end in %s", folder, reasons, " ".join(EXTENSIONS))
