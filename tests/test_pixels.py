@@ -4,10 +4,13 @@ import io
 import struct
 import threading
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import encode, photograph
 from PIL import Image, ImageOps
 
@@ -167,20 +170,18 @@ def test_odd_files_show_the_same_every_way(kind, background, channels, tmp_path)
         np.testing.assert_array_equal(image, found["memory"])
 
 
-def test_palettes_with_transparency(tmp_path):
+@pytest.mark.parametrize(
+    ("file_format", "transparency"), [("PNG", bytes(range(256))), ("PNG", 51), ("GIF", 51)]
+)
+def test_palettes_with_transparency(file_format, transparency, tmp_path):
     palette = Image.fromarray(ALPHA[..., 3]).convert("P")  # 0, 51, 255
-    for number, options in enumerate(({"transparency": bytes(range(256))}, {"transparency": 51})):
-        for file_format in ("PNG", "GIF"):
-            if file_format == "GIF" and number == 0:
-                continue
-            data = encode(palette, file_format, **options)
-            rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), float)
-            alpha = rgba[..., 3:] / 255
-            expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
-            assert (alpha < 1).any()
-            folder = tmp_path / f"{file_format}{number}"
-            for image in every_way(folder, data, background=255).values():
-                assert np.abs(image - expected).max() <= 0.5
+    data = encode(palette, file_format, transparency=transparency)
+    rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), float)
+    alpha = rgba[..., 3:] / 255
+    assert alpha.min() < 1
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    for image in every_way(tmp_path, data, background=255).values():
+        assert np.abs(image - expected).max() <= 0.5
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -337,6 +338,55 @@ def test_what_cannot_be_shown_is_refused_every_way(kind, tmp_path):
     for side in (None, 2560):
         with pytest.raises(DamagedImage, match=reason):
             read_pixels(file, rules, size=SIZE, shorter_side=side, resize=False)
+
+
+PHOTOGRAPH = photograph(20, 20)
+TRANSPARENT = Image.merge("RGBA", [*PHOTOGRAPH.split(), PHOTOGRAPH.convert("L")])
+FORMATS = {
+    "PNG": encode(TRANSPARENT, "PNG"),
+    "PNG, 16 bits": encode(Image.fromarray(np.resize(SIXTEEN, (20, 20))), "PNG"),
+    "animated PNG": encode(PHOTOGRAPH, "PNG", save_all=True, append_images=[TRANSPARENT]),
+    "GIF": encode(PHOTOGRAPH, "GIF", save_all=True, append_images=[TRANSPARENT]),
+    "WebP": encode(TRANSPARENT, "WEBP"),
+    "TIFF": encode(PHOTOGRAPH, "TIFF", tiffinfo={0x0112: 6}),
+    "TIFF, LZW": encode(TRANSPARENT, "TIFF", compression="tiff_lzw"),
+    "BMP": encode(PHOTOGRAPH, "BMP"),
+    "PPM": encode(PHOTOGRAPH, "PPM"),
+}
+
+
+def whole(data, **rules):
+    return whole_image(data, rules=PixelRules(3, **rules), size=20, resize=True)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_cut_short_is_damaged_or_lacks_no_pixel(kind):
+    data = FORMATS[kind]
+    expected = whole(data)
+    refused = 0
+    for length in range(0, len(data), 11):
+        try:
+            np.testing.assert_array_equal(whole(data[:length]), expected)
+        except DamagedImage:
+            refused += 1
+    assert refused > 5
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    kind=st.sampled_from(sorted(FORMATS)),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=4)), min_size=1, max_size=6),
+    turned=st.booleans(),
+)
+def test_altered_bytes_give_pixels_or_damage(kind, edits, turned):
+    data = bytearray(FORMATS[kind])
+    for place, new in edits:
+        start = int(place**3 * len(data))  # headers are at the start
+        data[start : start + 2] = new
+    data = bytes(data)
+    with suppress(DamagedImage):
+        assert whole(data, exif_orientation=turned).shape == (20, 20, 3)
+        assert isinstance(frames.has_more_frames(data), bool)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, struct.error, RecursionError, MemoryError])
