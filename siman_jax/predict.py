@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     files = list_images(names)
     model = load(path, exact=_EXACT.value)
     damaged = 0
-    rules = pixel_rules(model, _EXIF_ORIENTATION.value)
+    rules = rules_of(model, _EXIF_ORIENTATION.value)
     results = classify(model, files, rules, _BATCH_SIZE.value, _TOP.value, _RESIZE.value)
     table = Table("image", "class")
     table.add_column("probability (%)", justify="right")
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
         sys.exit(SOME_DAMAGED)
 
 
-def pixel_rules(model: PackedModel, exif_orientation: bool | None) -> PixelRules:
+def rules_of(model: PackedModel, exif_orientation: bool | None) -> PixelRules:
     """How files become pixels: as the model's notes say; the orientation as given, if it is."""
     notes = model.notes
     return PixelRules(

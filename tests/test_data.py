@@ -96,6 +96,7 @@ def test_what_is_left_out_is_counted_by_reason(config, folder, caplog):
     (red / "gone.png").symlink_to(folder / "nowhere.png")
     (red / "more").symlink_to(folder / "test" / "red")
     (red / "again").symlink_to(red)
+    (red / "itself.png").symlink_to(red / "itself.png")
     (red / "1.png").rename(red / "kept.tmp")
     os.mkfifo(red / "pipe.png")
     (blue / "inside.png").mkdir()
@@ -106,7 +107,7 @@ def test_what_is_left_out_is_counted_by_reason(config, folder, caplog):
     np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
     (line,) = (text for text in caplog.messages if "left out of" in text)
     assert set(line.partition(": ")[2].partition(";")[0].split(", ")) == {
-        "1 linked to what is not there",
+        "2 linked to what is not there",
         "1 linked to a folder around itself",
         "1 neither file nor folder",
         "1 .tmp",

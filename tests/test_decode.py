@@ -375,6 +375,16 @@ def test_surplus_data_at_the_end_are_no_damage():
         np.testing.assert_array_equal(train(surplus), train(data))
 
 
+def test_parameters_of_a_scan_that_no_decoder_needs_are_no_damage():
+    data = WHOLE["baseline"]
+    end = data.index(b"\xff\xda") + 14
+    assert data[end - 3 : end] == bytes([0, 63, 0])
+    odd = data[: end - 3] + bytes([0, 0, 0]) + data[end:]
+    np.testing.assert_array_equal(evaluate(odd), evaluate(data))
+    with pytest.raises(DamagedImage):
+        evaluate(odd[:-200])
+
+
 def test_surplus_data_elsewhere_are_damage():
     before, marker, after = WHOLE["progressive"].rpartition(b"\xff\xc4")
     with pytest.raises(DamagedImage, match="extraneous bytes before marker 0xc4"):

@@ -20,7 +20,7 @@ def has_more_frames(data: bytes) -> bool:
         with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
             return bool(getattr(image, "is_animated", False))
     except Exception:  # whatever is odd behind the first image
-        return True
+        return False
 
 
 def say_first_frame(name: str) -> None:

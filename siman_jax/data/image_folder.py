@@ -9,7 +9,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Dataset, Record
-from siman_jax.data.listing import EXTENSIONS, entries, images_below, warn_of_left_out, why_left_out
+from siman_jax.data.listing import (
+    EXTENSIONS,
+    entries,
+    images_below,
+    is_folder,
+    warn_of_left_out,
+    why_left_out,
+)
 from siman_jax.errors import UsageError
 
 
@@ -108,7 +115,7 @@ def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> Ima
 
 def _folders(folder: Path) -> set[str]:
     found = entries(folder)
-    return {entry.name for entry in found if entry.is_dir() and not entry.name.startswith(".")}
+    return {entry.name for entry in found if is_folder(entry) and not entry.name.startswith(".")}
 
 
 def _check_not_flat(folder: Path, config: ConfigDict) -> None:
@@ -117,7 +124,7 @@ def _check_not_flat(folder: Path, config: ConfigDict) -> None:
     Raises:
       UsageError: it is such a folder.
     """
-    files = (entry for entry in entries(folder) if not entry.is_dir())
+    files = (entry for entry in entries(folder) if not is_folder(entry))
     images = [entry.name for entry in files if not why_left_out(entry)]
     if images and not _folders(folder):
         raise UsageError(

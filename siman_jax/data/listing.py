@@ -42,7 +42,7 @@ def _walk(folder: str, around: tuple[str, ...], left_out: Counter[str]) -> Itera
     for entry in entries(folder):
         if entry.name.startswith("."):
             left_out["hidden"] += 1
-        elif entry.is_dir():
+        elif is_folder(entry):
             link = entry.is_symlink()
             inside = os.path.realpath(entry) if link else os.path.join(around[-1], entry.name)
             if inside in around:
@@ -55,11 +55,16 @@ def _walk(folder: str, around: tuple[str, ...], left_out: Counter[str]) -> Itera
             yield entry.path
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; links in a circle are not, nor an error."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
 def why_left_out(entry: os.DirEntry[str]) -> str:
     """Why what is no folder is not taken for an image; "" where it is."""
     if entry.name.startswith("."):
         return "hidden"
-    if not entry.is_file():
+    if not (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
         return "linked to what is not there" if entry.is_symlink() else "neither file nor folder"
     extension = os.path.splitext(entry.name)[1].lower()
     return "" if extension in EXTENSIONS else extension or "without an extension"

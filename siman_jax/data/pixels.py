@@ -199,6 +199,8 @@ def decode(
             buffer=pixels,
         )
     except ValueError as error:
+        if "Invalid SOS parameters" in str(error):  # some phones' files, whole but for a formality
+            return _decode_with_pillow(data, header, rules, factor)
         # The message is of the first fault; this one lies behind the last row.
         surplus = "extraneous bytes before marker" + (" 0xd9" if shortened is data else "")
         if surplus not in str(error):
@@ -224,6 +226,7 @@ def _end_below(data: bytes, rows: int, height: int, width: int) -> tuple[bytes, 
 def _decode_with_pillow(data: bytes, header: Header, rules: PixelRules, factor: int) -> np.ndarray:
     """Decode any format at 1/factor of the resolution."""
     with _open(data) as file:
+        file.load()
         image = _eight_bits(file, data, rules.background)
         if image.has_transparency_data:
             image = _over(rules.background, image)
@@ -242,7 +245,7 @@ def _over(background: int, image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, data: bytes, background: int) -> Image.Image:
-    """Scale grey pixels of 9 to 16 bits to 8; other images are returned as they are.
+    """Scale grey pixels of 9 to 16 bits to 8; other images, once loaded, are returned as they are.
 
     Pillow would clip instead, and forgets to scale the grey level that PNG may call transparent.
 
@@ -251,8 +254,7 @@ def _eight_bits(image: Image.Image, data: bytes, background: int) -> Image.Image
     """
     key = image.info.get("transparency")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        image.load()
-        values, bits = np.asarray(image).astype(np.int32), 16
+        values, bits = np.asarray(image), 16
         if isinstance(image, TiffImageFile):
             bits = image.tag_v2[_BITS_PER_SAMPLE][0]
             if image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -267,7 +269,6 @@ def _eight_bits(image: Image.Image, data: bytes, background: int) -> Image.Image
         bits = data[24]
         white = 2**bits - 1
         if image.mode in ("1", "L"):
-            image.load()
             image.info["transparency"] = (key & white) * 255 // white
         elif image.mode == "RGB" and bits == 16:
             raise DamagedImage(
