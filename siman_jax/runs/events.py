@@ -1,13 +1,15 @@
 """A run's numbers for TensorBoard."""
 
+import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from siman_jax.runs.dispensable import Dispensable
 
@@ -22,14 +24,15 @@ class Events:
 
     def __init__(self, folder: Path, step: int) -> None:
         self._dispensable = Dispensable(f"TensorBoard's events in {folder}")
-        self._writer: EventsWriter | None = None
+        self._writer: RecordWriter | None = None
         with self._dispensable:
             folder.mkdir(exist_ok=True)
             # Not tensorboardX's usual writer: its thread dies of a full disk, and its queue needs
             # /dev/shm.
-            self._writer = EventsWriter(str(folder / "events"))
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+            self._writer = RecordWriter(str(folder / name))
+            self._add(Event(file_version="brain.Event:2"))
             start = SessionLog(status=SessionLog.START)
-            self._add(Event(step=step + 1, file_version="brain.Event:2"))
             self._add(Event(step=step + 1, session_log=start))
             self._writer.flush()
 
@@ -54,4 +57,4 @@ class Events:
     def _add(self, event: Event) -> None:
         assert self._writer is not None
         event.wall_time = time.time()
-        self._writer.write_event(event)
+        self._writer.write(event.SerializeToString())

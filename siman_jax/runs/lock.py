@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -41,6 +42,8 @@ class RunLock:
         trace: TracebackType | None,
     ) -> None:
         if self._descriptor >= 0:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -67,15 +70,16 @@ class RunLock:
     def _lock(self) -> str:
         """The reason why it cannot be locked, "" if it was or locks do not work there."""
         try:
-            self._descriptor = os.open(self._workdir / _FILE, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(self._workdir / _FILE, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             return _unwritable(self._workdir, error)
         try:
             import fcntl  # which only Unix has
 
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(self._descriptor, 1000).decode(errors="replace").strip()
+            holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+            os.close(descriptor)
             return f"another training, {holder or 'just begun'}, uses {self._workdir}. {_ADVICE}"
         except (ImportError, OSError) as error:
             _log.warning(
@@ -83,12 +87,10 @@ class RunLock:
                 self._workdir,
                 error,
             )
-            return ""
-        try:
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, f"{_own_name()}\n".encode())
-        except OSError as error:  # no room even for this
-            return _unwritable(self._workdir, error)
+        self._descriptor = descriptor
+        with suppress(OSError):  # the name is for messages alone
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{_own_name()}\n".encode())
         return ""
 
     def _agree(self, problem: str) -> None:

@@ -52,7 +52,7 @@ class Record:
         self.workdir, self.bits = workdir, bits
         self._checkpoints = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, step)
         self._log = RunLog(workdir, step, write=is_first_process())
-        self._curves = Dispensable(f"{workdir / 'curves.png'}")
+        self._curves = Dispensable(f"the curves in {workdir}")
 
     def save(self, progress: Progress, top1: float | None) -> None:
         """Save a checkpoint; `top1` is None where it was not measured."""

@@ -108,7 +108,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Read the config of the run in `workdir`.
+    """Read the config of the run in `workdir`; fields that an older version lacks get defaults.
 
     Raises:
       UsageError: there is none, or it is damaged.
@@ -128,7 +128,6 @@ def read_config(workdir: Path) -> ConfigDict:
         config = ConfigDict(fields).lock()
     except (ValueError, TypeError, AttributeError) as error:  # a name that ConfigDict does not take
         raise UsageError(f"{path} is no config: {error}") from None
-    _log_added(added, workdir)
     return config
 
 
@@ -171,7 +170,7 @@ def check_writable(folder: Path, flag: str = "workdir") -> None:
       flag: that named it, for the message.
 
     Raises:
-      UsageError: with the folder that lacks the permission, or the link that leads nowhere.
+      UsageError: with the folder that lacks the permission, or what is there instead of a folder.
     """
     existing = folder.absolute()
     while not existing.exists():
@@ -181,6 +180,10 @@ def check_writable(folder: Path, flag: str = "workdir") -> None:
                 " Name another folder."
             )
         existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(
+            f"--{flag}={folder} cannot be written: {existing} is no folder. Name another."
+        )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
             f"--{flag}={folder} cannot be written: there is no permission to write in"
