@@ -1,21 +1,23 @@
 """How every command of the project starts, reads its flags and says what was wrong with them."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from siman_jax.devices.preemption import EXIT_CODE, Preempted
 from siman_jax.errors import UsageError
 from siman_jax.native.library import keep_freed_memory
+from siman_jax.stop import EXIT_CODE, Preempted
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a command, which ends with status 0, or as the errors that it raises say.
 
-    `UsageError`: 2, after `error: ...`; `Preempted`: 75, since the same command goes on.
+    `UsageError`: 2, after `error: ...`; `Preempted`: 75, since the same command goes on; Ctrl-C,
+    where the command does not handle it: 130.
     """
 
     def start(argv: list[str]) -> None:
@@ -32,6 +34,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     except Preempted as stop:
         print(f"{stop}; the same command goes on from there.", file=sys.stderr)
         sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def lock_config(config: ConfigDict) -> ConfigDict:

@@ -4,8 +4,13 @@
     python -m siman_jax.main --config=configs/cifar10.py:resnet18 --workdir=runs/mine
 
 Exit status: 0; 2, what was given cannot be used; 69, another process of the run is gone (134,
-SIGABRT, where JAX's runtime notices first); 75, stopped by SIGTERM with everything saved.
+SIGABRT, where JAX's runtime notices first); 75, stopped by SIGTERM or Ctrl-C with everything saved.
 """
+
+if __name__ == "__main__":  # the imports below take seconds, in which a signal may come
+    from siman_jax.stop import stop_at_once
+
+    stop_at_once()
 
 import os
 import sys
@@ -26,6 +31,7 @@ from siman_jax.models.summary import print_summary, summarize
 from siman_jax.runs.log import Results
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import default_workdir
+from siman_jax.streams import outlive_streams
 from siman_jax.training.task import image_shape, model_from_config
 
 # What a process exits with that lost another one of its run (EX_UNAVAILABLE).
@@ -127,4 +133,5 @@ def _print_results(results: Results, config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
+    outlive_streams()
     run(main)

@@ -1,6 +1,8 @@
 """Files that commands write: whole or not at all, and never by accident over another."""
 
+import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from siman_jax.errors import UsageError
@@ -31,15 +33,16 @@ def check_output(path: Path, flag: str, overwrite: bool) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside `path`, then rename.
+    """Write beside `path`, then rename; of several that write at the same time, one's is there.
 
     Raises:
       UsageError: it cannot be written, for want of space for instance; what was there is as it was.
     """
-    draft = path.with_name(f"{path.name}.draft")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.draft")
     try:
         draft.write_bytes(data)
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {error}.") from error
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error

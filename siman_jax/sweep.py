@@ -4,8 +4,13 @@
 
 Runs are ordinary ones, in WORKDIR/VARIANT/seedN. The same command skips what is done and goes on
 where it stopped. Exit status: 0; 2, what was given cannot be used, or some run cannot be done; 75,
-stopped by SIGTERM with everything saved.
+stopped by SIGTERM or Ctrl-C with everything saved.
 """
+
+if __name__ == "__main__":  # the imports below take seconds, in which a signal may come
+    from siman_jax.stop import stop_at_once
+
+    stop_at_once()
 
 import json
 from collections.abc import Collection, Iterator
@@ -20,7 +25,7 @@ from rich.console import Console
 
 from siman_jax.command import run
 from siman_jax.devices.mesh import make_mesh
-from siman_jax.devices.preemption import Preempted, SigtermWatch
+from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError, choose
 from siman_jax.output import write_whole
 from siman_jax.runs.log import last_and_best, read_rows
@@ -29,6 +34,8 @@ from siman_jax.runs.sweep_plan import Sweep, load_sweep, with_settings
 from siman_jax.runs.sweep_summary import summarize_variant, summary_table
 from siman_jax.runs.train import train_together
 from siman_jax.runs.workdir import check_workdir, check_writable
+from siman_jax.stop import Preempted
+from siman_jax.streams import outlive_streams
 from siman_jax.training.epoch import Diverged
 from siman_jax.training.task import build_task
 
@@ -109,7 +116,7 @@ def run_sweep(
     Raises:
       UsageError: a variant or its data cannot be used, or `folder` holds something else; all this
         before any training.
-      Preempted: SIGTERM came; everything is saved, and the same call goes on from there.
+      Preempted: SIGTERM or Ctrl-C came; everything is saved, and the same call goes on from there.
     """
     _check_folder(sweep, folder)
     runs = {variant: sweep.runs(variant, folder) for variant in sweep.variants}
@@ -125,14 +132,14 @@ def run_sweep(
     _write_json(folder / SWEEP_FILE, _description(sweep))
 
     at_once = seeds_at_once or (1 if jax.default_backend() == "cpu" else len(sweep.seeds))
-    with SigtermWatch() as watch:  # a run's own hears nothing before and after its steps
-        for variant, configs in pending.items():
-            count = len(runs[variant])
-            print(f"{variant}: {count - len(configs)} of {count} seeds done")
-            for group in _groups(configs, at_once):
-                if watch.should_stop(0):
-                    raise Preempted("stopped by SIGTERM between runs")
-                _train_group(group, mesh)
+    stop = StopSignals()
+    for variant, configs in pending.items():
+        count = len(runs[variant])
+        print(f"{variant}: {count - len(configs)} of {count} seeds done")
+        for group in _groups(configs, at_once):
+            if stop.should_stop(0):  # a signal came after the last step of the run before
+                raise Preempted(f"stopped by {stop.name} between runs")
+            _train_group(group, mesh, stop)
     summary = {
         "name": sweep.name,
         "variants": {
@@ -156,18 +163,18 @@ def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path
             yield {workdir: configs[workdir] for workdir in workdirs[start : start + at_once]}
 
 
-def _train_group(group: dict[Path, ConfigDict], mesh: Mesh) -> None:
+def _train_group(group: dict[Path, ConfigDict], mesh: Mesh, stop: StopSignals) -> None:
     """Train runs together; those that cannot be done get a file that says why."""
     print(f"training {', '.join(map(str, group))}", flush=True)
     try:
-        train_together(group, mesh)
+        train_together(group, mesh, stop)
     except Diverged as error:
         if len(group) == 1:
             (workdir,) = group
             _write_failure(workdir, str(error))
             return
         for workdir, config in _unfinished(group).items():  # alone, none stops the others
-            _train_group({workdir: config}, mesh)
+            _train_group({workdir: config}, mesh, stop)
         return
     for workdir in _unfinished(group):  # its last epoch was saved before
         _write_failure(workdir, "its log lacks the last epoch, which is trained; restore log.jsonl")
@@ -238,4 +245,5 @@ def _write_json(path: Path, fields: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    outlive_streams()
     run(main)

@@ -10,6 +10,14 @@ from absl.testing import flagsaver
 from siman_jax.command import parse_flags
 
 REPOSITORY = Path(__file__).parent.parent
+# Of a training on the digits that compiles fast: five binary convolutions.
+TINY = [
+    "--config=configs/digits.py",
+    "--config.model.name=cifar.vgg_small_1w1a",
+    "--config.model.width=4",
+    "--config.batch_size=256",
+    "--config.eval_batch_size=100",
+]
 
 
 def call(main, *arguments):

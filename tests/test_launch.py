@@ -504,6 +504,22 @@ def test_gpus_does_not_wait_after_a_second_interrupt(programs):
     assert process.returncode == 128 + signal.SIGKILL
 
 
+def test_the_tests_of_ctrl_c_pass_in_the_background_too():
+    """Where a shell ignores SIGINT for what it starts, which inherits that."""
+    names = ["passes_signals_on[2]", "does_not_wait_after_a_second_interrupt"]
+    tests = [f"tests/test_launch.py::test_gpus_{name}" for name in names]
+    result = subprocess.run(
+        ["sh", "-c", 'trap "" INT && exec "$@"', "sh", sys.executable]
+        + ["-m", "pytest", "-q", "--numprocesses=0", *tests],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert "2 passed" in result.stdout, result.stdout
+
+
 @pytest.mark.parametrize("code", [0, 1, 2, 69, 75, 134])
 def test_slurm_queues_again_after_75_alone(programs, code):
     programs.write("srun", "", f"exit {code}")

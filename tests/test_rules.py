@@ -18,7 +18,7 @@ from packed_example import outputs_of
 from configs import digits
 from siman_jax.data import load_dataset
 from siman_jax.devices.mesh import make_mesh
-from siman_jax.devices.preemption import Preempted, SigtermWatch
+from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.models import MODELS, build_model
 from siman_jax.models.layers import BINARY_KERNEL, BatchNorm, BinaryConv, BinaryDense
@@ -30,6 +30,7 @@ from siman_jax.rules import ACTIVATION_RULES, AT_THE_END, WEIGHT_RULES
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.snapshot import read_bits
 from siman_jax.runs.train import evaluate_run, load_run, train
+from siman_jax.stop import Preempted
 from siman_jax.training.optimizer import (
     build_optimizer,
     clip_schedule,
@@ -357,7 +358,7 @@ def test_a_run_by_rbnn_logs_saves_and_resumes(tmp_path):
     assert max(rows[0]["flips"].values()) > 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SigtermWatch, "should_stop", lambda self, step: step == 7)
+        patch.setattr(StopSignals, "should_stop", lambda self, step: step == 7)
         with pytest.raises(Preempted, match="step 7"):
             train(config, tmp_path / "stopped", mesh)
     results = train(config, tmp_path / "stopped", mesh)

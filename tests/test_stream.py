@@ -13,11 +13,12 @@ from siman_jax.data import load_dataset
 from siman_jax.data.pipeline import Share, evaluation_batches, read_ahead, training_batches
 from siman_jax.data.stream import EvaluationStream
 from siman_jax.devices.mesh import make_mesh
-from siman_jax.devices.preemption import Preempted, SigtermWatch
+from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.stored_run import load_run
 from siman_jax.runs.train import train
+from siman_jax.stop import Preempted
 
 ALONE = Share(0, 1)
 
@@ -200,7 +201,7 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(
     mesh = make_mesh(2)
     train(config, tmp_path / "whole", mesh)
     with monkeypatch.context() as patch:
-        patch.setattr(SigtermWatch, "should_stop", lambda self, step: step == 7)
+        patch.setattr(StopSignals, "should_stop", lambda self, step: step == 7)
         with pytest.raises(Preempted):
             train(config, tmp_path / "stopped", mesh)
     train(config, tmp_path / "stopped", mesh)

@@ -24,7 +24,6 @@ from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Dataset, Split, evenly_spaced
 from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices.mesh import make_mesh, replicated
-from siman_jax.devices.preemption import Preempted, SigtermWatch
 from siman_jax.errors import UsageError
 from siman_jax.export import pack_run
 from siman_jax.rules import WEIGHT_RULES
@@ -33,6 +32,7 @@ from siman_jax.runs.log import read_rows
 from siman_jax.runs.sweep_plan import Sweep, load_sweep, with_fields
 from siman_jax.runs.train import evaluate_run, train_together
 from siman_jax.runs.workdir import read_config
+from siman_jax.stop import Preempted
 from siman_jax.sweep import run_sweep
 from siman_jax.training import task as task_module
 from siman_jax.training.epoch import Diverged, Progress, make_epoch_runner
@@ -208,9 +208,9 @@ def test_a_run_that_is_missing_is_made_alone(copy, finished, monkeypatch):
     shutil.rmtree(copy / "bnn" / "seed1")
     trained = []
 
-    def note(configs, mesh):
+    def note(configs, mesh, stop):
         trained.extend(configs)
-        return train_together(configs, mesh)
+        return train_together(configs, mesh, stop)
 
     monkeypatch.setattr(command, "train_together", note)
     summary = run_sweep(small_sweep(), copy, make_mesh(1))
@@ -233,8 +233,8 @@ def test_sigterm_after_the_last_step_of_a_run_starts_no_other(copy, monkeypatch)
         shutil.rmtree(copy / variant / "seed1")
     trained = []
 
-    def interrupt(configs, mesh):
-        with SigtermWatch():  # the run's own, which asks no more
+    def interrupt(configs, mesh, stop):
+        with stop:  # and is not asked any more
             os.kill(os.getpid(), signal.SIGTERM)
         trained.extend(configs)
 
@@ -242,16 +242,6 @@ def test_sigterm_after_the_last_step_of_a_run_starts_no_other(copy, monkeypatch)
     with pytest.raises(Preempted, match="between runs"):
         run_sweep(small_sweep(), copy, make_mesh(1))
     assert trained == [copy / "dorefa" / "seed1"]
-
-
-def test_a_watch_hears_what_the_watch_around_it_heard_before():
-    """As where SIGTERM comes while a sweep's run compiles."""
-    with SigtermWatch() as sweep:
-        assert not sweep.should_stop(0)
-        os.kill(os.getpid(), signal.SIGTERM)
-        with SigtermWatch() as run:
-            assert run.should_stop(1)
-        assert sweep.should_stop(0)
 
 
 @pytest.mark.slow
@@ -283,7 +273,7 @@ def test_a_log_without_checkpoints_is_not_written_anew(copy, monkeypatch):
 @pytest.mark.slow
 def test_an_interrupted_group_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training.SigtermWatch, "should_stop", lambda self, step: step >= 3)
+        patch.setattr(training.StopSignals, "should_stop", lambda self, step: step >= 3)
         with pytest.raises(Preempted, match=r"step 3 is saved in .*seed3, .*seed1"):
             run_sweep(small_sweep(), tmp_path, make_mesh(1), 2, only=["bnn"])
     for seed in (3, 1):
@@ -309,7 +299,7 @@ def test_runs_at_different_steps_do_not_train_together(finished, tmp_path):
 
 
 def test_a_seed_that_diverges_does_not_stop_the_others(finished, tmp_path, monkeypatch):
-    def train(configs, mesh):
+    def train(configs, mesh, stop):
         if any(config.seed == 1 for config in configs.values()):
             raise Diverged("the loss is not finite at step 7")
         ((workdir, _),) = configs.items()
@@ -476,7 +466,7 @@ def test_a_table_names_variants_and_failures(copy, monkeypatch, capsys):
     call(command.main, DIGITS, f"--workdir={copy}")  # logs are enough
     assert capsys.readouterr().out == printed
 
-    def diverge(configs, mesh):
+    def diverge(configs, mesh, stop):
         raise Diverged("not finite at step 7")
 
     monkeypatch.setattr(command, "train_together", diverge)

@@ -21,7 +21,7 @@ from siman_jax.command import lock_config
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices.mesh import make_mesh, replicated
-from siman_jax.devices.preemption import Preempted, SigtermWatch
+from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.runs import train as training
 from siman_jax.runs.checkpoint import CheckpointWriter, restore_best, restore_latest
@@ -29,6 +29,7 @@ from siman_jax.runs.log import RunLog, best_row, read_rows
 from siman_jax.runs.snapshot import abstract_snapshot, first_snapshot
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import check_workdir
+from siman_jax.stop import Preempted
 from siman_jax.training import task as task_module
 from siman_jax.training.epoch import Progress, make_epoch_runner
 from siman_jax.training.metrics import METRICS, Sums, score
@@ -71,7 +72,9 @@ def leaves_of(workdir, step):
 def test_a_run_writes_what_it_promises(finished):
     workdir, results = finished
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"config.json", "data.json", "log.jsonl", "curves.png", "checkpoints", "events"}
+    files = {"config.json", "data.json", "log.jsonl", "curves.png", ".lock"}
+    assert names == {*files, "checkpoints", "events"}
+    assert not (workdir / ".lock").read_text()  # nobody holds it
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     rows = read_rows(workdir)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -495,7 +498,7 @@ def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_p
     workdir, _ = finished
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(SigtermWatch, "should_stop", lambda self, step: step == 7)
+        patch.setattr(StopSignals, "should_stop", lambda self, step: step == 7)
         with pytest.raises(Preempted, match="step 7 is saved"):
             train(small_config(), stopped, make_mesh(1))
     assert [row["epoch"] for row in read_rows(stopped)] == [1]
@@ -519,7 +522,7 @@ def test_a_stop_after_the_last_step_of_an_epoch_is_not_lost(finished, tmp_path, 
     config = small_config()
     config.steps_per_dispatch = 5
     with monkeypatch.context() as patch:
-        patch.setattr(SigtermWatch, "should_stop", lambda self, step: step >= 5)
+        patch.setattr(StopSignals, "should_stop", lambda self, step: step >= 5)
         with pytest.raises(Preempted, match="step 5 is saved"):
             train(config, tmp_path, make_mesh(1))
     assert [row["epoch"] for row in read_rows(tmp_path)] == [1]
@@ -533,7 +536,7 @@ def test_the_service_is_asked_after_every_step_and_its_answer_kept(monkeypatch):
     for agreed, expected in ((1, 10), (13, 13), (20, 20)):
         service = lambda step, agreed=agreed: step == agreed  # noqa: E731
         monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", service)
-        watch = SigtermWatch()
+        watch = StopSignals()
         watch._alone = False
         stops = [step for step in (10, 11, 12, 13, 20, 20, 30) if watch.should_stop(step)]
         assert stops[0] == expected
@@ -542,7 +545,7 @@ def test_the_service_is_asked_after_every_step_and_its_answer_kept(monkeypatch):
 
 def test_sigterm_is_noted_and_the_handler_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with SigtermWatch() as watch:
+    with StopSignals() as watch:
         assert not watch.should_stop(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert watch.should_stop(2)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,11 +137,25 @@ def read_ahead(batches: Any, workers: int) -> Any:
     )
 
 
+def start_reading(batches: Any) -> None:
+    """Start threads and workers, which leave SIGTERM and Ctrl-C to the process that trains.
+
+    A whole process group gets these signals, and a worker may while it still imports modules: so
+    they are blocked from its birth, which it inherits from the thread that starts it.
+
+    Args:
+      batches: iterator of `grain.experimental.ThreadPrefetchIterDataset`.
+    """
+    resource_tracker.ensure_running()  # it unblocks them in the thread that it is started from
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        batches.start_prefetch()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _live_as_long_as_parent(index: int, count: int) -> None:
-    """Leave SIGTERM and Ctrl-C, which a whole process group gets, to the process that trains."""
     del index, count
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -23,6 +23,7 @@ from siman_jax.data.pipeline import (
     Share,
     evaluation_batches,
     read_ahead,
+    start_reading,
     training_batches,
 )
 from siman_jax.devices.mesh import by_example, put_local_rows
@@ -119,4 +120,6 @@ def _to_devices(batches: Any, mesh: Mesh, config: ConfigDict) -> Any:
         return Batch(*put_local_rows(mesh, (batch.images, batch.labels)))
 
     stream = read_ahead(batches, config.data.workers).map(put)
-    return iter(ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_AHEAD))
+    ahead = iter(ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_AHEAD))
+    start_reading(ahead)
+    return ahead

@@ -1,38 +1,41 @@
 """Stopping in order when the machine is taken away: SIGTERM asks, a checkpoint answers."""
 
+import os
 import signal
+import sys
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-# What the command line exits with after such a stop (EX_TEMPFAIL): start the same command again.
-EXIT_CODE = 75
+from siman_jax.stop import restore_handlers, say, set_handlers, signal_name
 
 
-class Preempted(Exception):  # noqa: N818, no error: the run is whole
-    """Training was asked to stop, and stopped with everything saved."""
+class StopSignals:
+    """Tells all processes of a run to stop after the same step, once any got SIGTERM or Ctrl-C.
 
+    Use it as a context manager around each loop that saves when it is told to stop; what one loop
+    heard, the next one hears too. With one process it is a signal handler; with several, JAX's
+    preemption service agrees on a step. A second Ctrl-C ends the process at once.
 
-class SigtermWatch:
-    """Tells all processes of a run to stop after the same step, once any of them got SIGTERM.
-
-    Use it as a context manager around the loop. With one process it is a signal handler, and
-    watches around one another hear the same; with several it is JAX's preemption service, which
-    agrees on a step.
+    Attributes:
+      name: of the signal that came.
     """
 
     def __init__(self) -> None:
         self._alone = jax.process_count() == 1
         self._stopping = False
         self._asked = 0
+        self._previous: dict[int, Any] = {}
+        self.name = "SIGTERM"
 
-    def __enter__(self) -> "SigtermWatch":
+    def __enter__(self) -> "StopSignals":
         if self._alone:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-            around = getattr(self._previous, "__self__", None)
-            if isinstance(around, SigtermWatch):  # which may have been asked before this began
-                self._stopping |= around._stopping
+            self._previous = set_handlers(self._note)
+        elif signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            # SIGTERM is JAX's, whose service would not hear of it from a handler here.
+            self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
         return self
 
     def __exit__(
@@ -41,8 +44,7 @@ class SigtermWatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._alone:
-            signal.signal(signal.SIGTERM, self._previous)
+        restore_handlers(self._previous)
 
     def should_stop(self, step: int) -> bool:
         """Whether to stop now, or should have before; every process asks after the same steps.
@@ -59,6 +61,19 @@ class SigtermWatch:
         return self._stopping
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._stopping = True
-        if callable(self._previous):
-            self._previous(number, frame)
+        del frame
+        self._stopping, self.name = True, signal_name(number)
+        if number == signal.SIGINT:
+            _end_at_the_next()
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        _end_at_the_next()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_at_the_next() -> None:
+    """Leave a second Ctrl-C to the system, which ends the process even in the middle of a step."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stderr is not None and sys.stderr.isatty():
+        say("Ctrl-C: saving after this step; once more to stop at once, without saving.")

@@ -7,7 +7,8 @@ devices, whatever mesh a checkpoint was written from.
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,23 +36,31 @@ class CheckpointWriter:
       directory: where checkpoints are kept, a folder for each step.
       keep: how many of the latest to keep, beside the best; at equal accuracy the later one.
       step: the step that training goes on from.
+
+    Raises:
+      UsageError: the directory cannot be made or written.
     """
 
     def __init__(self, directory: Path, keep: int, step: int) -> None:
-        if is_first_process():
-            for saved in saved_steps(directory):
-                if saved > step or _top1(directory, saved) is None:
-                    _set_aside(directory / str(saved))
-        multihost_utils.sync_global_devices("old checkpoints are out of the way")
+        self._directory, self._failed = directory, False
+        logging.getLogger("absl").addFilter(_is_not_raised_too)
         policies = ocp.training.preservation_policies
-        self._directory = directory
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(keep), policies.BestN(get_metric_fn=lambda m: m[_METRIC], n=1)]
-            ),
-            cleanup_tmp_directories=True,
-        )
+        with self._writing("old checkpoints could not be put in order in"):
+            if is_first_process():
+                for saved in saved_steps(directory):
+                    if saved > step or _top1(directory, saved) is None:
+                        _set_aside(directory / str(saved))
+            multihost_utils.sync_global_devices("old checkpoints are out of the way")
+            self._checkpointer = ocp.training.Checkpointer(
+                directory.absolute(),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(keep),
+                        policies.BestN(get_metric_fn=lambda m: m[_METRIC], n=1),
+                    ]
+                ),
+                cleanup_tmp_directories=True,
+            )
 
     def save(self, step: int, state: Any, top1: float | None) -> None:
         """Save `state` under `step`; return when it is safe on disk.
@@ -67,22 +76,37 @@ class CheckpointWriter:
             are as they were.
         """
         metrics = {_METRIC: _NOT_EVALUATED if top1 is None else top1}
-        try:
+        with self._writing(f"the checkpoint of step {step} could not be written to"):
             # An epoch that could not be evaluated is saved again when it is.
             exists = (self._directory / str(step)).exists()
             self._checkpointer.save(step, state, metrics=metrics, force=True, overwrite=exists)
+
+    def close(self) -> None:
+        """Release orbax's threads; an error that `save` raised is not raised again."""
+        try:
+            self._checkpointer.close()
+        except Exception:  # orbax keeps the error of the last save
+            if not self._failed:
+                raise
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Write with orbax; raise `UsageError` at once where the disk refuses."""
+        context = ocp.Context()
+        # In the background orbax's threads would wait minutes for a folder that cannot be made.
+        context.asynchronous.create_directories_asynchronously = False
+        try:
+            with context:
+                yield
         except jax.errors.JaxRuntimeError:  # another process is gone: no fault of the disk
             raise
         except Exception as error:  # orbax and tensorstore raise whatever the disk's refusal led to
+            self._failed = True
             raise UsageError(
-                f"the checkpoint of step {step} could not be written to {self._directory}:"
-                f" {_first_line(error)}\nEarlier checkpoints are as they were. Make room, or mend"
-                " the folder's permissions; then the same command goes on from the latest."
+                f"{what} {self._directory}: {_first_line(error)}\nEarlier checkpoints are as they"
+                " were. Make room, or mend the folder's permissions; then the same command goes on"
+                " from the latest."
             ) from error
-
-    def close(self) -> None:
-        """Release orbax's threads."""
-        self._checkpointer.close()
 
 
 def restore_latest(directory: Path, like: State) -> State | None:
@@ -221,6 +245,11 @@ def _set_aside(checkpoint: Path) -> None:
     folder.mkdir(exist_ok=True)
     free = (name for n in range(10**6) if not (name := folder / f"{checkpoint.name}-{n}").exists())
     _log.warning("moved %s to %s", checkpoint, checkpoint.rename(next(free)))
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """False for errors that orbax's threads log, a thousand lines each, and `save` raises."""
+    return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
 
 
 def _first_line(error: Exception) -> str:

@@ -1,12 +1,18 @@
 """Learning curves of a run, drawn from its log."""
 
+import io
 from pathlib import Path
 
+from siman_jax.output import write_whole
 from siman_jax.runs.log import best_row, read_rows
 
 
 def draw_curves(workdir: Path) -> None:
-    """Draw `workdir`/curves.png from the run's log; nothing, if nothing is logged yet."""
+    """Draw `workdir`/curves.png from the run's log; nothing, if nothing is logged yet.
+
+    Raises:
+      UsageError: it cannot be written.
+    """
     rows = read_rows(workdir)
     if not rows:
         return
@@ -39,4 +45,6 @@ def draw_curves(workdir: Path) -> None:
     for axes in (accuracy, loss, flips):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    figure.savefig(workdir / "curves.png", dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_whole(workdir / "curves.png", picture.getvalue())

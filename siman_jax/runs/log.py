@@ -1,14 +1,13 @@
 """A run's log: one JSON object a line in log.jsonl, and the same numbers for TensorBoard."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from siman_jax.errors import UsageError
+from siman_jax.output import write_whole
+from siman_jax.runs.events import Events
 from siman_jax.training.metrics import METRICS
 
 FILE_NAME = "log.jsonl"
@@ -30,16 +29,13 @@ class RunLog:
     """
 
     def __init__(self, workdir: Path, step: int, write: bool = True) -> None:
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
         if not write:
             return
         self._path = workdir / FILE_NAME
         kept = [value for value in _read_values(workdir) if not _is_beyond(value, step)]
-        draft = self._path.with_suffix(".draft")
-        with _writing(workdir):
-            draft.write_text("".join(json.dumps(value) + "\n" for value in kept))
-            draft.replace(self._path)
-            self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
+        write_whole(self._path, "".join(json.dumps(value) + "\n" for value in kept).encode())
+        self._events = Events(workdir / "events", step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row of numbers, and of mappings of names to numbers.
@@ -53,30 +49,21 @@ class RunLog:
         """
         if self._events is None:
             return
-        with _writing(self._path.parent):
+        try:
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            for name, value in row.items():
-                values = value if isinstance(value, Mapping) else {"": value}
-                for key, number in values.items():
-                    self._events.add_scalar(f"{name}/{key}".rstrip("/"), number, row["step"])
-            self._events.flush()
+        except OSError as error:
+            raise UsageError(
+                f"the log in {self._path.parent} cannot be written: {error}. Checkpoints are as"
+                " they were. Make room, or mend permissions; then the same command goes on from"
+                " the latest."
+            ) from error
+        self._events.write(row)
 
     def close(self) -> None:
         """Close the event file."""
         if self._events is not None:
             self._events.close()
-
-
-@contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"the log in {workdir} cannot be written: {error}. Checkpoints are as they were. Make"
-            " room, or mend permissions; then the same command goes on from the latest."
-        ) from error
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """What one run keeps on disk while it trains: its config, checkpoints, log and curves."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from siman_jax.devices.mesh import is_first_process
 from siman_jax.models.leaves import Bits
 from siman_jax.runs.checkpoint import CheckpointWriter
 from siman_jax.runs.curves import draw_curves
+from siman_jax.runs.dispensable import Dispensable
+from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import Results, RunLog, last_and_best, read_rows
 from siman_jax.runs.snapshot import Snapshot
 from siman_jax.runs.stored_run import CHECKPOINTS
 from siman_jax.runs.trained_on import write_trained_on
 from siman_jax.runs.workdir import claim_workdir
 from siman_jax.training.epoch import Progress
-
-_log = logging.getLogger(__name__)
 
 
 class Record:
@@ -28,6 +27,7 @@ class Record:
     Args:
       config: of the run.
       dataset: that it is trained on.
+      lock: of the run's folder; taken here, where the folder has to be made.
       workdir: the run's folder.
       step: the step that training goes on from.
       bits: of every binary kernel at the end of the epoch before.
@@ -38,13 +38,21 @@ class Record:
     """
 
     def __init__(
-        self, config: ConfigDict, dataset: Dataset, workdir: Path, step: int, bits: Bits
+        self,
+        config: ConfigDict,
+        dataset: Dataset,
+        workdir: Path,
+        lock: RunLock,
+        step: int,
+        bits: Bits,
     ) -> None:
+        lock.make_folder()
         claim_workdir(config, workdir)
         write_trained_on(dataset, workdir)
         self.workdir, self.bits = workdir, bits
         self._checkpoints = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, step)
         self._log = RunLog(workdir, step, write=is_first_process())
+        self._curves = Dispensable(f"the curves in {workdir}")
 
     def save(self, progress: Progress, top1: float | None) -> None:
         """Save a checkpoint; `top1` is None where it was not measured."""
@@ -56,12 +64,10 @@ class Record:
         self._log.write(row)
 
     def draw(self) -> None:
-        """Draw the curves; a disk that is full is no reason to stop."""
-        try:
-            if is_first_process():
+        """Draw the curves."""
+        if is_first_process():
+            with self._curves:
                 draw_curves(self.workdir)
-        except OSError as error:
-            _log.warning("the curves could not be drawn: %s", error)
 
     def results(self) -> Results:
         """The last and the best epoch as logged; nothing in processes that do not log."""

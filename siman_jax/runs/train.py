@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from siman_jax.data.feed import Batch, Feed
 from siman_jax.data.resident import ResidentFeed, padded_batches
 from siman_jax.data.stream import EvaluationStream, StreamFeed
 from siman_jax.devices.mesh import is_first_process, make_replica_check, replicated
-from siman_jax.devices.preemption import Preempted, SigtermWatch
+from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.models.leaves import shares_flipped
 from siman_jax.native.library import describe
 from siman_jax.runs.checkpoint import restore_latest
+from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import Results
 from siman_jax.runs.progress_bar import TrainingProgress
 from siman_jax.runs.record import Record
@@ -37,6 +39,7 @@ from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, first_snapshot,
 from siman_jax.runs.stored_run import CHECKPOINTS, check_resumable, load_run
 from siman_jax.runs.trained_on import check_classes, check_trained_on, read_trained_on
 from siman_jax.runs.workdir import check_workdir, check_writable
+from siman_jax.stop import Preempted
 from siman_jax.training.epoch import (
     Evaluator,
     Progress,
@@ -70,14 +73,17 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
 
     Raises:
       UsageError: the config names something unknown, does not fit the mesh, its data cannot be
-        used, `workdir` cannot be written, holds a run of another config or the mere log of one,
-        or the loss stopped being finite.
-      Preempted: SIGTERM came; everything is saved, and the same call goes on from there.
+        used, `workdir` cannot be written, is in use, holds a run of another config or the mere log
+        of one, or the loss stopped being finite.
+      Preempted: SIGTERM or Ctrl-C came; everything is saved, and the same call goes on from
+        there.
     """
     return train_together({workdir: config}, mesh)[workdir]
 
 
-def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path, Results]:
+def train_together(
+    configs: Mapping[Path, ConfigDict], mesh: Mesh, stop: StopSignals | None = None
+) -> dict[Path, Results]:
     """Train runs that differ in nothing but their seeds as one program, mapped over the seeds.
 
     Each comes out as `train` would have made it, but for rounding, which bits amplify; and each
@@ -87,6 +93,8 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
     Args:
       configs: of each run, by its folder.
       mesh: the devices to train on.
+      stop: hears of SIGTERM and Ctrl-C; for a caller that wants to know whether one came after the
+        last step.
 
     Returns:
       What `train` returns, by the run's folder.
@@ -98,8 +106,20 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
     """
     for workdir, own in configs.items():
         check_workdir(own, workdir)
-        check_writable(workdir)
+        check_writable(workdir / CHECKPOINTS)
         check_resumable(workdir)
+    with ExitStack() as stack:
+        locks = {workdir: stack.enter_context(RunLock(workdir)) for workdir in configs}
+        return _train(configs, locks, mesh, stop or StopSignals())
+
+
+def _train(
+    configs: Mapping[Path, ConfigDict],
+    locks: Mapping[Path, RunLock],
+    mesh: Mesh,
+    stop: StopSignals,
+) -> dict[Path, Results]:
+    """Train runs whose folders are locked, or will be where they are made."""
     config, count = next(iter(configs.values())), len(configs)
     task = build_task(config, mesh)
     for workdir in configs:
@@ -144,22 +164,22 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
 
     # Nothing is written before here, where all that a config can get wrong has been tried.
     records = [
-        Record(own, task.dataset, workdir, done, snapshot.bits)
+        Record(own, task.dataset, workdir, locks[workdir], done, snapshot.bits)
         for (workdir, own), snapshot in zip(configs.items(), snapshots, strict=True)
     ]
     bar = TrainingProgress(config.epochs * task.steps_per_epoch, done, show=is_first_process())
     try:
-        with SigtermWatch() as watch:
+        with stop:
             for epoch in range(first, config.epochs):
                 started = time.perf_counter()
                 if int(progress.state.step) < (epoch + 1) * task.steps_per_epoch:
-                    progress = run_epoch(progress, bar.advance, watch.should_stop)
+                    progress = run_epoch(progress, bar.advance, stop.should_stop)
                 steps, members = int(progress.state.step), split(progress)
                 seconds = time.perf_counter() - started
                 if steps < (epoch + 1) * task.steps_per_epoch:
                     for record, member in zip(records, members, strict=True):
                         record.save(member, None)
-                    raise _preempted(steps, configs)
+                    raise _preempted(stop, steps, configs)
 
                 for record, member, before in zip(records, members, counted, strict=True):
                     rate = (int(member.sums.count) - before) / seconds
@@ -170,8 +190,8 @@ def train_together(configs: Mapping[Path, ConfigDict], mesh: Mesh) -> dict[Path,
                         record.draw()
                 progress = Progress(progress.state, no_sums_yet(no_sums(mesh), count))
                 counted = [0] * count
-                if watch.should_stop(steps) and epoch + 1 < config.epochs:
-                    raise _preempted(steps, configs)
+                if stop.should_stop(steps) and epoch + 1 < config.epochs:
+                    raise _preempted(stop, steps, configs)
     finally:
         feed.close()
         bar.close()
@@ -310,9 +330,9 @@ def _evaluator(
     return make_evaluator(config, model, batches, len(split), mesh)
 
 
-def _preempted(step: int, workdirs: Iterable[Path]) -> Preempted:
+def _preempted(stop: StopSignals, step: int, workdirs: Iterable[Path]) -> Preempted:
     where = ", ".join(map(str, workdirs))
-    return Preempted(f"stopped by SIGTERM; step {step} is saved in {where}")
+    return Preempted(f"stopped by {stop.name}; step {step} is saved in {where}")
 
 
 @jax.jit

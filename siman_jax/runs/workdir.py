@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.devices.mesh import all_agree, is_first_process
 from siman_jax.errors import UsageError
+from siman_jax.output import write_whole
 
 _CONFIG_FILE = "config.json"
 # A run may go on with other values of these: no number depends on them but by rounding, if folders
@@ -28,6 +30,37 @@ _OPERATIONAL = {
     "config.data.workers",
     "config.data.damaged_limit",
 }
+
+# Fields that configs did not always have, with the values that make a run go on as it began: of
+# every config, and by source of the data, of those whose data are in memory.
+_ADDED: dict[str, Any] = {
+    "config.accumulation_steps": 1,
+    "config.measure_kernels": False,
+    "config.batch_norm_devices": 0,
+    "config.native": True,
+    "config.shard_optimizer": False,
+    "config.optimizer.reference_batch_size": 0,
+    "config.optimizer.kernel_decay": 0.0,
+    "config.optimizer.clip_decays": True,
+    "config.optimizer.bop": False,
+    "config.optimizer.bop_adaptivity": 1e-4,
+    "config.optimizer.bop_threshold": 1e-8,
+    "config.estimator.first_sharpness": 1e-2,
+    "config.estimator.last_sharpness": 10.0,
+    "config.estimator.first_tau": 0.85,
+    "config.estimator.last_tau": 0.99,
+}
+_IN_MEMORY: dict[str, Any] = {"config.data.train_examples": 0, "config.data.resident": True}
+_ADDED_DATA: dict[str, dict[str, Any]] = {
+    "digits": _IN_MEMORY,
+    "tfds": _IN_MEMORY,
+    "image_folder": {
+        "config.data.train_split": "train",
+        "config.data.test_split": "test",
+        **_IN_MEMORY,
+    },
+}
+_log = logging.getLogger(__name__)
 
 
 def default_workdir(config: str) -> Path:
@@ -57,10 +90,13 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         return
     saved = _flat(_parse(path))
     given = _flat(_plain(config))
+    added = {key: value for key, value in _added(saved).items() if key in given}
+    saved |= added
+    none = "no such field"
     different = [
-        f"{key}: {saved.get(key)} there, {given.get(key)} here"
+        f"{key}: {saved.get(key, none)} there, {given.get(key, none)} here"
         for key in sorted((saved.keys() | given.keys()) - _OPERATIONAL)
-        if saved.get(key) != given.get(key)
+        if saved.get(key, none) != given.get(key, none)
     ]
     if different:
         raise UsageError(
@@ -68,10 +104,11 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
             + "\n  ".join(different)
             + "\nGo on with its own config, or name another --workdir."
         )
+    _log_added(added, workdir)
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Read the config of the run in `workdir`.
+    """Read the config of the run in `workdir`; fields that an older version lacks get defaults.
 
     Raises:
       UsageError: there is none, or it is damaged.
@@ -79,10 +116,39 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / _CONFIG_FILE
     if not path.is_file():
         raise UsageError(f"there is no run in {workdir}: expected its {_CONFIG_FILE}.")
+    fields = _parse(path)
+    added = _added(_flat(fields))
     try:
-        return ConfigDict(_parse(path)).lock()
-    except ValueError as error:  # a name that ConfigDict does not take
+        for key, value in added.items():
+            _, *sections, name = key.split(".")
+            section = fields
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[name] = value
+        config = ConfigDict(fields).lock()
+    except (ValueError, TypeError, AttributeError) as error:  # a name that ConfigDict does not take
         raise UsageError(f"{path} is no config: {error}") from None
+    return config
+
+
+def _added(saved: dict[str, Any]) -> dict[str, Any]:
+    """Fields that a saved config lacks since an older version wrote it, with their defaults."""
+    added = _ADDED
+    if "config.data.workers" not in saved:
+        added = added | _ADDED_DATA.get(str(saved.get("config.data.source")), {})
+    return {key: value for key, value in added.items() if key not in saved}
+
+
+def _log_added(added: dict[str, Any], workdir: Path) -> None:
+    """Log which fields a run of an older version lacks and so takes the defaults of."""
+    taken = [f"{key}={value}" for key, value in added.items() if key not in _OPERATIONAL]
+    if taken:
+        _log.info(
+            "the run in %s is of an older version; fields that are new since then take their"
+            " defaults: %s",
+            workdir,
+            ", ".join(taken),
+        )
 
 
 def fields_that_matter(config: ConfigDict) -> dict[str, Any]:
@@ -104,7 +170,7 @@ def check_writable(folder: Path, flag: str = "workdir") -> None:
       flag: that named it, for the message.
 
     Raises:
-      UsageError: with the folder that lacks the permission, or the link that leads nowhere.
+      UsageError: with the folder that lacks the permission, or what is there instead of a folder.
     """
     existing = folder.absolute()
     while not existing.exists():
@@ -114,6 +180,10 @@ def check_writable(folder: Path, flag: str = "workdir") -> None:
                 " Name another folder."
             )
         existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(
+            f"--{flag}={folder} cannot be written: {existing} is no folder. Name another."
+        )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
             f"--{flag}={folder} cannot be written: there is no permission to write in"
@@ -127,14 +197,13 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UsageError: the folder cannot be made or written, or not all processes see it.
     """
-    draft = workdir / f"{_CONFIG_FILE}.draft"
     problem = ""
     if is_first_process():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(_plain(config), indent=2) + "\n")
-            draft.replace(workdir / _CONFIG_FILE)
-        except OSError as error:
+            text = json.dumps(_plain(config), indent=2) + "\n"
+            write_whole(workdir / _CONFIG_FILE, text.encode())
+        except (OSError, UsageError) as error:
             problem = f" ({error})"
     written = all_agree(not problem)
     if not (written and all_agree((workdir / _CONFIG_FILE).exists())):

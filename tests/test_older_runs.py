@@ -1,0 +1,74 @@
+"""Runs that an older version began: new fields take their defaults, removed ones are named."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cli import REPOSITORY
+
+from siman_jax.errors import UsageError
+from siman_jax.runs.workdir import check_workdir, fields_that_matter, read_config
+
+# Files as versions before this one wrote them, and the config that made each.
+OLD = [
+    ("results/digits_resnet20_12epochs/config.json", "digits"),
+    ("results/cifar10_jpeg_resnet20_10epochs/config.json", "image_folder"),
+    ("results/clip/constant_15/seed0/config.json", "cifar10_short"),
+    ("results/published_resnet20/config.json", "image_folder"),
+    ("tests/old_configs/imagenet.json", "imagenet"),
+]
+
+
+def copy(file, folder):
+    shutil.copy(REPOSITORY / file, folder / "config.json")
+    return json.loads((folder / "config.json").read_text())
+
+
+def config_of(name, saved):
+    """Today's config with the values of a saved one."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.unlock()
+    config.update(saved)
+    return config
+
+
+@pytest.mark.parametrize(("file", "name"), OLD, ids=[file for file, _ in OLD])
+def test_an_older_run_goes_on(tmp_path, file, name):
+    """Where this fails for a new field: add it to those that `runs.workdir` gives older runs."""
+    config = config_of(name, copy(file, tmp_path))
+    check_workdir(config, tmp_path)
+    assert fields_that_matter(read_config(tmp_path)) == fields_that_matter(config)
+
+
+def test_new_fields_and_their_values_are_logged(tmp_path, caplog):
+    caplog.set_level("INFO")
+    saved = copy("results/digits_resnet20_12epochs/config.json", tmp_path)
+    config = config_of("digits", saved)
+    check_workdir(config, tmp_path)
+    assert "is of an older version; fields that are new since then take their defaults" in (
+        caplog.text
+    )
+    assert "config.optimizer.kernel_decay=0.0" in caplog.text
+    config.optimizer.kernel_decay = 0.1  # the run went without
+    with pytest.raises(UsageError, match=r"kernel_decay: 0.0 there, 0.1 here"):
+        check_workdir(config, tmp_path)
+
+
+def test_removed_fields_are_named(tmp_path):
+    saved = copy("tests/old_configs/imagenet.json", tmp_path)
+    config = config_of("imagenet", saved)
+    saved["optimizer"]["lookahead"] = 5
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match=r"optimizer.lookahead: 5 there, no such field here"):
+        check_workdir(config, tmp_path)
+
+
+def test_a_field_that_no_default_is_known_of_is_named(tmp_path):
+    saved = copy("tests/old_configs/imagenet.json", tmp_path)
+    config = config_of("imagenet", saved)
+    del saved["model"]["dtype"]
+    Path(tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match=r"model.dtype: no such field there, float32 here"):
+        check_workdir(config, tmp_path)
