@@ -65,6 +65,43 @@ SIMAN_TARGET void Expand(int64_t count, const uint32_t* bits, uint32_t used, uin
     _mm512_storeu_si512(tiles + row * kTile, _mm512_mask_blend_epi16(bits[row], minus, plus));
 }
 
+SIMAN_TARGET void Transpose(int64_t pixels, const float* x, int64_t x_step, float least,
+                            uint16_t* to, int64_t to_step) {
+  constexpr int64_t kMost = 32;
+  const __m512 limit = _mm512_set1_ps(least);
+  const __m512i plus = _mm512_set1_epi16(0x3f80);
+  const __m512i minus = _mm512_set1_epi16(static_cast<int16_t>(0xbf80));
+  for (int64_t first = 0; first < pixels; first += kMost) {
+    const int64_t count = pixels - first < kMost ? pixels - first : kMost;
+    uint16_t signs[kMost] = {};  // a bit for each channel
+    for (int64_t p = 0; p < count; ++p)
+      signs[p] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + (first + p) * x_step), limit, _CMP_GE_OQ);
+    const __m512i all = _mm512_loadu_si512(signs);
+    const auto inside = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+    for (int channel = 0; channel < kTile; ++channel) {
+      const __mmask32 set =
+          _mm512_test_epi16_mask(all, _mm512_set1_epi16(static_cast<int16_t>(1 << channel)));
+      _mm512_mask_storeu_epi16(to + channel * to_step + first, inside,
+                               _mm512_mask_blend_epi16(set, minus, plus));
+    }
+  }
+}
+
+SIMAN_TARGET void PairUp(int64_t pairs, const float* g, int64_t g_step, uint32_t* to,
+                         int64_t part_step) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  for (int64_t pair = 0; pair < pairs; ++pair, g += 2 * g_step, to += kTile) {
+    __m512 first = _mm512_loadu_ps(g), second = _mm512_loadu_ps(g + g_step);
+    for (int part = 0; part < kParts; ++part) {
+      const __m512i a = _mm512_and_si512(_mm512_castps_si512(first), high);
+      const __m512i b = _mm512_and_si512(_mm512_castps_si512(second), high);
+      _mm512_storeu_si512(to + part * part_step, _mm512_or_si512(_mm512_srli_epi32(a, 16), b));
+      first = _mm512_sub_ps(first, _mm512_castsi512_ps(a));
+      second = _mm512_sub_ps(second, _mm512_castsi512_ps(b));
+    }
+  }
+}
+
 // Tiles 0 to 3 are sums, 4 to 6 the parts, 7 weights.
 SIMAN_TARGET void Begin(int64_t pixels) {
   struct alignas(64) {
@@ -133,7 +170,50 @@ SIMAN_TARGET void Multiply(int64_t tiles, int64_t rows, int64_t pairs,
   }
 }
 
-const Tiles kTiles = {Split, Signs, Expand, Begin, End, Multiply};
+// Tiles 0 to 2 are sums, 3 to 5 signs, 6 pairs.
+template <int kTaps>
+SIMAN_TARGET void AccumulateTaps(int64_t steps, const uint16_t* const* signs, int64_t signs_step,
+                                 const uint32_t* pairs, int64_t part_step, bool fresh,
+                                 float* const* sums) {
+#define SIMAN_FOR_TAPS(body)           \
+  body(0, 3);                          \
+  if constexpr (kTaps > 1) body(1, 4); \
+  if constexpr (kTaps > 2) body(2, 5);
+#define SIMAN_BEGIN(tap, tile) \
+  if (fresh)                   \
+    _tile_zero(tap);           \
+  else                         \
+    _tile_loadd(tap, sums[tap], 64)
+#define SIMAN_LOAD_SIGNS(tap, tile) _tile_loadd(tile, signs[tap] + step * 2 * kTile, signs_step * 2)
+#define SIMAN_ADD(tap, tile) _tile_dpbf16ps(tap, tile, 6)
+#define SIMAN_END(tap, tile) _tile_stored(tap, sums[tap], 64)
+  SIMAN_FOR_TAPS(SIMAN_BEGIN)
+  for (int64_t step = 0; step < steps; ++step) {
+    SIMAN_FOR_TAPS(SIMAN_LOAD_SIGNS)
+    for (int part = 0; part < kParts; ++part) {
+      _tile_loadd(6, pairs + part * part_step + step * kTileSize, 64);
+      SIMAN_FOR_TAPS(SIMAN_ADD)
+    }
+  }
+  SIMAN_FOR_TAPS(SIMAN_END)
+#undef SIMAN_FOR_TAPS
+#undef SIMAN_BEGIN
+#undef SIMAN_LOAD_SIGNS
+#undef SIMAN_ADD
+#undef SIMAN_END
+}
+
+SIMAN_TARGET void Accumulate(int64_t taps, int64_t steps, const uint16_t* const* signs,
+                             int64_t signs_step, const uint32_t* pairs, int64_t part_step,
+                             bool fresh, float* const* sums) {
+  switch (taps) {
+    case 1: return AccumulateTaps<1>(steps, signs, signs_step, pairs, part_step, fresh, sums);
+    case 2: return AccumulateTaps<2>(steps, signs, signs_step, pairs, part_step, fresh, sums);
+    default: return AccumulateTaps<3>(steps, signs, signs_step, pairs, part_step, fresh, sums);
+  }
+}
+
+const Tiles kTiles = {Split, Signs, Expand, Transpose, PairUp, Begin, End, Multiply, Accumulate};
 
 // All else is AVX-512's.
 Variant WithTiles() {

@@ -32,7 +32,16 @@ struct Tiles {
   // none.
   void (*expand)(int64_t count, const uint32_t* bits, uint32_t used, uint32_t* tiles);
 
-  // Before and after some calls of `multiply` with sums of `pixels` pixels.
+  // to[channel][pixel] = +1 where x >= least, else -1, as bfloat16, for kTile channels of pixels
+  // that are x_step numbers apart.
+  void (*transpose)(int64_t pixels, const float* x, int64_t x_step, float least, uint16_t* to,
+                    int64_t to_step);
+
+  // The three parts of pairs of pixels, for kTile filters: [pairs, kTile] of each part.
+  void (*pair_up)(int64_t pairs, const float* g, int64_t g_step, uint32_t* to, int64_t part_step);
+
+  // Before and after some calls of `multiply` with sums of `pixels` pixels, or, with kTile of them,
+  // of `accumulate`.
   void (*begin)(int64_t pixels);
   void (*end)();
 
@@ -43,6 +52,11 @@ struct Tiles {
   void (*multiply)(int64_t tiles, int64_t rows, int64_t pairs, const uint32_t* const* starts,
                    int64_t part_step, const uint32_t* weights, bool fresh, float* const* to,
                    int64_t to_step);
+
+  // For up to three taps: sums[tap][channel][filter] = (fresh ? 0 : itself) + the sum over parts
+  // and 2 * kTile * steps places of signs[tap][channel][place] times what pairs hold there.
+  void (*accumulate)(int64_t taps, int64_t steps, const uint16_t* const* signs, int64_t signs_step,
+                     const uint32_t* pairs, int64_t part_step, bool fresh, float* const* sums);
 };
 
 }  // namespace siman

@@ -15,6 +15,7 @@
 #include "input_by_rows.h"
 #include "input_by_tiles.h"
 #include "input_gradient.h"
+#include "kernel_by_tiles.h"
 #include "kernel_gradient.h"
 #include "memory.h"
 #include "norms.h"
@@ -251,6 +252,7 @@ class ConvBackward {
     else
       input_ = std::make_unique<InputByRows>(conv.run(), conv.n, conv.channels, conv.filters,
                                              group_, conv.code);
+    by_tiles_ = KernelByTiles::Covers(*conv.variant, conv.n, conv.channels, conv.filters);
     // Sums of few filters fit the second cache, and then one task does all for its samples.
     constexpr int64_t kCached = 65536;
     const int64_t groups = (conv.batch + group_ - 1) / group_;
@@ -273,12 +275,13 @@ class ConvBackward {
     widths_.resize(workers);
     for (int64_t worker = 0; worker < workers; ++worker) {
       spaces_.emplace_back(SpaceSize());
-      // What is not image stays 0.
+      // What is not image or result stays 0.
       std::fill_n(ImageOf(worker), 4 * BytesSize(), 0);
+      std::fill_n(TilesScratch(worker), TilesScratchSize(), 0.0f);
     }
     std::vector<Phase> phases;
     phases.push_back({input_->tasks(), [this](int64_t task, int64_t) { input_->Prepare(task); }});
-    if (!together_)
+    if (!together_ && !by_tiles_)
       phases.push_back(
           {Groups(), [this](int64_t group, int64_t worker) { PlacesTask(group, worker); }});
     phases.push_back({blocks_ * ranges_, [this](int64_t task, int64_t worker) {
@@ -307,7 +310,7 @@ class ConvBackward {
   }
   int64_t SpaceSize() const {
     return GradientSize() + BytesSize() + KernelGradient::kMostFours * kFloatsOfTable +
-           InputSize() + MoreSize() + input_->ScratchSize();
+           InputSize() + MoreSize() + RoundUp(input_->ScratchSize(), kLanes) + TilesScratchSize();
   }
   float* Gradient(int64_t worker) { return spaces_[worker].data(); }
   uint8_t* ImageOf(int64_t worker) {
@@ -325,6 +328,13 @@ class ConvBackward {
     return to_.shortcut_is_input ? InputOf(worker) + InputSize() : nullptr;
   }
   float* Scratch(int64_t worker) { return InputOf(worker) + InputSize() + MoreSize(); }
+
+  int64_t TilesScratchSize() const {
+    return by_tiles_ ? KernelByTiles::ScratchSize(conv_.n, conv_.channels, group_) : 0;
+  }
+  float* TilesScratch(int64_t worker) {
+    return Scratch(worker) + RoundUp(input_->ScratchSize(), kLanes);
+  }
 
   // For rows of `width` numbers; what is no result's stays 0.
   float* Clear(int64_t worker, int64_t width) {
@@ -398,13 +408,23 @@ class ConvBackward {
     const int64_t filter = range * filters_, count = std::min(filters_, conv_.filters - filter);
     KernelGradient kernel(conv_.run(), conv_.n, layout_, filters_, sums, sums + border,
                           Tables(worker));
+    std::optional<KernelByTiles> tiles;
+    if (by_tiles_)
+      tiles.emplace(*conv_.variant, conv_.n, conv_.channels, count, group_, sums,
+                    TilesScratch(worker));
     float* g = Clear(worker, filters_);
     for (int64_t group = block * groups_per_block_;
          group < std::min((block + 1) * groups_per_block_, Groups()); ++group) {
       const int64_t samples = Samples(group);
       LoadGradient(group, filter, count, filters_, g, together_ ? More(worker) : nullptr);
-      if (together_) PlacesTask(group, worker);
-      kernel.Add(samples, g, Places(group, worker));
+      if (by_tiles_) {
+        for (int64_t sample = 0; sample < samples; ++sample)
+          tiles->Load(sample, X(group, sample), Mean(group, sample));
+        tiles->Add(samples, g, layout_.pixels() * filters_, layout_.fours_across * kFour, filters_);
+      } else {
+        if (together_) PlacesTask(group, worker);
+        kernel.Add(samples, g, Places(group, worker));
+      }
       if (together_) InputTask(group, g, filters_, worker);
     }
   }
@@ -473,6 +493,7 @@ class ConvBackward {
   KernelGradientLayout layout_;
   int64_t group_;  // samples that are handled together
   std::unique_ptr<InputGradient> input_;
+  bool by_tiles_;  // the kernel's gradient
   bool together_;
   int64_t filters_, ranges_;  // of filters, of one task
   int64_t groups_per_block_, blocks_;
