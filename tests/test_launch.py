@@ -508,9 +508,9 @@ def test_the_tests_of_ctrl_c_pass_in_the_background_too():
     """Where a shell ignores SIGINT for what it starts, which inherits that."""
     names = ["passes_signals_on[2]", "does_not_wait_after_a_second_interrupt"]
     tests = [f"tests/test_launch.py::test_gpus_{name}" for name in names]
+    line = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", *tests]
     result = subprocess.run(
-        ["sh", "-c", 'trap "" INT && exec "$@"', "sh", sys.executable]
-        + ["-m", "pytest", "-q", "--numprocesses=0", *tests],
+        ["sh", "-c", 'trap "" INT && exec "$@"', "sh", *line],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

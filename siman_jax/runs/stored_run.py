@@ -18,6 +18,7 @@ from siman_jax.runs.checkpoint import (
     restore_step,
     saved_steps,
 )
+from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, read_bits
 from siman_jax.runs.workdir import claim_workdir
@@ -122,12 +123,14 @@ def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str
     snapshot = jax.device_put(
         Snapshot(Progress(start, Sums.zero()), bits), jax.tree.map(lambda x: x.sharding, layout)
     )
-    claim_workdir(config, workdir)
-    writer = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, step=0)
-    try:
-        writer.save(0, snapshot, top1=None)
-    finally:
-        writer.close()
+    with RunLock(workdir) as lock:
+        lock.make_folder()
+        claim_workdir(config, workdir)
+        writer = CheckpointWriter(workdir / CHECKPOINTS, config.keep_checkpoints, step=0)
+        try:
+            writer.save(0, snapshot, top1=None)
+        finally:
+            writer.close()
 
 
 def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
