@@ -25,6 +25,12 @@ def kth_smallest(x: Array, k: Array | int) -> Array:
     Returns:
       Array of the shape that `k` and `[1, ...]` broadcast to, and the dtype of `x`.
 
+    Raises:
+      ValueError: there is nothing to choose from, or `k` is an integer and no rank.
+
+    Raises:
+      ValueError: there is nothing to choose from, or `k` is an integer and no rank.
+
     >>> kth_smallest(jnp.array([3.0, 1.0, 2.0]), 1)
     Array([2.], dtype=float32)
     """
@@ -34,8 +40,8 @@ def kth_smallest(x: Array, k: Array | int) -> Array:
         found = lax.fori_loop(0, _steps(x), lambda i, found: _fix_bit(i, found, keys, rank), found)
         return lax.bitcast_convert_type(found, x.dtype)
 
-    ranks = jnp.asarray(k, jnp.int32)
-    if not (available(x) and x.ndim == 2 and x.shape[1] == 1 and ranks.ndim == 2):
+    ranks = _ranks(x, k, least=0)
+    if not (available(x) and x.ndim == 2 and x.shape[1] == 1 and ranks.ndim == 2 and ranks.size):
         return by_bisection(x, ranks)
 
     def natively(x: Array, ranks: Array) -> Array:
@@ -58,6 +64,12 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
 
     Returns:
       bool, shape of `x`.
+
+    Raises:
+      ValueError: as for `kth_smallest`.
+
+    Raises:
+      ValueError: as for `kth_smallest`.
     """
 
     def by_bisection(x: Array, k: Array) -> Array:
@@ -70,7 +82,7 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
         start = found, jnp.zeros(x.shape, jnp.bool_)
         return lax.fori_loop(0, _steps(x), step, start)[1]
 
-    ranks = jnp.asarray(k, jnp.int32)
+    ranks = _ranks(x, k, least=-1)
     if not (available(x) and x.ndim == 2 and ranks.shape in ((), (1, x.shape[1]))):
         return by_bisection(x, ranks)
 
@@ -79,6 +91,22 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
         return call(EXCEEDS_KTH, jax.ShapeDtypeStruct(x.shape, jnp.bool_), x, ranks)
 
     return on_cpu(natively, by_bisection)(x, ranks)
+
+
+def _ranks(x: Array, k: Array | int, least: int) -> Array:
+    """`k` as an array; checked where it is known before anything runs."""
+    count = x.shape[0] if x.ndim else 0
+    if not count or (isinstance(k, int) and not least <= k < count):
+        raise ValueError(f"no rank {k} among {count} numbers; expected {least} to {count - 1}.")
+    return jnp.asarray(k, jnp.int32)
+
+
+def _ranks(x: Array, k: Array | int, least: int) -> Array:
+    """`k` as an array; checked where it is known before anything runs."""
+    count = x.shape[0] if x.ndim else 0
+    if not count or (isinstance(k, int) and not least <= k < count):
+        raise ValueError(f"no rank {k} among {count} numbers; expected {least} to {count - 1}.")
+    return jnp.asarray(k, jnp.int32)
 
 
 def _start(x: Array, k: Array | int) -> tuple[Array, Array, Array]:

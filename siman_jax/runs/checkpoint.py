@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from siman_jax.devices.mesh import all_agree, is_first_process
@@ -147,6 +148,38 @@ def restore_step(directory: Path, step: int, like: State) -> State:
     return restored
 
 
+def verify_checkpoint(directory: Path, step: int) -> bool:
+    """Read a checkpoint as it is, and compare its checksums.
+
+    Args:
+      directory: as given to `CheckpointWriter`.
+      step: of the checkpoint.
+
+    Returns:
+      Whether it has checksums; an earlier version wrote none.
+
+    Raises:
+      UsageError: it is damaged.
+    """
+    path = directory.absolute() / str(step)
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        tree, stored = _describe(path)
+    except Exception as caught:  # orbax and tensorstore raise whatever damage leads to
+        raise UsageError(
+            f"the checkpoint {path} cannot be read: {_first_line(caught)}."
+        ) from caught
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
+    )
+    _, error = _try_restore(path, abstract)
+    if error is None and _top1(directory, step) is None:
+        error = OSError("its metrics are damaged")
+    if error is not None:
+        raise UsageError(f"the checkpoint {path} cannot be read: {_first_line(error)}.")
+    return stored is not None
+
+
 def saved_steps(directory: Path) -> list[int]:
     """Steps of the finished checkpoints; orbax renames a folder to its step at the end."""
     if not directory.is_dir():
@@ -164,10 +197,7 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
     for step in sorted(saved_steps(directory), reverse=True):
         path = directory.absolute() / str(step)
         try:
-            tree = _metadata(path)
-            stored = _stored_checksums(path)
-            if stored and stored.shapes != leaf_shapes(tree):
-                raise OSError("its metadata are damaged")
+            tree, _ = _describe(path)
         except Exception as error:  # orbax and tensorstore raise whatever damage leads to
             _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
             continue
@@ -213,6 +243,18 @@ def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
         if all_agree(error is None):
             return restored, None
     return None, error or OSError("another process could not read it")
+
+
+def _describe(path: Path) -> tuple[Any, Checksums | None]:
+    """What `_metadata` gives, and the checksums of the same leaves if there are any.
+
+    Raises:
+      Exception: as `_metadata` and `_stored_checksums` do, or they contradict each other.
+    """
+    tree, stored = _metadata(path), _stored_checksums(path)
+    if stored and stored.shapes != leaf_shapes(tree):
+        raise OSError("its metadata are damaged")
+    return tree, stored
 
 
 def _metadata(path: Path) -> Any:

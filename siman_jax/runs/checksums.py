@@ -3,8 +3,9 @@
     checksum = sum over i of word[i] * (first[i % 4096] * second[i // 4096])  modulo 2^64
 
 `word` are the array's bytes in C order, taken as little-endian 32-bit words, the last one filled up
-with zeros. The factors are odd, fixed pseudo-random 64-bit numbers: a product of odd numbers is odd,
-so any change within one word changes the sum, and a sum can be added up from parts in any order.
+with zeros. The factors are odd, fixed pseudo-random 64-bit numbers. A product of odd numbers is
+odd, so any change within one word changes the sum; other changes do but for one in 2^32. A sum can
+be added up from parts in any order.
 """
 
 import functools
