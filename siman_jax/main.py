@@ -1,4 +1,4 @@
-"""Command line: train, evaluate or summarize the network of a config.
+"""Command line: train, evaluate or summarize the network of a config, or verify a run's files.
 
     python -m siman_jax.main --config=configs/digits.py
     python -m siman_jax.main --config=configs/cifar10.py:resnet18 --workdir=runs/mine
@@ -22,6 +22,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from siman_jax.command import lock_config, run
@@ -30,6 +31,7 @@ from siman_jax.errors import UsageError
 from siman_jax.models.summary import print_summary, summarize
 from siman_jax.runs.log import Results
 from siman_jax.runs.train import evaluate_run, train
+from siman_jax.runs.verify import verify_run
 from siman_jax.runs.workdir import default_workdir
 from siman_jax.streams import outlive_streams
 from siman_jax.training.task import image_shape, model_from_config
@@ -47,7 +49,10 @@ _WORKDIR = flags.DEFINE_string(
     " config.",
 )
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "eval", "summary"], "What to do with the network."
+    "mode",
+    "train",
+    ["train", "eval", "summary", "verify"],
+    "What to do with the network; verify checks a run's files, and needs no --config.",
 )
 _DEVICES = flags.DEFINE_integer("devices", 0, "How many devices to use; 0 for all.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -68,6 +73,9 @@ def main(argv: list[str]) -> None:
     """Do what the flags say."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --NAME=VALUE.")
+    if _MODE.value == "verify":
+        _verify(_workdir())
+        return
     config = _config()
     if _MODE.value == "summary":
         print_summary(summarize(model_from_config(config), image_shape(config)))
@@ -116,10 +124,28 @@ def _config() -> ConfigDict:
 def _workdir() -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value).expanduser()
+    if _CONFIG.value is None:
+        raise UsageError("--workdir is missing; it names the folder of the run.")
     workdir = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not _PROCESS_ID.value:
         print(f"the run's folder is {workdir}; --workdir names another", flush=True)
     return workdir
+
+
+def _verify(workdir: Path) -> None:
+    findings = verify_run(workdir)
+    table = Table(title=escape(str(workdir)))
+    for heading in ("file", "state", "found"):
+        table.add_column(heading, overflow="fold")
+    for name, whole, text in findings:
+        table.add_row(escape(name), "whole" if whole else "damaged", escape(text))
+    Console().print(table)
+    damaged = [name for name, whole, _ in findings if not whole]
+    if damaged:
+        raise UsageError(
+            f"damaged in {workdir}: {', '.join(damaged)}. Training and evaluation pass over damaged"
+            " checkpoints; restore other files from a copy."
+        )
 
 
 def _print_results(results: Results, config: ConfigDict) -> None:

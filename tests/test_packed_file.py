@@ -1,6 +1,7 @@
 """The model file: nothing lost, equal bytes, and no file that does more than be refused."""
 
 import contextlib
+import hashlib
 import json
 from functools import cache, partial
 
@@ -143,6 +144,7 @@ WRONG = {
     "missing": ({"tensors": {"conv1/words": None}}, "'conv1/words' is missing"),
     "extra": ({"tensors": {"conv9/words": np.uint32([1])}}, "'conv9/words' is not of this network"),
     "shape": ({"tensors": {"fc/bias": np.zeros(4, np.float32)}}, r"'fc/bias' has shape \(4,\)"),
+    "unknown": ({"metadata": {"sha257": "0"}}, "metadata hold 'sha257', which is not known"),
     "dtype": ({"tensors": {"fc/bias": np.zeros(3, np.uint32)}}, "'fc/bias' has dtype uint32"),
     "finite": (
         {"tensors": {"fc/bias": np.float32([0, np.nan, 0])}},
@@ -160,6 +162,59 @@ def test_what_is_wrong_is_named(data, case):
     change, message = WRONG[case]
     with pytest.raises(UsageError, match=message):
         decode_network(changed(data, **change))
+
+
+def test_one_flipped_bit_anywhere_is_refused(data):
+    """Each of the header's bits, and bits all over the numbers."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    places = [*range(8 * start), *range(8 * start, 8 * len(data), 8 * 97 + 3)]
+    for place in places:
+        broken = bytearray(data)
+        broken[place // 8] ^= 1 << place % 8
+        with pytest.raises(UsageError):
+            decode_network(bytes(broken))
+    broken = bytearray(data)
+    broken[-1] ^= 1
+    with pytest.raises(UsageError, match=r"its digest .* is not that of its contents"):
+        decode_network(bytes(broken))
+
+
+def without_digest(data):
+    """The file as earlier versions wrote it."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    del header["__metadata__"]["sha256"]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def test_a_file_without_a_digest_loads(packed, data):
+    assert_same(decode_network(without_digest(data)).variables, packed.variables)
+
+
+def test_the_digest_is_the_whole_files_with_zeros_in_its_place(data):
+    """Also where the zeros stand in a string before it."""
+    text = encode({"a": np.float32([1])}, {"notes": f'"sha256":"{"0" * 64}"'})
+    for file in (data, text):
+        end = 8 + int.from_bytes(file[:8], "little")
+        digest = json.loads(file[8:end])["__metadata__"]["sha256"]
+        zeros = file.replace(digest.encode(), b"0" * 64)
+        assert hashlib.sha256(zeros).hexdigest() == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("fc/bias", "I32"), ("fc/bias", "U32"), ("conv1/words", "F32"), ("conv1/words", "I32")],
+)
+def test_numbers_of_another_kind_are_refused(data, name, dtype):
+    """Of the same size, and in a file without a digest."""
+    file = without_digest(data)
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header[name]["dtype"] = dtype
+    text = json.dumps(header).encode()
+    with pytest.raises(UsageError, match=f"'{name}' has dtype"):
+        decode_network(len(text).to_bytes(8, "little") + text + file[end:])
 
 
 def test_no_file(tmp_path):

@@ -111,6 +111,7 @@ def test_imports_run_one_way():
         "siman_jax.runs.record",
         "siman_jax.runs.train",
         "siman_jax.runs.stored_run",
+        "siman_jax.runs.verify",
     }
 
 

@@ -170,6 +170,8 @@ class BatchNorm(nn.Module):
             x = computed(x)
         operand = x.x if isinstance(x, Product) else x
         native = self.groups == 1 and jnp.dtype(self.dtype) == jnp.float32
+        # The library broadcasts nothing, and has no mean of no pixels.
+        native &= (shortcut is None or shortcut.shape == x.shape) and min(x.shape) > 0
         if native and available(scale, shortcut, operand):
             y, mean, var = self._natively(x, norm, scale, bias, near, slopes, shortcut)
         else:

@@ -38,6 +38,9 @@ class Geometry:
       padding: zeros before and after, for height and width.
       estimator: `ONE`, `APPROX` or `STRAIGHT_THROUGH`.
       centred: signs are taken about a sample's mean, and u is standardized; otherwise about 0.
+
+    Raises:
+      ValueError: a stride below 1, negative padding, or an unknown estimator.
     """
 
     strides: int
@@ -45,12 +48,32 @@ class Geometry:
     estimator: int
     centred: bool
 
+    def __post_init__(self) -> None:
+        if self.strides < 1 or min(pixels for side in self.padding for pixels in side) < 0:
+            raise ValueError(
+                f"strides are {self.strides} and padding is {self.padding}; expected strides of 1"
+                " or more, and no negative padding."
+            )
+        if self.estimator not in range(3):
+            raise ValueError(f"the estimator is {self.estimator}; expected 0, 1 or 2.")
+
     def result(self, x: Array, kernel: Array) -> tuple[int, ...]:
-        """Shape of the result."""
-        sizes = (
+        """Shape of the result.
+
+        Raises:
+          ValueError: the kernel is for other channels, or larger than the padded input.
+        """
+        if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
+            raise ValueError(
+                f"x has shape {x.shape} and the kernel {kernel.shape}; expected [batch, height,"
+                " width, in] and [height, width, in, out]."
+            )
+        sizes = [
             (size + sum(pad) - taps) // self.strides + 1
             for size, pad, taps in zip(x.shape[1:3], self.padding, kernel.shape[:2], strict=True)
-        )
+        ]
+        if min(sizes) < 1:
+            raise ValueError(f"a kernel of {kernel.shape[:2]} is larger than the padded input.")
         return (x.shape[0], *sizes, kernel.shape[-1])
 
     def attributes(self) -> dict[str, Any]:
@@ -63,7 +86,8 @@ def fits(x: Array, kernel_shape: tuple[int, ...]) -> bool:
     """Whether the library has room for the sums of such a convolution, and it is of any use."""
     taps_down, taps_across, channels, _ = kernel_shape
     terms = taps_down * taps_across * channels
-    return terms <= _MOST_TERMS and x.shape[2] <= _MOST_COLUMNS and min(x.shape) > 0
+    empty = min(*x.shape, *kernel_shape) == 0
+    return terms <= _MOST_TERMS and x.shape[2] <= _MOST_COLUMNS and not empty
 
 
 def conv(reference: Function, geometry: Geometry, scaled: bool) -> Function:

@@ -1,9 +1,11 @@
 // Packed networks on XLA's CPU backend: the functions that Python calls.
 
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "binary_conv.h"
+#include "checks.h"
 #include "network.h"
 #include "residual.h"
 #include "variants.h"
@@ -28,19 +30,115 @@ ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, CornerSums 
                       int64_t stride, int64_t top, int64_t left) {
   const auto image = bits.dimensions(), words = padded->dimensions(), taps = kernel.dimensions(),
              to = y->dimensions();
+  Check check("siman_binary_conv");
+  CheckVariant(check, variant);
+  check(image[1] > 0 && image[2] > 0 && image[3] > 0 && HasElements(taps) && to[1] > 0 && to[2] > 0,
+        "images and a kernel that are not empty");
+  check(taps[2] == (image[3] + kWordBits - 1) / kWordBits, "words for the input's channels");
+  check(taps[3] % kLanes == 0, "a multiple of 16 filters");
+  check(to[0] == image[0] && to[3] == taps[3], "results with the samples and the filters");
+  check(Is(corner_sums.dimensions(), {taps[0] + 1, taps[1] + 1, taps[3]}),
+        "corner sums [taps down + 1, taps across + 1, filters]");
+  CheckAxis(check, image[1], top, taps[0], stride, to[1]);
+  CheckAxis(check, image[2], left, taps[1], stride, to[2]);
+  if (!check.failed())
+    check(words[0] == image[0] && words[3] == taps[2] && words[1] >= image[1] + top &&
+              words[2] >= image[2] + left && words[1] >= (to[1] - 1) * stride + taps[0] &&
+              words[2] >= (to[2] - 1) * stride + taps[1],
+          "a padded image that holds what the taps meet");
+  if (check.failed()) return check.error();
   const Convolution n{image[1], image[2], words[1], words[2], words[3], taps[0], taps[1],
                       to[1],    to[2],    to[3],    top,      left,     stride};
-  if (n.out % kLanes != 0) return ffi::Error::InvalidArgument("filters come in multiples of 16");
   RunBinaryConv(PoolOf(pool), *kVariants[variant], n, image[0], image[3],
                 reinterpret_cast<const uint8_t*>(bits.typed_data()), kernel.typed_data(),
                 corner_sums.typed_data(), padded->typed_data(), y->typed_data());
   return ffi::Error::Success();
 }
 
+// The weights one after another, as `MakeNetwork` takes them.
+class Given {
+ public:
+  Given(Check& check, const ffi::RemainingArgs& buffers) : check_(check), buffers_(buffers) {}
+
+  // The next one: of that type and those sizes.
+  void Next(ffi::DataType type, std::initializer_list<int64_t> sizes, const char* expected) {
+    if (check_.failed()) return;
+    const auto buffer = buffers_.get<ffi::AnyBuffer>(next_++);
+    check_(buffer.has_value(), "more weights");
+    if (check_.failed()) return;
+    check_(buffer->element_type() == type && Is(buffer->dimensions(), sizes), expected);
+  }
+  void Norm(int64_t width, const char* expected) {
+    Next(ffi::F32, {width}, expected);
+    Next(ffi::F32, {width}, expected);
+  }
+  // Taps of a unit's kernel, from its corner sums; 0 where there are none.
+  int64_t Taps() const {
+    const auto sums = buffers_.get<ffi::AnyBuffer>(next_ + 1);
+    return sums.has_value() && sums->dimensions().size() == 3 ? sums->dimensions()[0] - 1 : 0;
+  }
+  void End() { check_(next_ == buffers_.size(), "no more weights than the network has"); }
+
+ private:
+  Check& check_;
+  const ffi::RemainingArgs& buffers_;
+  size_t next_ = 0;
+};
+
+void CheckNetwork(Check& check, Dimensions images, const ffi::RemainingArgs& buffers,
+                  Dimensions logits, bool pooled, bool real_shortcuts, Integers strides,
+                  Integers channels) {
+  constexpr int64_t kMostTaps = 255, kMostChannels = int64_t{1} << 20;
+  check(images[1] > 0 && images[2] > 0 && logits[1] > 0, "images and logits that are not empty");
+  check(strides.size() >= 2 && channels.size() == strides.size() + 1,
+        "strides of the stem and at least one unit, and channels of the images and each of them");
+  for (const int64_t stride : strides)
+    check(stride >= 1 && stride <= kMostStep, "strides from 1 to 2^20");
+  for (const int64_t count : channels)
+    check(count >= 1 && count <= kMostChannels, "channels from 1 to 2^20");
+  if (check.failed()) return;
+  check(images[3] == channels.begin()[0], "images with the network's channels");
+  check(logits[0] == images[0] && logits[1] % kLanes == 0, "logits of each image, in whole lanes");
+  check(!pooled || strides.begin()[0] == 2, "a stride of 2 where the stem is pooled");
+
+  Given given(check, buffers);
+  int64_t width = RoundUp(channels.begin()[1], kLanes);
+  const int64_t stem = pooled ? 7 * Stem::kAllTaps : 3 * 3;
+  given.Next(ffi::F32, {stem * channels.begin()[0] * width}, "a stem's kernel in blocks");
+  given.Norm(width, "gain and offset of the stem");
+  for (size_t i = 1; i < strides.size(); ++i) {
+    const int64_t in = channels.begin()[i], features = channels.begin()[i + 1];
+    const int64_t out = RoundUp(features, kLanes), taps = given.Taps();
+    check(taps >= 1 && taps <= kMostTaps, "corner sums [taps + 1, taps + 1, filters]");
+    given.Next(ffi::U32, {taps * taps * ((in + kWordBits - 1) / kWordBits) * out},
+               "a unit's words in blocks");
+    given.Next(ffi::S32, {taps + 1, taps + 1, out}, "corner sums [taps + 1, taps + 1, filters]");
+    given.Norm(out, "gain and offset of a unit");
+    given.Next(ffi::F32, {out}, "slopes of a unit");
+    if (strides.begin()[i] != 1 || in != features) {
+      check(real_shortcuts || features >= in, "no fewer channels behind a shortcut with zeros");
+      if (real_shortcuts) {
+        given.Next(ffi::F32, {width * out}, "a shortcut's kernel in blocks");
+        given.Norm(out, "gain and offset of a shortcut");
+      }
+    }
+    width = out;
+  }
+  given.Norm(width, "gain and offset of the last norm");
+  given.Next(ffi::F32, {width * logits[1]}, "a classifier's kernel in blocks");
+  given.Next(ffi::F32, {logits[1]}, "a bias for each logit");
+  given.End();
+}
+
 ffi::Error ResidualLogits(ffi::ThreadPool pool, Images images, ffi::RemainingArgs buffers,
                           ffi::Result<Logits> logits, int64_t variant, bool centred, bool pooled,
                           bool real_shortcuts, Integers strides, Integers channels) {
   const auto sizes = images.dimensions();
+  Check check("siman_residual_logits");
+  CheckVariant(check, variant);
+  CheckNetwork(check, sizes, buffers, logits->dimensions(), pooled, real_shortcuts, strides,
+               channels);
+  if (check.failed()) return check.error();
   std::vector<Weight> weights;
   for (size_t i = 0; i < buffers.size(); ++i) {
     const auto buffer = *buffers.get<ffi::AnyBuffer>(i);

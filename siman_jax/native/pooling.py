@@ -40,9 +40,10 @@ def max_pool(
     """
     reference = partial(nn.max_pool, window_shape=window_shape, strides=strides, padding=padding)
     down, across = window_shape
+    result = jax.eval_shape(reference, x)
     plain = (
         x.ndim == 4
-        and min(x.shape) > 0
+        and min(*x.shape, *result.shape) > 0
         and down * across <= _MOST_PIXELS
         and not isinstance(padding, str)
         and min(pixels for side in padding for pixels in side) >= 0
@@ -59,7 +60,6 @@ def max_pool(
         "top": int(top),
         "left": int(left),
     }
-    result = jax.eval_shape(reference, x)
 
     def forward(x: Array) -> Any:
         which = jax.ShapeDtypeStruct(result.shape, jnp.uint8)

@@ -41,20 +41,22 @@ def real_conv(
         x.ndim == 4
         and numbers == lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
         and not isinstance(padding, str)
+        and min(pixels for side in padding for pixels in side) >= 0
+        and min(pixels for side in padding for pixels in side) >= 0
         and len(set(window_strides)) == 1
         and set(lhs_dilation or (1,)) == {1}
         and set(rhs_dilation or (1,)) == {1}
         and feature_group_count == 1
         and kernel.shape[2] <= _MOST_CHANNELS
         and kernel.shape[3] % _FILTERS == 0
-        and min(x.shape) > 0
     )
-    if not (plain and available(x, kernel)):
+    result = jax.eval_shape(reference, x, kernel)
+    empty = min(*x.shape, *kernel.shape, *result.shape) == 0
+    if not plain or empty or not available(x, kernel):
         return reference(x, kernel)
 
     (top, _), (left, _) = padding
     attributes = {"stride": int(window_strides[0]), "top": int(top), "left": int(left)}
-    result = jax.eval_shape(reference, x, kernel)
 
     def forward(x: Array, kernel: Array) -> Any:
         return call(REAL_FORWARD, result, x, kernel, **attributes), ()

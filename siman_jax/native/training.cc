@@ -1,7 +1,10 @@
 // Training on XLA's CPU backend: the functions that Python calls, in `siman_jax/native/*.py`.
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
+#include "checks.h"
 #include "norms.h"
 #include "pooling.h"
 #include "real_conv.h"
@@ -30,6 +33,14 @@ float* OrNull(ffi::AnyBuffer buffer) {
   return buffer.element_count() == 0 ? nullptr : buffer.typed_data<float>();
 }
 
+// Sums are kept in 16 bits.
+constexpr int64_t kMostTerms = 32767;
+// The places of the sums of a row's four, sixteen for each number, are kept in 16 bits, too.
+constexpr int64_t kMostRow = 4096;
+
+bool IsActivation(int64_t activation) { return activation >= 0 && activation <= 2; }
+bool IsEstimator(int64_t estimator) { return estimator >= 0 && estimator <= 2; }
+
 BatchNorm NormOf(const Floats2& rows, int64_t activation) {
   return NormOf(rows.typed_data(), rows.dimensions()[1], static_cast<Activation>(activation));
 }
@@ -50,6 +61,17 @@ ffi::Error ConvForward(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 sc
                        int64_t stride, int64_t top, int64_t left, bool centred) {
   const bool scaled = sums->element_count() == 0;
   const auto result = scaled ? y->dimensions() : sums->dimensions();
+  const auto kernel = code.dimensions();
+  Check check("siman_conv_forward");
+  CheckVariant(check, variant);
+  CheckConvolution(check, x.dimensions(), kernel, result, stride, top, left);
+  check(Is(scale.dimensions(), {kernel[3]}), "a scale for each filter");
+  check(Is(moments->dimensions(), {x.dimensions()[0], 2}), "moments [batch, 2]");
+  if (!scaled) {
+    check(Is(statistics->dimensions(), {2, kernel[3]}), "statistics [2, filters]");
+    check(kernel[0] * kernel[1] * kernel[2] <= kMostTerms, "at most 32767 terms in a sum");
+  }
+  if (check.failed()) return check.error();
   const TrainingConv conv = MakeTrainingConv(kVariants[variant], x.dimensions().begin(),
                                              code.dimensions().begin(), result.begin() + 1, stride,
                                              top, left, centred, x.typed_data(), code.typed_data());
@@ -64,6 +86,30 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
                         ffi::Result<ffi::AnyBuffer> dshortcut, int64_t variant, int64_t stride,
                         int64_t top, int64_t left, bool centred, int64_t estimator,
                         int64_t activation, bool shortcut_is_input, bool times_scale) {
+  const auto image = x.dimensions(), taps = code.dimensions(), result = g.dimensions();
+  const bool with_norm = sums.element_count() != 0;
+  Check check("siman_conv_backward");
+  CheckVariant(check, variant);
+  CheckConvolution(check, image, taps, result, stride, top, left);
+  check(std::max(image[2], result[2]) + taps[1] + left + 4 * kLanes <= kMostRow,
+        "rows of at most 4000 pixels");
+  check(Is(scale.dimensions(), {taps[3]}), "a scale for each filter");
+  check(Is(moments.dimensions(), {image[0], 2}), "moments [batch, 2]");
+  check(Same(kernel->dimensions(), taps), "a gradient of the kernel's shape");
+  check(Same(dx->dimensions(), image), "a gradient of the input's shape");
+  check(IsEstimator(estimator), "an estimator from 0 to 2");
+  check(IsActivation(activation), "an activation from 0 to 2");
+  if (with_norm) {
+    check(Same(sums.dimensions(), result), "sums of the result's shape");
+    check(Is(norm.dimensions(), {7, taps[3]}), "a norm [7, filters]");
+    check(AreFloatsOrNothing(shortcut, result), "a shortcut of the result's shape");
+    check(AreFloatsOrNothing(*dshortcut, result), "a shortcut's gradient of the result's shape");
+  } else {
+    check(dshortcut->element_count() == 0, "no shortcut without a norm");
+  }
+  check(!shortcut_is_input || (with_norm && Same(image, result)),
+        "a result of the input's shape where that is the shortcut");
+  if (check.failed()) return check.error();
   const TrainingConv conv = MakeTrainingConv(
       kVariants[variant], x.dimensions().begin(), code.dimensions().begin(),
       g.dimensions().begin() + 1, stride, top, left, centred, x.typed_data(), code.typed_data());
@@ -87,6 +133,11 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
 
 ffi::Error RealForward(ffi::ThreadPool pool, Floats4 x, Floats4 kernel, ffi::Result<Floats4> y,
                        int64_t variant, int64_t stride, int64_t top, int64_t left) {
+  Check check("siman_real_forward");
+  CheckVariant(check, variant);
+  CheckConvolution(check, x.dimensions(), kernel.dimensions(), y->dimensions(), stride, top, left);
+  check(kernel.dimensions()[3] % kLanes == 0, "a multiple of 16 filters");
+  if (check.failed()) return check.error();
   const RealConv conv =
       MakeRealConv(kVariants[variant], x.dimensions().begin(), kernel.dimensions().begin(),
                    y->dimensions().begin() + 1, stride, top, left, x.typed_data());
@@ -97,6 +148,11 @@ ffi::Error RealForward(ffi::ThreadPool pool, Floats4 x, Floats4 kernel, ffi::Res
 ffi::Error RealKernelGradient(ffi::ThreadPool pool, Floats4 x, Floats4 g,
                               ffi::Result<Floats4> kernel, int64_t variant, int64_t stride,
                               int64_t top, int64_t left) {
+  Check check("siman_real_kernel_gradient");
+  CheckVariant(check, variant);
+  CheckConvolution(check, x.dimensions(), kernel->dimensions(), g.dimensions(), stride, top, left);
+  check(kernel->dimensions()[3] % kLanes == 0, "a multiple of 16 filters");
+  if (check.failed()) return check.error();
   const RealConv conv =
       MakeRealConv(kVariants[variant], x.dimensions().begin(), kernel->dimensions().begin(),
                    g.dimensions().begin() + 1, stride, top, left, x.typed_data());
@@ -104,8 +160,26 @@ ffi::Error RealKernelGradient(ffi::ThreadPool pool, Floats4 x, Floats4 g,
   return ffi::Error::Success();
 }
 
+// Whether no number has its sign bit set: their bits are places in a table of counts.
+bool NoSigns(const Floats1& x) {
+  const float* number = x.typed_data();
+  uint32_t all = 0;
+  for (int64_t i = 0; i < x.dimensions()[0]; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, number + i, sizeof(bits));
+    all |= bits;
+  }
+  return all >> 31 == 0;
+}
+
 ffi::Error ExceedsKthCall(ffi::ThreadPool pool, Floats2 x, Ranks ranks, ffi::Result<Flags> exceeds,
                           int64_t variant) {
+  Check check("siman_exceeds_kth");
+  CheckVariant(check, variant);
+  check(HasElements(x.dimensions()), "numbers to choose from");
+  check(Is(ranks.dimensions(), {x.dimensions()[1]}), "a rank for each column");
+  check(Same(exceeds->dimensions(), x.dimensions()), "a result of the input's shape");
+  if (check.failed()) return check.error();
   ExceedsKth(PoolOf(pool), *kVariants[variant]->training, x.dimensions()[0], x.dimensions()[1],
              x.typed_data(), ranks.typed_data(), exceeds->typed_data());
   return ffi::Error::Success();
@@ -113,6 +187,12 @@ ffi::Error ExceedsKthCall(ffi::ThreadPool pool, Floats2 x, Ranks ranks, ffi::Res
 
 ffi::Error KthOfAllCall(ffi::ThreadPool pool, Floats1 x, Ranks ranks, ffi::Result<Floats1> found,
                         int64_t variant) {
+  Check check("siman_kth_of_all");
+  CheckVariant(check, variant);
+  check(HasElements(x.dimensions()), "numbers to choose from");
+  check(Same(found->dimensions(), ranks.dimensions()), "a result for each rank");
+  if (!check.failed()) check(NoSigns(x), "numbers that are not negative");
+  if (check.failed()) return check.error();
   KthOfAll(PoolOf(pool), *kVariants[variant]->training, x.dimensions()[0], x.typed_data(),
            ranks.dimensions()[0], ranks.typed_data(), found->typed_data());
   return ffi::Error::Success();
@@ -120,6 +200,13 @@ ffi::Error KthOfAllCall(ffi::ThreadPool pool, Floats1 x, Ranks ranks, ffi::Resul
 
 ffi::Error ProjectCall(ffi::ThreadPool pool, Floats2 w, Ranks ranks, Floats1 weights,
                        ffi::Result<Floats2> projected, int64_t variant) {
+  Check check("siman_project");
+  CheckVariant(check, variant);
+  check(HasElements(w.dimensions()), "a kernel that is not empty");
+  check(Is(ranks.dimensions(), {4}), "four ranks");
+  check(Is(weights.dimensions(), {2}), "two weights");
+  check(Same(projected->dimensions(), w.dimensions()), "a result of the kernel's shape");
+  if (check.failed()) return check.error();
   const LatentKernel kernel{w.dimensions()[0], w.dimensions()[1], w.typed_data()};
   Project(PoolOf(pool), *kVariants[variant]->training, kernel, ranks.typed_data(),
           weights.typed_data(), projected->typed_data());
@@ -129,6 +216,14 @@ ffi::Error ProjectCall(ffi::ThreadPool pool, Floats2 w, Ranks ranks, Floats1 wei
 ffi::Error MagnitudeCodeCall(ffi::ThreadPool pool, Floats2 w, ffi::Result<Floats2> code,
                              ffi::Result<Floats2> moments, int64_t variant, int64_t rank,
                              float epsilon) {
+  const auto sizes = w.dimensions();
+  Check check("siman_magnitude_code");
+  CheckVariant(check, variant);
+  check(HasElements(sizes), "a kernel that is not empty");
+  check(Same(code->dimensions(), sizes), "a code of the kernel's shape");
+  check(Is(moments->dimensions(), {2, sizes[1]}), "moments [2, filters]");
+  check(rank >= 0 && rank < sizes[0], "a rank below the number of a filter's weights");
+  if (check.failed()) return check.error();
   const LatentKernel kernel{w.dimensions()[0], w.dimensions()[1], w.typed_data()};
   MagnitudeCode(PoolOf(pool), *kVariants[variant]->training, kernel, epsilon, rank,
                 code->typed_data(), moments->typed_data());
@@ -137,14 +232,45 @@ ffi::Error MagnitudeCodeCall(ffi::ThreadPool pool, Floats2 w, ffi::Result<Floats
 
 ffi::Error MagnitudeCodeGradientCall(ffi::ThreadPool pool, Floats2 w, Floats2 moments, Floats2 g,
                                      ffi::Result<Floats2> dw, int64_t variant) {
+  const auto sizes = w.dimensions();
+  Check check("siman_magnitude_code_gradient");
+  CheckVariant(check, variant);
+  check(HasElements(sizes), "a kernel that is not empty");
+  check(Is(moments.dimensions(), {2, sizes[1]}), "moments [2, filters]");
+  check(Same(g.dimensions(), sizes), "a gradient of the kernel's shape");
+  check(Same(dw->dimensions(), sizes), "a result of the kernel's shape");
+  if (check.failed()) return check.error();
   const LatentKernel kernel{w.dimensions()[0], w.dimensions()[1], w.typed_data()};
   MagnitudeCodeGradient(PoolOf(pool), *kVariants[variant]->training, kernel, moments.typed_data(),
                         g.typed_data(), dw->typed_data());
   return ffi::Error::Success();
 }
 
+// y [samples, pixels, channels], floats or sums.
+void CheckSamples(Check& check, const ffi::AnyBuffer& y) {
+  check(y.element_type() == ffi::F32 || y.element_type() == ffi::S16, "float32 or int16");
+  check(y.dimensions().size() == 3 && HasElements(y.dimensions()),
+        "[samples, pixels, channels], none of them 0");
+}
+
+// And a norm of so many rows for it, with the shortcut.
+void CheckNorm(Check& check, const ffi::AnyBuffer& y, const ffi::AnyBuffer& shortcut,
+               const Floats2& rows, int64_t count, int64_t activation) {
+  CheckSamples(check, y);
+  check(IsActivation(activation), "an activation from 0 to 2");
+  check(AreFloatsOrNothing(shortcut, y.dimensions()), "a shortcut of the input's shape");
+  if (check.failed()) return;
+  check(Is(rows.dimensions(), {count, y.dimensions()[2]}), "a norm's rows for each channel");
+}
+
 ffi::Error NormStatistics(ffi::ThreadPool pool, ffi::AnyBuffer y, ffi::Result<Floats2> statistics,
                           int64_t variant) {
+  Check check("siman_norm_statistics");
+  CheckVariant(check, variant);
+  CheckSamples(check, y);
+  if (!check.failed())
+    check(Is(statistics->dimensions(), {2, y.dimensions()[2]}), "statistics [2, channels]");
+  if (check.failed()) return check.error();
   RunNormStatistics(PoolOf(pool), *kVariants[variant]->training, SamplesOf(y), NumbersOf(y),
                     statistics->typed_data());
   return ffi::Error::Success();
@@ -153,6 +279,11 @@ ffi::Error NormStatistics(ffi::ThreadPool pool, ffi::AnyBuffer y, ffi::Result<Fl
 ffi::Error NormForward(ffi::ThreadPool pool, ffi::AnyBuffer y, ffi::AnyBuffer shortcut,
                        Floats2 rows, ffi::Result<ffi::AnyBuffer> out, int64_t variant,
                        int64_t activation) {
+  Check check("siman_norm_forward");
+  CheckVariant(check, variant);
+  CheckNorm(check, y, shortcut, rows, 4, activation);
+  check(AreFloats(*out, y.dimensions()), "a result of the input's shape");
+  if (check.failed()) return check.error();
   RunNormForward(PoolOf(pool), *kVariants[variant]->training, SamplesOf(y),
                  NormOf(rows, activation), NumbersOf(y), OrNull(shortcut),
                  out->typed_data<float>());
@@ -162,6 +293,12 @@ ffi::Error NormForward(ffi::ThreadPool pool, ffi::AnyBuffer y, ffi::AnyBuffer sh
 ffi::Error NormSums(ffi::ThreadPool pool, ffi::AnyBuffer dout, ffi::AnyBuffer y,
                     ffi::AnyBuffer shortcut, Floats2 rows, ffi::Result<Floats2> sums,
                     int64_t variant, int64_t activation) {
+  Check check("siman_norm_sums");
+  CheckVariant(check, variant);
+  CheckNorm(check, y, shortcut, rows, 4, activation);
+  check(AreFloats(dout, y.dimensions()), "a gradient of the input's shape");
+  if (!check.failed()) check(Is(sums->dimensions(), {3, y.dimensions()[2]}), "sums [3, channels]");
+  if (check.failed()) return check.error();
   RunNormSums(PoolOf(pool), *kVariants[variant]->training, SamplesOf(y), NormOf(rows, activation),
               dout.typed_data<float>(), NumbersOf(y), OrNull(shortcut), sums->typed_data());
   return ffi::Error::Success();
@@ -171,6 +308,13 @@ ffi::Error NormBackward(ffi::ThreadPool pool, ffi::AnyBuffer dout, ffi::AnyBuffe
                         ffi::AnyBuffer shortcut, Floats2 rows, ffi::Result<ffi::AnyBuffer> dy,
                         ffi::Result<ffi::AnyBuffer> dshortcut, int64_t variant,
                         int64_t activation) {
+  Check check("siman_norm_backward");
+  CheckVariant(check, variant);
+  CheckNorm(check, y, shortcut, rows, 7, activation);
+  check(AreFloats(dout, y.dimensions()), "a gradient of the input's shape");
+  check(AreFloats(*dy, y.dimensions()), "a result of the input's shape");
+  check(AreFloatsOrNothing(*dshortcut, y.dimensions()), "a shortcut's gradient of its shape");
+  if (check.failed()) return check.error();
   const Samples all = SamplesOf(y);
   RunNormBackward(PoolOf(pool), *kVariants[variant]->training, all, NormOf(rows, activation),
                   GradientOf(rows.typed_data(), all.channels), dout.typed_data<float>(),
@@ -184,9 +328,27 @@ MaxPool MaxPoolOf(const Floats4& image, const Floats4& result, int64_t down, int
   return {x[0], x[1], x[2], x[3], y[1], y[2], down, across, row_stride, column_stride, top, left};
 }
 
+void CheckMaxPool(Check& check, int64_t variant, const Floats4& image, const Floats4& result,
+                  const Places& which, int64_t down, int64_t across, int64_t row_stride,
+                  int64_t column_stride, int64_t top, int64_t left) {
+  const auto x = image.dimensions(), y = result.dimensions();
+  CheckVariant(check, variant);
+  check(HasElements(x) && HasElements(y), "arrays that are not empty");
+  check(y[0] == x[0] && y[3] == x[3], "results with the input's samples and channels");
+  check(Same(which.dimensions(), y), "places of the result's shape");
+  check(down >= 1 && across >= 1 && down <= MaxPool::kNoPlace && across <= MaxPool::kNoPlace &&
+            down * across <= MaxPool::kNoPlace,
+        "windows of 1 to 255 pixels");
+  CheckAxis(check, x[1], top, down, row_stride, y[1]);
+  CheckAxis(check, x[2], left, across, column_stride, y[2]);
+}
+
 ffi::Error MaxPoolForward(ffi::ThreadPool pool, Floats4 x, ffi::Result<Floats4> y,
                           ffi::Result<Places> which, int64_t variant, int64_t down, int64_t across,
                           int64_t row_stride, int64_t column_stride, int64_t top, int64_t left) {
+  Check check("siman_max_pool");
+  CheckMaxPool(check, variant, x, *y, *which, down, across, row_stride, column_stride, top, left);
+  if (check.failed()) return check.error();
   RunMaxPool(PoolOf(pool), *kVariants[variant]->training,
              MaxPoolOf(x, *y, down, across, row_stride, column_stride, top, left), x.typed_data(),
              y->typed_data(), which->typed_data());
@@ -196,6 +358,9 @@ ffi::Error MaxPoolForward(ffi::ThreadPool pool, Floats4 x, ffi::Result<Floats4> 
 ffi::Error MaxPoolGradient(ffi::ThreadPool pool, Floats4 g, Places which, ffi::Result<Floats4> dx,
                            int64_t variant, int64_t down, int64_t across, int64_t row_stride,
                            int64_t column_stride, int64_t top, int64_t left) {
+  Check check("siman_max_pool_gradient");
+  CheckMaxPool(check, variant, *dx, g, which, down, across, row_stride, column_stride, top, left);
+  if (check.failed()) return check.error();
   RunMaxPoolGradient(PoolOf(pool), *kVariants[variant]->training,
                      MaxPoolOf(*dx, g, down, across, row_stride, column_stride, top, left),
                      g.typed_data(), which.typed_data(), dx->typed_data());

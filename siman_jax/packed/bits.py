@@ -54,9 +54,13 @@ def unpack(words: Array, length: int) -> Array:
     Returns:
       bool `[..., length]`.
 
+    Raises:
+      ValueError: the words are not as many as hold `length` bits.
+
     >>> unpack(jnp.array([13], jnp.uint32), 5)
     Array([ True, False,  True,  True, False], dtype=bool)
     """
+    _check_length(words, length)
     shifted = lax.shift_right_logical(
         jnp.broadcast_to(words[..., None], (*words.shape, WORD_BITS)), _places(words.ndim + 1)
     )
@@ -77,10 +81,16 @@ def dot(a: Array, b: Array, length: int) -> Array:
     Returns:
       int32 `[...]`, exact.
 
+    Raises:
+      ValueError: the shapes differ, or the words are not as many as hold `length` bits.
+
     >>> a, b = pack(jnp.array([[True, True, False], [True, False, False]]))
     >>> dot(a, b, 3)
     Array(1, dtype=int32)
     """
+    if a.shape != b.shape:
+        raise ValueError(f"the vectors have shapes {a.shape} and {b.shape}; expected the same.")
+    _check_length(a, length)
     unequal = jnp.sum(lax.population_count(a ^ b), axis=-1, dtype=jnp.uint32)
     return length - 2 * unequal.astype(jnp.int32)
 
@@ -92,6 +102,13 @@ def signs(bits: Array, dtype: jnp.dtype) -> Array:
     Array([ 1., -1.], dtype=float32)
     """
     return 2 * bits.astype(dtype) - 1
+
+
+def _check_length(words: Array, length: int) -> None:
+    if words.shape[-1] != word_count(length):
+        raise ValueError(
+            f"{length} bits take {word_count(length)} words, but there are {words.shape[-1]}."
+        )
 
 
 def _places(ndim: int) -> Array:

@@ -37,6 +37,7 @@ _LAYOUT = {
     "bit_order": "little-endian, input channel i is bit i % 32 of word i // 32",
     "polarity": "bit 1 is +1, bit 0 is -1",
 }
+_CONTENT = {"network", "arguments", "image_shape", "notes"}
 # Sizes beyond these are no network's; they bound what a wrong file makes the reader do.
 _MOST = {"num_classes": 1_000_000, "width": 4096}
 _MOST_PIXELS = 4096
@@ -106,9 +107,12 @@ def decode_network(data: bytes) -> PackedNetwork:
     for name, expected in {"format": FORMAT, "version": VERSION, **_LAYOUT}.items():
         if metadata.get(name) != expected:
             raise UsageError(f"its {name} is {metadata.get(name)!r}; known is {expected!r}.")
-    missing = {"network", "arguments", "image_shape", "notes"} - metadata.keys()
+    missing = _CONTENT - metadata.keys()
     if missing:
         raise UsageError(f"its metadata lack {', '.join(sorted(missing))}.")
+    unknown = metadata.keys() - _CONTENT - _LAYOUT.keys() - {"format", "version"}
+    if unknown:  # such as a misspelled digest, which would go unchecked
+        raise UsageError(f"its metadata hold {sorted(unknown)[0]!r}, which is not known.")
     values = {
         name: parse_json(metadata[name], f"its {name}")
         for name in ("arguments", "image_shape", "notes")

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from siman_jax.native import library
 from siman_jax.packed import native as cpp
-from siman_jax.packed.bits import pack, signs, unpack
+from siman_jax.packed.bits import pack, signs, unpack, word_count
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -95,7 +95,20 @@ def binary_conv(
 
     Returns:
       int32 `[batch, height', width', out]`, exact.
+
+    Raises:
+      ValueError: the shapes or dtypes of `bits` and `kernel` do not fit, a stride is below 1,
+        padding is negative, or the kernel is larger than the padded input.
     """
+    height, width, _, out = _checked(bits, kernel.words, strides, padding)
+    sums = kernel.corner_sums
+    if sums.dtype != jnp.int32 or sums.shape != (height + 1, width + 1, out):
+        raise ValueError(
+            f"the corner sums are {sums.dtype}{list(sums.shape)}; expected"
+            f" int32{[height + 1, width + 1, out]}."
+        )
+    if bits.dtype != jnp.bool_:
+        raise ValueError(f"the bits have dtype {bits.dtype}; expected bool.")
     on_cpu = conv_by_cpp if native and library.variants() else conv_by_popcount
     return lax.platform_dependent(
         bits,
@@ -126,7 +139,11 @@ def weight_only_conv(
 
     Returns:
       `[batch, height', width', out]`, dtype of `x`.
+
+    Raises:
+      ValueError: as for `binary_conv`.
     """
+    _checked(x, words, strides, padding)
     return _float_conv(x, words, strides, padding, x.dtype)
 
 
@@ -177,6 +194,35 @@ def conv_by_popcount(bits: Array, kernel: PackedKernel, *, strides: int, padding
     y = taps - 2 * unequal.astype(jnp.int32)
     border = _sums_over_padding(kernel.corner_sums, bits.shape[1:3], sizes, strides, padding)
     return y if border is None else y + border
+
+
+def _checked(x: Array, words: Array, strides: int, padding: Padding) -> tuple[int, ...]:
+    """Shape of a kernel's words, which fit the input `x`.
+
+    Raises:
+      ValueError: they do not, or strides or padding make no sense.
+    """
+    if x.ndim != 4 or words.ndim != 4 or words.dtype != jnp.uint32:
+        raise ValueError(
+            f"the input has shape {x.shape}, and the words are {words.dtype}{list(words.shape)};"
+            " expected [batch, height, width, in] and uint32 [height, width, ceil(in / 32), out]."
+        )
+    if words.shape[2] != word_count(x.shape[3]):
+        raise ValueError(
+            f"the input has {x.shape[3]} channels, and the kernel {words.shape[2]} words of 32 for"
+            f" them; expected {word_count(x.shape[3])}."
+        )
+    if strides < 1 or min(pixels for side in padding for pixels in side) < 0:
+        raise ValueError(
+            f"strides are {strides} and padding is {padding}; expected strides of 1 or more, and no"
+            " negative padding."
+        )
+    padded = [size + sum(pad) for size, pad in zip(x.shape[1:3], padding, strict=True)]
+    if any(taps > size for taps, size in zip(words.shape[:2], padded, strict=True)):
+        raise ValueError(
+            f"a kernel of {words.shape[:2]} is larger than the padded input, {tuple(padded)}."
+        )
+    return words.shape
 
 
 def _seen_by_tap(x: Array, row: int, column: int, sizes: Sequence[int], strides: int) -> Array:

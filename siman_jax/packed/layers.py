@@ -88,12 +88,17 @@ def max_pool(
       strides: steps in height and width.
       padding: before and after, for height and width; "VALID" for none.
 
+    Raises:
+      ValueError: a window is larger than the padded input.
+
     >>> max_pool(jnp.arange(4).reshape(1, 2, 2, 1), (2, 2), (2, 2)).ravel()
     Array([3], dtype=int32)
     """
     if padding != "VALID":
         info = jnp.iinfo if jnp.issubdtype(x.dtype, jnp.integer) else jnp.finfo
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=info(x.dtype).min)
+    if any(window > size for size, window in zip(x.shape[1:3], window_shape, strict=True)):
+        raise ValueError(f"windows of {tuple(window_shape)} are larger than the input {x.shape}.")
     spans = [
         [
             slice(start, start + (size - window) // stride * stride + 1, stride)

@@ -2,12 +2,16 @@
 
     8 bytes: length of the header, little-endian;  header: JSON;  then the arrays' bytes
 
+The metadata hold the SHA-256 of the whole file, taken with zeros in place of its own 64 digits.
+Files without one are read too.
+
 Written here so that equal content gives equal bytes, and so that reading can name what is wrong
 with a file instead of trusting it. Nothing is allocated that the file does not hold.
 
 Source: https://github.com/huggingface/safetensors#format
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,9 +21,11 @@ import numpy as np
 
 from siman_jax.errors import UsageError
 
-_DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "U32": "<u4"}
+_DTYPES = {"F16": "<f2", "F32": "<f4", "U32": "<u4"}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
+_DIGEST = "sha256"
+_NO_DIGEST = "0" * 64
 _MOST_AXES = 8
 
 
@@ -27,14 +33,15 @@ def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     """Bytes of a file, the same for the same content.
 
     Args:
-      tensors: arrays by name, of a dtype in float16, float32, int32, uint32, without empty axes.
-      metadata: strings by name.
+      tensors: arrays by name, of a dtype in float16, float32, uint32, without empty axes.
+      metadata: strings by name, of which none is "sha256".
 
     >>> arrays, metadata = decode(encode({"a": np.float32([1, 2])}, {"version": "1"}))
     >>> arrays["a"], metadata
     (array([1., 2.], dtype=float32), {'version': '1'})
     """
-    header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))}
+    strings = {**metadata, _DIGEST: _NO_DIGEST}
+    header: dict[str, Any] = {_METADATA: dict(sorted(strings.items()))}
     parts, position = [], 0
     for name, array in sorted(tensors.items()):
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -48,14 +55,18 @@ def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
     text += b" " * (-len(text) % 8)  # arrays start at a multiple of 8
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    data = b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    # Within a string its quotes would be escaped, so this is found in no other place.
+    entry = f'"{_DIGEST}":"{{}}"'
+    digest = hashlib.sha256(data).hexdigest()
+    return data.replace(entry.format(_NO_DIGEST).encode(), entry.format(digest).encode(), 1)
 
 
 def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read what `encode` wrote, or any other safetensors file of these dtypes.
 
     Returns:
-      Arrays by name, which share memory with `data`, and the metadata.
+      Arrays by name, which share memory with `data`, and the metadata but for the digest.
 
     Raises:
       UsageError: the bytes are no such file; says what is wrong.
@@ -85,6 +96,7 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         tensors[name] = np.frombuffer(data, dtype, math.prod(shape), start + begin).reshape(shape)
     if position != len(data):
         raise UsageError(f"{len(data) - position} bytes follow the last tensor.")
+    _check_digest(data, start, metadata.pop(_DIGEST, None))
     return tensors, metadata
 
 
@@ -98,6 +110,20 @@ def parse_json(text: str | bytes, what: str) -> Any:
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} cannot be read: {error}.") from error
+
+
+def _check_digest(data: bytes, start: int, digest: str | None) -> None:
+    """Compare the file with the digest that it holds, if it does; `start` is the header's end."""
+    if digest is None:
+        return
+    header = data[:start]
+    own = hashlib.sha256(header.replace(digest.encode(), _NO_DIGEST.encode(), 1))
+    own.update(memoryview(data)[start:])
+    if own.hexdigest() != digest:
+        raise UsageError(
+            "its digest (sha256) is not that of its contents: they are damaged, or another program"
+            " changed them. Take a copy of the file, or export it again."
+        )
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -25,10 +25,13 @@ def kth_smallest(x: Array, k: Array | int) -> Array:
     Returns:
       Array `[1, m]` or `[1, r]`, dtype of `x`.
 
+    Raises:
+      ValueError: there is nothing to choose from, or `k` is an integer and no rank.
+
     >>> kth_smallest(jnp.array([[3.0], [1.0], [2.0]]), 1)
     Array([[2.]], dtype=float32)
     """
-    ranks = jnp.asarray(k, jnp.int32)
+    ranks = _ranks(x, k, least=0)
     ranks = jnp.broadcast_to(ranks, jnp.broadcast_shapes(ranks.shape, (1, x.shape[1])))
 
     def by_bisection(x: Array, k: Array) -> Array:
@@ -58,6 +61,9 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
 
     Returns:
       bool, shape of `x`.
+
+    Raises:
+      ValueError: as for `kth_smallest`.
     """
 
     def by_bisection(x: Array, k: Array) -> Array:
@@ -74,9 +80,17 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
         shape = jax.ShapeDtypeStruct(x.shape, jnp.bool_)
         return call(EXCEEDS_KTH, shape, x, ranks.ravel())
 
-    ranks = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (1, x.shape[1]))
+    ranks = jnp.broadcast_to(_ranks(x, k, least=-1), (1, x.shape[1]))
     function = on_cpu(natively, by_bisection) if available(x) else by_bisection
     return by_platform(function, radix_selection.exceeds_kth_smallest)(x, ranks)
+
+
+def _ranks(x: Array, k: Array | int, least: int) -> Array:
+    """`k` as an array; checked where it is known before anything runs."""
+    count = x.shape[0] if x.ndim else 0
+    if not count or (isinstance(k, int) and not least <= k < count):
+        raise ValueError(f"no rank {k} among {count} numbers; expected {least} to {count - 1}.")
+    return jnp.asarray(k, jnp.int32)
 
 
 def _start(x: Array, k: Array | int) -> tuple[Array, Array, Array]:

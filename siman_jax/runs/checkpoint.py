@@ -14,15 +14,25 @@ from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from siman_jax.devices.mesh import all_agree, is_first_process
 from siman_jax.errors import UsageError
+from siman_jax.runs.checksums import (
+    Checksums,
+    checksums_of,
+    leaf_checksums,
+    leaf_shapes,
+    mismatch,
+    parse_checksums,
+)
 
 State = TypeVar("State")
 
 _METRIC = "top1"
 _NOT_EVALUATED = -math.inf
+_DESCRIPTION = "_CHECKPOINT_METADATA"  # of a checkpoint: orbax's file, which holds our checksums
 _log = logging.getLogger(__name__)
 
 
@@ -76,10 +86,18 @@ class CheckpointWriter:
             are as they were.
         """
         metrics = {_METRIC: _NOT_EVALUATED if top1 is None else top1}
+        checksums = checksums_of(state, top1).as_json()
         with self._writing(f"the checkpoint of step {step} could not be written to"):
             # An epoch that could not be evaluated is saved again when it is.
             exists = (self._directory / str(step)).exists()
-            self._checkpointer.save(step, state, metrics=metrics, force=True, overwrite=exists)
+            self._checkpointer.save(
+                step,
+                state,
+                metrics=metrics,
+                custom_metadata=checksums,
+                force=True,
+                overwrite=exists,
+            )
 
     def close(self) -> None:
         """Release orbax's threads; an error that `save` raised is not raised again."""
@@ -112,8 +130,8 @@ class CheckpointWriter:
 def restore_latest(directory: Path, like: State) -> State | None:
     """Restore the latest checkpoint that can be read, or None if there is none at all.
 
-    Where one cannot be read, a warning says so and the one before is tried. Nothing on disk
-    changes.
+    Where one cannot be read, or its checksums do not match, a warning says so and the one before
+    is tried. Nothing on disk changes. Checkpoints of earlier versions have no checksums.
 
     Args:
       directory: as given to `CheckpointWriter`.
@@ -154,6 +172,38 @@ def restore_step(directory: Path, step: int, like: State) -> State:
     return restored
 
 
+def verify_checkpoint(directory: Path, step: int) -> bool:
+    """Read a checkpoint as it is, and compare its checksums.
+
+    Args:
+      directory: as given to `CheckpointWriter`.
+      step: of the checkpoint.
+
+    Returns:
+      Whether it has checksums; an earlier version wrote none.
+
+    Raises:
+      UsageError: it is damaged.
+    """
+    path = directory.absolute() / str(step)
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        tree, stored = _describe(path)
+    except Exception as caught:  # orbax and tensorstore raise whatever damage leads to
+        raise UsageError(
+            f"the checkpoint {path} cannot be read: {_first_line(caught)}."
+        ) from caught
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
+    )
+    _, error = _try_restore(path, abstract)
+    if error is None and _top1(directory, step) is None:
+        error = OSError("its metrics are damaged")
+    if error is not None:
+        raise UsageError(f"the checkpoint {path} cannot be read: {_first_line(error)}.")
+    return stored is not None
+
+
 def saved_steps(directory: Path) -> list[int]:
     """Steps of the finished checkpoints; orbax renames a folder to its step at the end."""
     if not directory.is_dir():
@@ -169,13 +219,14 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
       name: path of the leaf, such as "progress/state/step".
     """
     for step in sorted(saved_steps(directory), reverse=True):
+        path = directory.absolute() / str(step)
         try:
-            tree = ocp.metadata(directory.absolute() / str(step)).metadata
+            tree, _ = _describe(path)
         except Exception as error:  # orbax and tensorstore raise whatever damage leads to
             _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
             continue
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if jax.tree_util.keystr(path, simple=True, separator="/") == name:
+        for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jax.tree_util.keystr(place, simple=True, separator="/") == name:
                 return tuple(leaf.shape)
     return None
 
@@ -186,9 +237,9 @@ def _restore_first(directory: Path, like: State, preference: Callable[[int], Any
     for step in sorted(saved_steps(directory), key=preference, reverse=True):
         path = directory.absolute() / str(step)
         restored, error = _try_restore(path, abstract)
-        if all_agree(error is None):
+        if error is None:
             return restored
-        failures[step] = error or OSError("another process could not read it")
+        failures[step] = error
         _log.warning("checkpoint %d cannot be read; trying another: %s", step, failures[step])
     if failures:
         raise UsageError(
@@ -199,16 +250,56 @@ def _restore_first(directory: Path, like: State, preference: Callable[[int], Any
 
 
 def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
+    """Restore a checkpoint, or give the reason why it cannot be; in all processes alike."""
+    restored, stored, error = None, None, None
     try:
-        saved = _shapes(ocp.metadata(path).metadata)
-        if not saved:  # what orbax makes of a file that is cut short
-            raise OSError("its metadata are damaged")
-        _check_same(saved, _shapes(abstract), path)
-        return ocp.load(path, abstract), None
+        stored = _stored_checksums(path)
+        saved = stored.shapes if stored else leaf_shapes(_metadata(path))
+        _check_same(saved, leaf_shapes(abstract), path)
+        restored = ocp.load(path, abstract)
     except UsageError:
         raise
-    except Exception as error:  # orbax and tensorstore raise whatever damage leads to
-        return None, error
+    except Exception as caught:  # orbax and tensorstore raise whatever damage leads to
+        error = caught
+    if all_agree(error is None):
+        wrong = mismatch(leaf_checksums(restored), stored) if stored else None
+        error = OSError(wrong) if wrong else None
+        if all_agree(error is None):
+            return restored, None
+    return None, error or OSError("another process could not read it")
+
+
+def _describe(path: Path) -> tuple[Any, Checksums | None]:
+    """What `_metadata` gives, and the checksums of the same leaves if there are any.
+
+    Raises:
+      Exception: as `_metadata` and `_stored_checksums` do, or they contradict each other.
+    """
+    tree, stored = _metadata(path), _stored_checksums(path)
+    if stored and stored.shapes != leaf_shapes(tree):
+        raise OSError("its metadata are damaged")
+    return tree, stored
+
+
+def _metadata(path: Path) -> Any:
+    """Dtypes and shapes of a checkpoint as a tree, as orbax describes them.
+
+    Raises:
+      Exception: of any kind, as orbax and tensorstore do; the description is damaged.
+    """
+    tree = ocp.metadata(path).metadata
+    if not leaf_shapes(tree):  # what orbax makes of a file that is cut short
+        raise OSError("its metadata are damaged")
+    return tree
+
+
+def _stored_checksums(path: Path) -> Checksums | None:
+    """Checksums of a checkpoint, None where an earlier version wrote it.
+
+    Raises:
+      OSError, ValueError, KeyError, TypeError: they are damaged.
+    """
+    return parse_checksums(json.loads((path / _DESCRIPTION).read_text())["custom_metadata"])
 
 
 def _check_same(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
@@ -222,22 +313,17 @@ def _check_same(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> 
             )
 
 
-def _shapes(tree: Any) -> dict[str, str]:
-    """Dtype and shape of each leaf, by a path that is the same for objects and dictionaries."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
 def _top1(directory: Path, step: int) -> float | None:
     """Test accuracy of a checkpoint, -inf where it was not measured, None where unreadable."""
+    path = directory / str(step)
     try:
-        return float(
-            json.loads((directory / str(step) / "metrics" / "metrics").read_text())[_METRIC]
-        )
+        top1 = float(json.loads((path / "metrics" / "metrics").read_text())[_METRIC])
+        stored = _stored_checksums(path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if stored is None:
+        return top1
+    return top1 if top1 == (_NOT_EVALUATED if stored.top1 is None else stored.top1) else None
 
 
 def _set_aside(checkpoint: Path) -> None:
