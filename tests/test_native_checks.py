@@ -227,7 +227,7 @@ def test_samples_of_another_rank_or_without_pixels_are_refused(shape):
 
 @needs_library
 def test_a_shortcut_that_is_the_input_has_the_results_shape():
-    operands, results, attributes = CALLS[library.CONV_BACKWARD]
+    operands, _, attributes = CALLS[library.CONV_BACKWARD]
     x, kernel = ((2, 6, 6, 32), F32), ((3, 3, 32, 16), F32)
     wider = [x, kernel, *operands[2:6], NOTHING, operands[7]]
     call(library.CONV_BACKWARD, wider, [kernel, x, NOTHING], attributes)

@@ -28,9 +28,6 @@ def kth_smallest(x: Array, k: Array | int) -> Array:
     Raises:
       ValueError: there is nothing to choose from, or `k` is an integer and no rank.
 
-    Raises:
-      ValueError: there is nothing to choose from, or `k` is an integer and no rank.
-
     >>> kth_smallest(jnp.array([3.0, 1.0, 2.0]), 1)
     Array([2.], dtype=float32)
     """
@@ -67,9 +64,6 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
 
     Raises:
       ValueError: as for `kth_smallest`.
-
-    Raises:
-      ValueError: as for `kth_smallest`.
     """
 
     def by_bisection(x: Array, k: Array) -> Array:
@@ -91,14 +85,6 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
         return call(EXCEEDS_KTH, jax.ShapeDtypeStruct(x.shape, jnp.bool_), x, ranks)
 
     return on_cpu(natively, by_bisection)(x, ranks)
-
-
-def _ranks(x: Array, k: Array | int, least: int) -> Array:
-    """`k` as an array; checked where it is known before anything runs."""
-    count = x.shape[0] if x.ndim else 0
-    if not count or (isinstance(k, int) and not least <= k < count):
-        raise ValueError(f"no rank {k} among {count} numbers; expected {least} to {count - 1}.")
-    return jnp.asarray(k, jnp.int32)
 
 
 def _ranks(x: Array, k: Array | int, least: int) -> Array:
