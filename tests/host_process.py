@@ -21,6 +21,16 @@ from siman_jax.devices.mesh import (
 )
 from siman_jax.errors import UsageError
 from siman_jax.runs.checkpoint import CheckpointWriter, restore_latest
+from siman_jax.runs.checksums import array_checksum, leaf_checksums
+
+
+def check_divided_sums(mesh, process, processes):
+    """What no process has all of has the checksum of the whole."""
+    whole = np.random.default_rng(0).standard_normal((mesh.size * 3, 5))
+    own = np.split(whole, processes)[process]
+    found = leaf_checksums({"x": put_local_rows(mesh, own), "y": jnp.ones(3)})
+    assert found["x"] == f"{array_checksum(whole):016x}"
+    assert found["y"] == f"{array_checksum(np.ones(3)):016x}"
 
 
 def main(action, folder, port, processes, process, devices):
@@ -30,6 +40,7 @@ def main(action, folder, port, processes, process, devices):
         join_hosts(f"127.0.0.1:{port}", processes, process, host_timeout=30)
     mesh = make_mesh()
     assert mesh.size == processes * devices
+    check_divided_sums(mesh, process, processes)
     case = make_case()
     state = fresh_state(case, mesh)
     directory = Path(folder) / "checkpoints"

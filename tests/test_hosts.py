@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,10 +88,19 @@ def test_two_processes_equal_one_and_any_number_reads_their_checkpoint(tmp_path,
     np.savez(tmp_path / "expected.npz", *map(np.asarray, jax.tree.leaves(state)))
 
     run_case("train", tmp_path, processes=2, devices=2)
-    for file in (tmp_path / "checkpoints" / str(STEPS + 1)).rglob("*"):
+    newest = tmp_path / "checkpoints" / str(STEPS + 1)
+    copy = shutil.copytree(newest, tmp_path / "copy")
+    for file in newest.rglob("*"):
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)
     run_case("read", tmp_path, processes=1, devices=1)
+    # Now one bit in the middle of its numbers, which only its checksums tell.
+    shutil.rmtree(newest)
+    copy.rename(newest)
+    numbers = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(numbers.read_bytes())
+    data[len(data) // 2] ^= 1
+    numbers.write_bytes(bytes(data))
     run_case("read", tmp_path, processes=4, devices=1)
 
 

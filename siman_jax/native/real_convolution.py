@@ -42,7 +42,6 @@ def real_conv(
         and numbers == lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
         and not isinstance(padding, str)
         and min(pixels for side in padding for pixels in side) >= 0
-        and min(pixels for side in padding for pixels in side) >= 0
         and len(set(window_strides)) == 1
         and set(lhs_dilation or (1,)) == {1}
         and set(rhs_dilation or (1,)) == {1}
