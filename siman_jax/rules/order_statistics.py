@@ -85,6 +85,14 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
     return by_platform(function, radix_selection.exceeds_kth_smallest)(x, ranks)
 
 
+def _ranks(x: Array, k: Array | int, least: int) -> Array:
+    """`k` as an array; checked where it is known before anything runs."""
+    count = x.shape[0] if x.ndim else 0
+    if not count or (isinstance(k, int) and not least <= k < count):
+        raise ValueError(f"no rank {k} among {count} numbers; expected {least} to {count - 1}.")
+    return jnp.asarray(k, jnp.int32)
+
+
 def _start(x: Array, k: Array | int) -> tuple[Array, Array, Array]:
     """Bits of `x`, the rank, and the bits of the answer before any is fixed."""
     keys = radix_selection.as_keys(x)
