@@ -32,7 +32,8 @@ _OPERATIONAL = {
 }
 
 # Fields that configs did not always have, with the values that make a run go on as it began: of
-# every config, and by source of the data, of those whose data are in memory.
+# every config, of those whose data are image files, and by source of the data, of those whose data
+# are in memory.
 _ADDED: dict[str, Any] = {
     "config.accumulation_steps": 1,
     "config.measure_kernels": False,
@@ -50,6 +51,7 @@ _ADDED: dict[str, Any] = {
     "config.estimator.first_tau": 0.85,
     "config.estimator.last_tau": 0.99,
 }
+_ADDED_FILES: dict[str, Any] = {"config.data.background": 0, "config.data.exif_orientation": False}
 _IN_MEMORY: dict[str, Any] = {"config.data.train_examples": 0, "config.data.resident": True}
 _ADDED_DATA: dict[str, dict[str, Any]] = {
     "digits": _IN_MEMORY,
@@ -133,9 +135,11 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def _added(saved: dict[str, Any]) -> dict[str, Any]:
     """Fields that a saved config lacks since an older version wrote it, with their defaults."""
-    added = _ADDED
+    added, source = _ADDED, str(saved.get("config.data.source"))
+    if source in ("tfds", "image_folder"):
+        added = added | _ADDED_FILES
     if "config.data.workers" not in saved:
-        added = added | _ADDED_DATA.get(str(saved.get("config.data.source")), {})
+        added = added | _ADDED_DATA.get(source, {})
     return {key: value for key, value in added.items() if key not in saved}
 
 
