@@ -342,7 +342,7 @@ def test_code_by_magnitude(shape, seed, shift):
     # What is left of g may be small beside it, and so is no measure of rounding.
     largest = np.max(np.abs(g)) / np.min(w.std((0, 1, 2)))
     if np.min(magnitude) > 1e-5 * (1 + abs(shift)):
-        error = np.max(np.abs(pullback(jnp.float32(g))[0] - expected))
+        error = np.max(np.abs(np.float64(pullback(jnp.float32(g))[0]) - np.float64(expected)))
         assert error < TOLERANCE * (1 + abs(shift)) * largest
 
 

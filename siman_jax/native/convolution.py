@@ -171,7 +171,7 @@ def conv_norm(
         count = sums.size // sums.shape[-1]
         rows = gradient_rows(channels, totals, count, gamma, deviation, scale)
         dkernel, dx, dmore = _backward(
-            geometry, x, kernel, scale, moments, g[0], sums, as_samples(more), rows, more.shape,
+            geometry, x, kernel, scale, moments, g[0], sums, more, rows, more.shape,
             activation=activation, shortcut_is_input=shortcut_is_input, times_scale=not scaled,
         )  # fmt: skip
         dgamma = deviation * scale * totals[1]
