@@ -223,11 +223,10 @@ def test_out_of_inodes_ends_a_command_at_once_with_the_message(tmp_path, folder)
         timeout=200,  # it took more than 300 s to end
     )
     assert result.returncode == 2, result.stderr
-    error, advice = result.stderr.splitlines()[-2:]
+    error, advice = result.stderr.splitlines()  # and nothing else
     assert error.startswith(f"error: the checkpoint of step 2 could not be written to {tmp_path}")
     assert "No space left on device" in error
     assert advice.startswith("Earlier checkpoints are as they were. Make room")
-    assert result.stderr.count("error: ") == 1
 
 
 @pytest.mark.slow

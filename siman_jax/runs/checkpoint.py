@@ -7,8 +7,10 @@ devices, whatever mesh a checkpoint was written from.
 import json
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,9 +115,12 @@ class CheckpointWriter:
         context = ocp.Context()
         # In the background orbax's threads would wait minutes for a folder that cannot be made.
         context.asynchronous.create_directories_asynchronously = False
+        hook = sys.unraisablehook
+        sys.unraisablehook = partial(_unless_loop_is_closed, hook)
         try:
             with context:
                 yield
+            sys.unraisablehook = hook  # after a failure it stays, until all threads have ended
         except jax.errors.JaxRuntimeError:  # another process is gone: no fault of the disk
             raise
         except Exception as error:  # orbax and tensorstore raise whatever the disk's refusal led to
@@ -336,6 +341,12 @@ def _set_aside(checkpoint: Path) -> None:
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
     """False for errors that orbax's threads log, a thousand lines each, and `save` raises."""
     return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+
+def _unless_loop_is_closed(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """Keep quiet what was under way when a save failed, and says so a dozen times."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def _first_line(error: Exception) -> str:
