@@ -154,7 +154,7 @@ class VggSmall(nn.Module):
     @property
     def weight_rule(self) -> str:
         """Key of `rules.WEIGHT_RULES`."""
-        return self.conv.keywords["weight_rule"]
+        return self.conv(features=1).weight_rule
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:

@@ -12,7 +12,7 @@ from flax import struct
 from jax import Array, lax
 
 from siman_jax.models.layers import CHOSEN, ROTATIONS, SCHEDULE
-from siman_jax.rules import WEIGHT_RULES
+from siman_jax.rules import WEIGHT_RULES, Prepare
 from siman_jax.training.metrics import Sums, score
 from siman_jax.training.optimizer import (
     Schedule,
@@ -98,7 +98,8 @@ def train_step(
       state: before the step.
       images: normalized, `[batch, height, width, channels]`.
       labels: int32 `[batch]`; examples with a negative label do not count.
-      model: the network that `state` was created for, one of `models`.
+      model: the network that `state` was created for. Where it has an attribute `weight_rule`, as
+        those of `models` do, bits of that rule may be found for all layers together.
       optimizer: the optax chain that `state` was created for.
       clip_percent: function from the step to the projection's percentage; None for no projection.
       schedule: function from the step to the scalars that the network's estimators take.
@@ -115,7 +116,7 @@ def train_step(
     constants: dict[str, Any] = {SCHEDULE: dict(schedule(state.step))}
     if clip_percent is not None:
         percent = clip_percent(state.step)
-        if prepare := WEIGHT_RULES[model.weight_rule].prepare:
+        if prepare := _prepare_of(model):
             params, bits = prepare_binary_kernels(params, percent, prepare)
             constants[CHOSEN] = replicate(bits)
         else:
@@ -173,6 +174,11 @@ def train_step(
         opt_state=opt_state,
     )
     return state, sums
+
+
+def _prepare_of(model: nn.Module) -> Prepare | None:
+    rule = WEIGHT_RULES.get(getattr(model, "weight_rule", ""))
+    return rule.prepare if rule else None
 
 
 def _every_kth(x: Array, k: int) -> Array:
