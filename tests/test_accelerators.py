@@ -46,7 +46,8 @@ def plain_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = No
     magnitude = jnp.abs(u).reshape(-1, u.shape[-1])
     median = jnp.sort(magnitude, axis=0)[(len(magnitude) - 1) // 2]
     code = jnp.where(magnitude > median[None], 1.0, -1.0).reshape(u.shape)
-    return jnp.abs(u) + lax.stop_gradient(code - jnp.abs(u))
+    # Exactly +-1: sums that poolings compare must be integers, or rounding chooses among equals.
+    return code + (jnp.abs(u) - lax.stop_gradient(jnp.abs(u)))
 
 
 def plain_project(params: dict, percent: Array) -> dict:
