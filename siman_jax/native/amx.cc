@@ -129,11 +129,13 @@ SIMAN_TARGET void MultiplyTiles(int64_t rows, int64_t pairs, const uint32_t* con
   if constexpr (kCount > 1) body(1); \
   if constexpr (kCount > 2) body(2); \
   if constexpr (kCount > 3) body(3);
-#define SIMAN_BEGIN(tile) \
-  if (fresh)              \
-    _tile_zero(tile);     \
-  else                    \
-    _tile_loadd(tile, to[tile], to_step * 4)
+#define SIMAN_BEGIN(tile)                       \
+  {                                             \
+    if (fresh)                                  \
+      _tile_zero(tile);                         \
+    else                                        \
+      _tile_loadd(tile, to[tile], to_step * 4); \
+  }
 #define SIMAN_ADD(tile)                                                  \
   {                                                                      \
     const uint32_t* from = starts[tile * rows + row] + 2 * pair * kTile; \
@@ -179,11 +181,13 @@ SIMAN_TARGET void AccumulateTaps(int64_t steps, const uint16_t* const* signs, in
   body(0, 3);                          \
   if constexpr (kTaps > 1) body(1, 4); \
   if constexpr (kTaps > 2) body(2, 5);
-#define SIMAN_BEGIN(tap, tile) \
-  if (fresh)                   \
-    _tile_zero(tap);           \
-  else                         \
-    _tile_loadd(tap, sums[tap], 64)
+#define SIMAN_BEGIN(tap, tile)         \
+  {                                    \
+    if (fresh)                         \
+      _tile_zero(tap);                 \
+    else                               \
+      _tile_loadd(tap, sums[tap], 64); \
+  }
 #define SIMAN_LOAD_SIGNS(tap, tile) _tile_loadd(tile, signs[tap] + step * 2 * kTile, signs_step * 2)
 #define SIMAN_ADD(tap, tile) _tile_dpbf16ps(tap, tile, 6)
 #define SIMAN_END(tap, tile) _tile_stored(tap, sums[tap], 64)

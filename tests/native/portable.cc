@@ -41,7 +41,7 @@ void MultiplyBits(const Taps& taps, const uint32_t* const* pixels, const uint32_
 }
 
 extern const Variant kVariant;
-const Variant kVariant = {SIMAN_NAME, true, SIMAN_LOOPS, &kTraining};
+const Variant kVariant = {SIMAN_NAME, [] { return true; }, SIMAN_LOOPS, &kTraining, nullptr};
 
 }  // namespace siman::SIMAN_NAMESPACE
 

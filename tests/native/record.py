@@ -266,8 +266,11 @@ def conv_forward(sizes, centred, scaled):
     )
 
 
-def conv_backward(sizes, centred, estimator, activation=None, shortcut="none"):
-    """With an activation, through a norm, whose shortcut is "none", an "array" or the "input"."""
+def conv_backward(sizes, centred, estimator, activation=None, shortcut="none", times_scale=False):
+    """With an activation, through a norm, whose shortcut is "none", an "array" or the "input".
+
+    The kernel's gradient is that of the code times the scales, or with `times_scale` of the code.
+    """
     rng = random("backward", sizes, centred, estimator, activation, shortcut)
     x, code, scale, u, moments, sums = binary_operands(rng, sizes, centred)
     given = {"shortcut": NOTHING, "sums": np.zeros(0, np.int16), "norm": NOTHING}
@@ -284,18 +287,21 @@ def conv_backward(sizes, centred, estimator, activation=None, shortcut="none"):
             result["dshortcut"] = np.float32(dz)
     bits, values = np.float64(signs(u)), signs(code) * np.float64(scale)
     dkernel, da = convolve_back(bits, values, sizes, np.float64(dy))
+    if times_scale:
+        dkernel = dkernel * np.float64(scale)
     dx = standardized_back(u, moments, centred, estimated(estimator, u, da))
     if shortcut == "input":
         dx = dx + dz
     return Case(
         f"conv_backward {sizes} centred {centred} {ESTIMATORS[estimator]}"
-        f" {ACTIVATIONS.get(activation, 'alone')} shortcut {shortcut}",
+        f" {ACTIVATIONS.get(activation, 'alone')} shortcut {shortcut} times scale {times_scale}",
         {
             **sizes.numbers(),
             "centred": centred,
             "estimator": estimator,
             "activation": activation or NONE,
             "shortcut_is_input": shortcut == "input",
+            "times_scale": times_scale,
         },
         {"x": x, "code": code, "scale": scale, "moments": np.float32(moments), **given},
         {"kernel": np.float32(dkernel), "dx": np.float32(dx), **result},
@@ -310,8 +316,9 @@ def binary_convolutions() -> Iterator[Case]:
         yield conv_forward(sizes, not centred, scaled=True)
         estimators = itertools.islice(itertools.cycle(ESTIMATORS), index, None)
         activations = itertools.islice(itertools.cycle(ACTIVATIONS), index, None)
-        yield conv_backward(sizes, centred, next(estimators))
-        yield conv_backward(sizes, not centred, next(estimators), next(activations), "array")
+        yield conv_backward(sizes, centred, next(estimators), times_scale=not centred)
+        rest = next(estimators), next(activations), "array"
+        yield conv_backward(sizes, not centred, *rest, times_scale=centred)
         yield conv_backward(sizes, centred, next(estimators), next(activations))
         if sizes.result() == sizes.image:
             yield conv_backward(sizes, centred, next(estimators), next(activations), "input")
@@ -440,6 +447,50 @@ def selections() -> Iterator[Case]:
         yield Case(f"kth_of_all {length}", {}, {"x": x, "ranks": ranks}, {"found": found})
 
 
+def latent_kernels() -> Iterator[Case]:
+    # Fewer filters than a vector has lanes, more than a block of 64; more rows than a part has.
+    for rows, filters in ((3, 1), (9, 5), (144, 16), (27, 67), (300, 130), (4608, 48)):
+        rng = random("latent", rows, filters)
+        w = floats(rng, rows, filters) + np.float32(0.2)
+        rank = (rows - 1) // 2
+        while True:  # no magnitude near 0, nor near the one that they are compared with
+            mean, deviation = np.float64(w).mean(0), np.sqrt(np.float64(w).var(0, ddof=1) + EPSILON)
+            u = (w - mean) / deviation
+            median = np.sort(np.abs(u), axis=0)[rank]
+            near = (np.abs(np.abs(u) - median) < CLEARANCE / 10) & (np.abs(u) != median)
+            near |= np.abs(u) < CLEARANCE
+            if not near.any():
+                break
+            w = np.where(near, floats(rng, rows, filters), w)
+        g = floats(rng, rows, filters)
+        du = g * np.where(u >= 0, 1, -1)
+        dw = (du - du.mean(0) - u * (du * u).sum(0) / (rows - 1)) / deviation
+        moments = np.float32([mean, deviation])
+        yield Case(
+            f"magnitude_code {rows}x{filters}",
+            {"rank": rank},
+            {"w": w, "g": g, "given moments": moments},
+            {
+                "code": np.where(np.abs(u) > median, 1, -1).astype(np.float32),
+                "moments": moments,
+                "dw": np.float32(dw)[None],  # compared as a whole, not row by row
+            },
+        )
+
+        magnitude = np.sort(np.abs(w - mean), axis=None)
+        low, high = int(0.1 * (w.size - 1)), int(0.9 * (w.size - 1))
+        ranks = np.int32([low, high, low + 1, high + 1])
+        weights = np.float32([0.25, 0.75])
+        low, high = magnitude[ranks[:2]] * (1 - weights) + magnitude[ranks[2:]] * weights
+        projected = np.sign(w - mean) * np.clip(np.abs(w - mean), low, high)
+        yield Case(
+            f"project {rows}x{filters}",
+            {},
+            {"w": w, "ranks": ranks, "weights": weights},
+            {"projected": np.float32(projected)[None]},
+        )
+
+
 def packed_words(bits):
     """Bits `[..., n]` to words `[..., ceil(n / 32)]`."""
     octets = np.packbits(bits, axis=-1, bitorder="little")
@@ -556,8 +607,8 @@ def write(file: BinaryIO, cases: list[Case]) -> None:
 
 def all_cases() -> list[Case]:
     parts = (
-        binary_convolutions, real_convolutions, norms, poolings, selections, packed_convolutions,
-        networks,
+        binary_convolutions, real_convolutions, norms, poolings, selections, latent_kernels,
+        packed_convolutions, networks,
     )  # fmt: skip
     return [case for part in parts for case in part()]
 

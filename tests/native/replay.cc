@@ -34,6 +34,7 @@
 #include "select.h"
 #include "training_conv.h"
 #include "variants.h"
+#include "weights.h"
 
 namespace siman {
 
@@ -215,8 +216,8 @@ void RunConvBackward(Call& call) {
     source.sums = sums.data<int16_t>();
     source.shortcut = shortcut_is_input ? x.data<float>() : call.In("shortcut").OrNull<float>();
   }
-  const ConvGradients to{call.Out<float>("kernel"), call.Out<float>("dx"),
-                         call.Out<float>("dshortcut"), shortcut_is_input};
+  const ConvGradients to{call.Out<float>("kernel"), call.Number("times_scale") != 0,
+                         call.Out<float>("dx"), call.Out<float>("dshortcut"), shortcut_is_input};
   ConvBackward(call.pool, conv, call.Data<float>("moments"),
                static_cast<Estimator>(call.Number("estimator")), call.Data<float>("scale"), source,
                to)
@@ -271,6 +272,23 @@ void RunKthOfAll(Call& call) {
   const Array &x = call.In("x"), &ranks = call.In("ranks");
   KthOfAll(call.pool, *call.variant->training, x.sizes[0], x.data<float>(), ranks.sizes[0],
            ranks.data<int32_t>(), call.Out<float>("found"));
+}
+
+LatentKernel LatentOf(const Array& w) { return {w.sizes[0], w.sizes[1], w.data<float>()}; }
+
+void RunProject(Call& call) {
+  Project(call.pool, *call.variant->training, LatentOf(call.In("w")), call.Data<int32_t>("ranks"),
+          call.Data<float>("weights"), call.Out<float>("projected"));
+}
+
+// The two calls that the binarization of a latent kernel makes in a step.
+void RunMagnitudeCode(Call& call) {
+  const Training& run = *call.variant->training;
+  const LatentKernel kernel = LatentOf(call.In("w"));
+  MagnitudeCode(call.pool, run, kernel, 1e-5f, call.Number("rank"), call.Out<float>("code"),
+                call.Out<float>("moments"));
+  MagnitudeCodeGradient(call.pool, run, kernel, call.Data<float>("given moments"),
+                        call.Data<float>("g"), call.Out<float>("dw"));
 }
 
 // The four calls that a norm makes in a step.
@@ -347,6 +365,8 @@ const std::map<std::string, void (*)(Call&)> kCalls = {
     {"exceeds_kth", RunExceedsKth},
     {"kth_of_all", RunKthOfAll},
     {"norm", RunNorm},
+    {"project", RunProject},
+    {"magnitude_code", RunMagnitudeCode},
     {"bits", RunBits},
     {"residual", RunResidual},
 };
