@@ -54,8 +54,8 @@ CALLS = {
         {**CONV, "centred": True},
     ),
     library.CONV_BACKWARD: (
-        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, SUMS, Y, ((7, 16), F32)],
-        [KERNEL, X, Y],
+        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, SUMS, SAMPLES, ((7, 16), F32)],
+        [KERNEL, X, SAMPLES],
         {**BACK, "shortcut_is_input": False, "times_scale": True},
     ),
     "scaled " + library.CONV_BACKWARD: (

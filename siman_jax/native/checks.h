@@ -58,10 +58,17 @@ inline bool AreFloatsOrNothing(const xla::ffi::AnyBuffer& x, Dimensions sizes) {
   return x.element_count() == 0 || AreFloats(x, sizes);
 }
 
+// What has `sizes` [samples, rows, columns, channels], as [samples, pixels, channels]; or nothing.
+inline bool AreSamplesOrNothing(const xla::ffi::AnyBuffer& x, Dimensions sizes) {
+  const auto own = x.dimensions();
+  return x.element_count() == 0 ||
+         (x.element_type() == xla::ffi::F32 && Is(own, {sizes[0], sizes[1] * sizes[2], sizes[3]}));
+}
+
 inline void CheckVariant(Check& check, int64_t index) {
   bool found = false;
   for (int64_t i = 0; kVariants[i] != nullptr; ++i)
-    found = found || (i == index && kVariants[i]->supported);
+    found = found || (i == index && kVariants[i]->supported());
   check(found, "a variant that this processor can run");
 }
 

@@ -112,8 +112,8 @@ def conv(reference: Function, geometry: Geometry, scaled: bool) -> Function:
         scale = _scale(kernel, alpha, scaled)
         nothing = jnp.zeros((0, 0, 0, 0), jnp.float32)
         dkernel, dx, _ = _backward(
-            geometry, x, kernel, scale, moments, g, nothing.astype(jnp.int16), nothing,
-            jnp.zeros((0, 0), jnp.float32), nothing.shape,
+            geometry, x, kernel, scale, moments, g, nothing.astype(jnp.int16), as_samples(nothing),
+            jnp.zeros((0, 0), jnp.float32),
         )  # fmt: skip
         if scaled:
             return dx, dkernel, alpha
@@ -171,7 +171,7 @@ def conv_norm(
         count = sums.size // sums.shape[-1]
         rows = gradient_rows(channels, totals, count, gamma, deviation, scale)
         dkernel, dx, dmore = _backward(
-            geometry, x, kernel, scale, moments, g[0], sums, more, rows, more.shape,
+            geometry, x, kernel, scale, moments, g[0], sums, as_samples(more), rows,
             activation=activation, shortcut_is_input=shortcut_is_input, times_scale=not scaled,
         )  # fmt: skip
         dgamma = deviation * scale * totals[1]
@@ -185,7 +185,7 @@ def conv_norm(
             dgamma,
             totals[0],
             totals[2] if slope.size else slope,
-            dmore,
+            dmore.reshape(more.shape),
             jnp.zeros_like(near),
         )
 
@@ -227,7 +227,6 @@ def _backward(
     sums: Array,
     shortcut: Array,
     norm: Array,
-    dshortcut: tuple[int, ...],
     *,
     activation: int = 0,
     shortcut_is_input: bool = False,
@@ -242,7 +241,7 @@ def _backward(
         (
             jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
             jax.ShapeDtypeStruct(x.shape, jnp.float32),
-            jax.ShapeDtypeStruct(dshortcut, jnp.float32),
+            jax.ShapeDtypeStruct(shortcut.shape, jnp.float32),
         ),
         x,
         kernel,

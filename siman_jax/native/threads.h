@@ -51,9 +51,12 @@ inline void WaitFor(const std::atomic<int64_t>& count, int64_t goal) {
 // tasks that somebody is at work on.
 //
 // A worker begins with its own share of the tasks, so that what it wrote in one phase is in its
-// cache in the next, and then helps the others.
+// cache in the next, and then helps the others. No more are sent for than some phase has tasks.
 inline void RunPhases(const Pool& pool, int64_t workers, std::vector<Phase> phases) {
   using Counter = std::atomic<int64_t>;
+  int64_t most = 1;
+  for (const Phase& phase : phases) most = std::max(most, phase.tasks);
+  workers = std::min(workers, most);
   struct State {
     State(std::vector<Phase> all, int64_t workers)
         : phases(std::move(all)), begun(phases.size() * workers), finished(phases.size()) {}

@@ -102,8 +102,9 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
   if (with_norm) {
     check(Same(sums.dimensions(), result), "sums of the result's shape");
     check(Is(norm.dimensions(), {7, taps[3]}), "a norm [7, filters]");
-    check(AreFloatsOrNothing(shortcut, result), "a shortcut of the result's shape");
-    check(AreFloatsOrNothing(*dshortcut, result), "a shortcut's gradient of the result's shape");
+    // In the shape that the norm's forward took it in, so that XLA makes it once for both.
+    check(AreSamplesOrNothing(shortcut, result), "a shortcut [samples, pixels, filters]");
+    check(AreSamplesOrNothing(*dshortcut, result), "a shortcut's gradient of its shape");
   } else {
     check(dshortcut->element_count() == 0, "no shortcut without a norm");
   }

@@ -31,7 +31,8 @@ inline void Project(const Pool& pool, const Training& run, const LatentKernel& k
   const int64_t part = std::max<int64_t>(1, kPart / filters);
   const int64_t parts = (kernel.weights + part - 1) / part;
   const int64_t chunk = std::max<int64_t>(1, kChunk / filters);
-  const int64_t workers = Workers(pool);
+  // Waking a thread takes as long as one part does.
+  const int64_t workers = parts == 1 ? 1 : Workers(pool);
   std::vector<float> totals(parts * filters), mean(filters);
   std::vector<std::vector<int32_t>> keys(workers);
   KthOfMany select(run, workers, kRanks, ranks);
