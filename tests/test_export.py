@@ -235,6 +235,13 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path):
         call(export, tmp_path / "empty", out)
 
 
+def test_a_program_needs_flatbuffers_before_anything_is_written(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr("siman_jax.export.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="--stablehlo needs the package flatbuffers: pip install"):
+        call(export, workdir, f"--out={tmp_path / 'a'}", f"--stablehlo={tmp_path / 'b'}")
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_command_ends_with_status_2(tmp_path):
     result = run("export", tmp_path, f"--out={tmp_path / 'model'}")
     assert result.returncode == 2

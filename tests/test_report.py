@@ -316,9 +316,9 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
         "bare": "it holds no checkpoint",
         "cut": "3 of the 4 lines of its log are cut short",
         "newer": "the config is of another version",
-        "older": "it lacks seed",
-        "other": "it lacks batch_size, data.num_classes",
-        "dotted": "is no config",
+        "older": "seed is missing",
+        "other": "data.source is missing",
+        "dotted": "config.json is damaged",
         "failed": "the loss is not finite at step 6",
         "damaged": "cannot be read",
         "strange": "is of another network",
@@ -514,5 +514,5 @@ def test_what_is_wrong_is_said_before_any_work(runs, tmp_path):
 def test_the_command_ends_with_status_2(tmp_path):
     result = run("report", tmp_path)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: none of the runs can be read:")
+    assert "\nerror: none of the runs can be read:" in result.stderr
     assert "there is no run in" in result.stderr
