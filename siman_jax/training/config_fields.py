@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from siman_jax.errors import UsageError
+from siman_jax.errors import UsageError, choose
 
 WHOLE, NUMBER, TEXT, BOOL, LIST = "a whole number", "a number", "a text", "True or False", "a list"
 _IS: dict[str, Callable[[Any], bool]] = {
@@ -86,16 +86,16 @@ def check_fields(config: ConfigDict) -> None:
     """Check that a config has all fields that its run reads.
 
     Raises:
-      UsageError: some are missing; says why they are needed and which config has them.
+      UsageError: some are missing; says why they are needed and which config has them. Or the
+        data source is unknown.
     """
     fields = flat(config.to_dict())
     _check(fields, _FIELDS, "the config lacks", "all configs in configs/ have them")
     resident, source = config.data.resident, config.data.source
-    if source not in _OF_SOURCES:
-        return  # `load_dataset` says which there are
+    of_source = choose(_OF_SOURCES, source, "data source")
     _check(
         fields,
-        _OF_SOURCES[source],
+        of_source,
         f"--config.data.source is {source!r}, and the config lacks",
         "begin with a config of such data"
         + (", such as configs/image_folder.py" if source == "image_folder" else ""),
@@ -136,7 +136,11 @@ def faults_of_stored(fields: Mapping[str, Any]) -> list[str]:
     """
     streamed = ("data.shorter_side",) if fields.get("data.resident") is False else ()
     needed = (*_NEEDED_OF_STORED, *streamed)
-    faults = [f"{name} is missing" for name in needed if name not in fields]
+    faults = []
+    for table in sorted({name.partition(".")[0] for name in _ALL if "." in name}):
+        if fields.get(table, {}) != {}:
+            faults.append(f"{table} is {_short(fields[table])}, not a table")
+    faults += [f"{name} is missing" for name in needed if name not in fields]
     for name, kind in _ALL.items():
         if name in fields and not _is_sound(fields[name], kind):
             faults.append(f"{name} is {_short(fields[name])}, not {kind}")
