@@ -38,7 +38,7 @@ from siman_jax.pytorch.checkpoint import State, read_state
 from siman_jax.pytorch.names import flax_path, variables_from_torch
 from siman_jax.runs.model_notes import notes_from_config
 from siman_jax.runs.stored_run import found_run
-from siman_jax.runs.workdir import check_writable
+from siman_jax.runs.workdir import check_workdir, check_writable
 from siman_jax.terminal import say, shown, wide_console
 from siman_jax.training.task import activation_rule
 
@@ -172,6 +172,7 @@ def _run_to_found() -> tuple[ConfigDict | None, Path]:
         raise UsageError(f"--model is {_MODEL.value}, but --config is of {config.model.name}.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UsageError(f"--workdir={workdir} is not empty; name a new folder.")
+    check_workdir(config, workdir)
     check_writable(workdir)
     return config, workdir
 

@@ -152,7 +152,7 @@ def _class_names(config: ConfigDict, workdir: Path, count: int) -> tuple[str, ..
         names = class_names(config.data)
     except UsageError as error:
         if trained_on is None:
-            print(f"class names are left out: {error}")
+            print(shown(f"class names are left out: {error}"))
             return None
         names = trained_on.classes
     check_classes(names, workdir)

@@ -125,7 +125,7 @@ def _workdir() -> Path:
         raise UsageError("--workdir is missing; it names the folder of the run.")
     workdir = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not _PROCESS_ID.value:
-        print(f"the run's folder is {workdir}; --workdir names another", flush=True)
+        print(shown(f"the run's folder is {workdir}; --workdir names another"), flush=True)
     return workdir
 
 

@@ -16,9 +16,11 @@ from siman_jax.command import parse_flags
 from siman_jax.data.image_files import list_images
 from siman_jax.errors import UsageError
 from siman_jax.main import main as siman_main
+from siman_jax.output import check_output
 from siman_jax.packed.file import read_network, write_network
 from siman_jax.paths import local_path
 from siman_jax.predict import main as predict
+from siman_jax.runs.workdir import check_writable
 from siman_jax.terminal import shown
 
 ODD = "a\x1b[2J\r\u202eb"
@@ -103,10 +105,15 @@ def piped(script, *arguments):
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_is_quiet(model_file, image):
-    result = piped(
-        '"$PYTHON" -m siman_jax.predict "$1" "$2" | true; exit ${PIPESTATUS[0]}', model_file, image
-    )
+@pytest.mark.parametrize(
+    ("pipe", "name"), [("| true", "image.png"), ("2>&1 >/dev/null | true", "damaged.png")]
+)
+def test_a_closed_pipe_is_quiet(model_file, image, pipe, name):
+    """That of the tables, or that of the messages."""
+    image.rename(image.with_name("image.png"))
+    image.with_name("damaged.png").touch()
+    script = f'"$PYTHON" -m siman_jax.predict "$@" {pipe}; exit ${{PIPESTATUS[0]}}'
+    result = piped(script, model_file, image.with_name(name))
     assert (result.returncode, result.stderr) == (141, "")
 
 
@@ -153,7 +160,27 @@ def test_paths_in_the_home_folder(monkeypatch, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-@pytest.mark.parametrize("workdir", ["gs://bucket/run", "s3://bucket/run"])
-def test_addresses_of_buckets_are_refused(workdir):
-    with pytest.raises(UsageError, match="is an address, and files are read and written on this"):
+@pytest.mark.parametrize(
+    ("workdir", "message"),
+    [
+        ("gs://bucket/run", "is an address, and files are read and written on this"),
+        ("s3://bucket/run", "is an address, and files are read and written on this"),
+        ("run\udcff", "is not UTF-8 text, as checkpoints need it; name another folder"),
+    ],
+)
+def test_folders_that_cannot_hold_a_run_are_refused(workdir, message):
+    with pytest.raises(UsageError, match=message):
         call(siman_main, "--config=configs/digits.py", f"--workdir={workdir}")
+    assert not (REPOSITORY / workdir).exists()
+
+
+def test_links_to_what_is_not_there_are_named(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone" / "model")
+    with pytest.raises(UsageError, match=r"--out=.*link is a link to what is not there"):
+        check_output(link, "out", overwrite=True)
+    for folder in (link, link / "run"):
+        with pytest.raises(UsageError, match=r"link is a link to what is not there"):
+            check_writable(folder)
+    with pytest.raises(UsageError, match=r"link is no file"):
+        read_network(link)

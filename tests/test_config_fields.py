@@ -62,9 +62,9 @@ def test_a_field_that_is_missing_or_of_another_kind():
 def test_training_without_jit(tmp_path):
     """As under JAX_DISABLE_JIT=1, by which a step can be debugged."""
     config = digits.get_config()
-    config.update({"epochs": 1, "batch_size": 128})
-    config.model.width = 4
-    config.data.train_examples = 128
+    config.update({"epochs": 1, "batch_size": 32})
+    config.model.update({"name": "cifar.vgg_small_1w1a", "width": 4})
+    config.data.train_examples = 32
     with jax.disable_jit():
         results = train(config.lock(), tmp_path / "run", make_mesh(1))
         assert evaluate_run(config, tmp_path / "run", make_mesh(1))["last"]["loss"] == (

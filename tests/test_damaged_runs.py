@@ -2,7 +2,12 @@
 
 import copy
 import json
+import logging
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from functools import partial
 
@@ -10,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli import REPOSITORY, TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +25,11 @@ from siman_jax.errors import UsageError
 from siman_jax.export import pack_run
 from siman_jax.report import runs as report_runs
 from siman_jax.report.runs import read_run
+from siman_jax.runs.checkpoint import ocp
 from siman_jax.runs.curves import draw_curves
 from siman_jax.runs.log import RunLog, last_and_best, read_rows
-from siman_jax.runs.stored_run import found_run, load_step
+from siman_jax.runs.stored_run import found_run, load_run, load_step
+from siman_jax.runs.verify import verify_run
 from siman_jax.runs.workdir import check_workdir, read_config
 from siman_jax.training.config_fields import flat
 from siman_jax.training.metrics import METRICS
@@ -195,3 +203,46 @@ def test_a_report_on_a_run_that_trains(run, tmp_path, monkeypatch):
     found = read_run(folder, "run", make_mesh(1))
     assert found.problems == []
     assert [checkpoint.step for checkpoint in found.checkpoints] == [7]
+
+
+def test_a_checkpoint_that_training_replaces_while_it_is_read(run, tmp_path, monkeypatch, caplog):
+    """The later one is read instead, without a word."""
+    caplog.set_level(logging.WARNING, "siman_jax")
+    folder, load = tmp_path / "run", ocp.load
+    shutil.copytree(run, folder)
+
+    def replace_and_load(path, abstract):
+        if (folder / "checkpoints" / "0").exists():
+            (folder / "checkpoints" / "0").rename(folder / "checkpoints" / "7")
+        return load(path, abstract)
+
+    monkeypatch.setattr(ocp, "load", replace_and_load)
+    for best in (False, True):
+        snapshot = load_run(small_config(), folder, make_mesh(1), best=best)
+        assert snapshot.progress.state.step == 0
+    assert not caplog.records
+
+
+@pytest.mark.slow
+def test_what_reads_a_run_reads_one_that_trains(tmp_path, caplog):
+    """By the command, which keeps one checkpoint and makes the next as fast as it can."""
+    caplog.set_level(logging.WARNING, "siman_jax")
+    line = [sys.executable, "-m", "siman_jax.main", *TINY, f"--workdir={tmp_path}"]
+    more = ["--config.epochs=99999", "--config.keep_checkpoints=1"]
+    with subprocess.Popen([*line, *more], cwd=REPOSITORY) as training:
+        deadline = time.monotonic() + 300
+        while len(read_rows(tmp_path)) < 2:
+            assert training.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        before = read_rows(tmp_path)[-1]["epoch"]
+        for _ in range(3):
+            found = read_run(tmp_path, "run", make_mesh(1))
+            assert found.problems == []
+            pack_run(read_config(tmp_path), tmp_path, best=True)
+            assert all(whole for _, whole, _ in verify_run(tmp_path))
+        after = read_rows(tmp_path)[-1]["epoch"]
+        training.send_signal(signal.SIGTERM)
+    assert training.returncode == 75
+    assert after > before + 3
+    assert not caplog.records

@@ -157,6 +157,13 @@ def test_the_exported_program_takes_pixels_of_any_batch(model, images):
         np.testing.assert_allclose(program.call(taken), model(taken), rtol=1e-5, atol=1e-5)
 
 
+def test_a_program_that_an_earlier_jax_exported_is_read(model, images):
+    """The README says so; JAX 0.10.2 made it of the network that `model` is."""
+    data = (REPOSITORY / "tests" / "golden" / "jax-0.10.2.stablehlo").read_bytes()
+    logits = jax.export.deserialize(bytearray(data)).call(images)
+    np.testing.assert_allclose(logits, model(images), rtol=1e-5, atol=1e-5)
+
+
 def test_the_exported_program_tells_nothing_of_this_machine(model, tmp_path):
     """Another process, with the package in another folder, writes the same bytes."""
     program = export_program(model.network, model.notes)

@@ -50,7 +50,7 @@ ROOMS = {
     "siman_jax": "packed",
     "pytorch": "errors paths rules models",
     "devices": "errors stop",
-    "data": "errors devices",
+    "data": "errors paths devices",
     "training": "errors native rules models devices data",
     "analysis": "rules models data training",
     "runs": "errors stop output terminal native models packed devices data training analysis",

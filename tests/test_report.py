@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -380,6 +381,11 @@ def test_labels_are_shown_as_they_are(runs):
     figure = draw_curves([Group("_$\\foo$_", [run], 0)], "top1", "")
     svg = to_svg(figure, "a", "")
     assert "_$\\foo$_" in svg
+
+
+def test_odd_characters_of_labels_are_shown_as_escapes():
+    assert command.name_runs([Path("runs/\x1b[2J\udcff")], None) == [r"\x1b[2J\udcff"]
+    assert command.name_runs([Path("a"), Path("b")], ["\r", "é"]) == [r"\r", "é"]
 
 
 @pytest.mark.slow

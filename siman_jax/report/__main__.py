@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
 
 
 def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[str]:
-    """What the report calls each run; no two alike.
+    """What the report calls each run; no two alike, and odd characters as escapes.
 
     Raises:
       UsageError: a run is named twice, or there are not as many labels as runs.
@@ -109,11 +109,11 @@ def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[st
             )
         if len(set(labels)) < len(labels):
             raise UsageError("--labels has the same name twice; name each run differently.")
-        return list(labels)
+        return [shown(label) for label in labels]
     paths = [workdir.resolve().parts[1:] or ("/",) for workdir in workdirs]
     depths = range(1, max(map(len, paths)) + 1)
     depth = next(n for n in depths if len({path[-n:] for path in paths}) == len(paths))
-    return ["/".join(path[-depth:]) for path in paths]
+    return [shown("/".join(path[-depth:])) for path in paths]
 
 
 def check_folder(out: Path, overwrite: bool) -> None:

@@ -85,10 +85,15 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """Refuse a folder that holds the run of another config; nothing is written.
 
     Raises:
-      UsageError: with each field that differs.
+      UsageError: with each field that differs; or the folder's name is no text.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
+    if any("\ud800" <= char <= "\udfff" for char in str(workdir.absolute())):
+        raise UsageError(
+            f"--workdir={workdir}: its name is not UTF-8 text, as checkpoints need it; name another"
+            " folder."
+        )
     path = workdir / _CONFIG_FILE
     if not path.exists():
         return
