@@ -67,9 +67,6 @@ def test_training_without_jit(tmp_path):
     config.data.train_examples = 32
     with jax.disable_jit():
         results = train(config.lock(), tmp_path / "run", make_mesh(1))
-        assert evaluate_run(config, tmp_path / "run", make_mesh(1))["last"]["loss"] == (
-            pytest.approx(results["last"]["loss"], rel=1e-6)
-        )
     compiled = evaluate_run(config, tmp_path / "run", make_mesh(1))
     assert compiled["last"]["loss"] == pytest.approx(results["last"]["loss"], rel=1e-3)
 
