@@ -28,7 +28,7 @@ from configs import cifar10, imagenet
 from siman_jax.devices.mesh import make_mesh, replicated
 from siman_jax.packed.file import PackedNetwork, encode_network
 from siman_jax.packed.model import load_model
-from siman_jax.packed.network import pack_variables
+from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.notes import Notes
 from siman_jax.runs.checkpoint import CheckpointWriter, restore_latest
 from siman_jax.runs.checksums import leaf_shapes
@@ -80,7 +80,7 @@ def restoring(snapshot: Snapshot, folder: Path) -> tuple[Side, Side]:
 def loading(config: ConfigDict, snapshot: Snapshot, folder: Path) -> tuple[Side, Side]:
     """Load a model file with and without a digest."""
     model, size = model_from_config(config), config.data.image_size
-    packed = pack_variables(model, snapshot.progress.state.variables())
+    packed = pack_unchecked(model, snapshot.progress.state.variables())
     arguments = {
         name: config.model[name] for name in ("width", "weight_rule", "activation_rule")
     } | {"num_classes": config.data.num_classes}

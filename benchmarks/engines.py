@@ -121,7 +121,7 @@ def prepare_packed(case: Case, folder: Path) -> None:
     """Pack a network and write its model file."""
     from siman_jax.models import build_model
     from siman_jax.packed.file import PackedNetwork, write_network
-    from siman_jax.packed.network import pack_variables
+    from siman_jax.packed.network import pack_unchecked
 
     arguments: dict[str, Any] = {
         "num_classes": case.num_classes,
@@ -130,7 +130,7 @@ def prepare_packed(case: Case, folder: Path) -> None:
         "activation_rule": "siman",
     }
     model = build_model(case.network, **arguments)
-    variables = pack_variables(model, _random_variables(model, case))
+    variables = pack_unchecked(model, _random_variables(model, case))
     shape = (case.image_size, case.image_size, 3)
     write_network(folder / PACKED_FILE, PackedNetwork(case.network, arguments, shape, variables))
 

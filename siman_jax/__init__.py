@@ -13,6 +13,9 @@ def load(path: str | Path, *, exact: bool = False) -> "PackedModel":
         model = siman_jax.load("model.safetensors")
         logits = model(images)  # uint8 [batch, height, width, channels]
 
+    JAX has threads, which a forked process would lack: start processes that share the work by
+    `spawn` or `forkserver`, and load the file in each of them.
+
     Args:
       path: of the file.
       exact: compute layer by layer as evaluation on a CPU does, so that no rounding decides a bit

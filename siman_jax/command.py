@@ -1,6 +1,7 @@
 """How every command of the project starts, reads its flags and says what was wrong with them."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,13 +12,18 @@ from ml_collections import ConfigDict
 from siman_jax.errors import UsageError
 from siman_jax.native.library import keep_freed_memory
 from siman_jax.stop import EXIT_CODE, Preempted
+from siman_jax.terminal import accept_any_text, say, shown
+
+# What a shell says of a program that a closed pipe ended (128 + SIGPIPE).
+CLOSED_PIPE = 141
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a command, which ends with status 0, or as the errors that it raises say.
 
     `UsageError`: 2, after `error: ...`; `Preempted`: 75, since the same command goes on; Ctrl-C,
-    where the command does not handle it: 130.
+    where the command does not handle it: 130. Output that nobody reads any more, as in `| head`,
+    ends it with 141 and without a word.
     """
 
     def start(argv: list[str]) -> None:
@@ -26,17 +32,25 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(argv)
 
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow what is no flag
+    accept_any_text()
     try:
-        app.run(start, flags_parser=parse_flags)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Preempted as stop:
-        print(f"{stop}; the same command goes on from there.", file=sys.stderr)
-        sys.exit(EXIT_CODE)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        try:
+            app.run(start, flags_parser=parse_flags)
+        except UsageError as error:
+            say(f"error: {error}")
+            sys.exit(2)
+        except Preempted as stop:
+            say(f"{stop}; the same command goes on from there.")
+            sys.exit(EXIT_CODE)
+        except KeyboardInterrupt:
+            say("stopped by Ctrl-C.")
+            sys.exit(128 + signal.SIGINT)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # else Python does so at its end, and complains
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
 
 
 def lock_config(config: ConfigDict) -> ConfigDict:
@@ -76,7 +90,9 @@ def parse_flags(argv: list[str]) -> list[str]:
       UsageError: a flag or a field of a config is unknown, or its value is of no use.
     """
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_expand_home(argument) for argument in argv])
+    except SystemExit:  # --help and its kin print, and then end with status 1
+        sys.exit(0)
     except Exception as error:  # the flags' own errors, and whatever a config file raises
         cause: BaseException = error
         while cause.__context__:
@@ -91,6 +107,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise UsageError(f"{error} (--help lists the flags)") from None
 
 
+def _expand_home(argument: str) -> str:
+    """Expand the `~` of `--NAME=~/...`, which shells leave as it is."""
+    flag, equals, value = argument.partition("=")
+    return flag + equals + os.path.expanduser(value) if flag.startswith("-") else argument
+
+
 def _text(error: object) -> str:
     while isinstance(error, BaseException) and error.args:
         error = error.args[0]
@@ -102,5 +124,12 @@ def _log_plainly() -> None:
     logging.getLogger().setLevel(logging.WARNING)
     logger = logging.getLogger("siman_jax")
     logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler())
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    logger.addHandler(handler)
     logger.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record), keep="\n\t")

@@ -7,12 +7,12 @@ r"""Command line: take over a checkpoint of the authors' PyTorch program.
 
 The model file has the bits that the checkpoint stores in `B`, which its evaluation used. With
 --workdir, a run is founded as well, from which `python -m siman_jax.main` with the same --workdir
-and config trains the weights on, with a fresh optimiser. Reading the checkpoint needs
-PyTorch, the extra `torch`. Exit status: 0; 2, what was given cannot be used.
+and config trains the weights on, with a fresh optimiser. --table prints where each array went.
+Reading the checkpoint needs PyTorch, the extra `torch`. Exit status: 0; 2, what was given cannot be
+used.
 """
 
 import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
 from rich.table import Table
 
 from siman_jax.command import lock_config, run
@@ -33,12 +32,14 @@ from siman_jax.output import check_output
 from siman_jax.packed.file import PackedNetwork, write_network
 from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes, parse_notes
+from siman_jax.paths import local_path
 from siman_jax.pytorch.bits import stored_bits
-from siman_jax.pytorch.checkpoint import read_state
+from siman_jax.pytorch.checkpoint import State, read_state
 from siman_jax.pytorch.names import flax_path, variables_from_torch
 from siman_jax.runs.model_notes import notes_from_config
 from siman_jax.runs.stored_run import found_run
-from siman_jax.runs.workdir import check_writable
+from siman_jax.runs.workdir import check_workdir, check_writable
+from siman_jax.terminal import say, shown, wide_console
 from siman_jax.training.task import activation_rule
 
 # The authors' program has the rules that are the defaults here.
@@ -68,6 +69,13 @@ _CONFIG = config_flags.DEFINE_config_file(
     " in this project's configs/.",
     allow_override=True,
 )
+_ENTRY = flags.DEFINE_string(
+    "entry",
+    "",
+    "Entry of the checkpoint that holds the weights; by default the first there is of state_dict,"
+    " model_state_dict, model and net.",
+)
+_TABLE = flags.DEFINE_bool("table", False, "Print each array, its shape, and its name here.")
 _CLASSES = flags.DEFINE_string("classes", None, "Text file with the name of a class in each line.")
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Height and width of the images; by default 32, for ImageNet 224.", 1
@@ -86,38 +94,60 @@ def main(argv: list[str]) -> None:
         raise UsageError("name one checkpoint, such as model_best.pth.tar; flags are --NAME=VALUE.")
     if not (_MODEL.value and _OUT.value):
         raise UsageError("--model and --out are needed: the network, and the file to write.")
-    name, out = _MODEL.value, Path(_OUT.value).expanduser()
+    name, out = _MODEL.value, local_path(_OUT.value, "--out")
     choose(MODELS, name, "model")
     check_output(out, "out", _OVERWRITE.value)
     config, workdir = _run_to_found()
     size = config.data.image_size if config else _IMAGE_SIZE.value
     size = size or (224 if name.startswith("imagenet") else 32)
-    _read_classes(_CLASSES.value)  # before torch, which takes seconds to import
+    class_names = _read_classes(_CLASSES.value)  # before torch, which takes seconds to import
     jax.config.update("jax_platforms", "cpu")
-    arrays, variables, warnings = _read(Path(argv[1]).expanduser(), name, size)
-    notes = _notes(name, _ends(variables)[1], size, config)
+    state, variables, warnings = _read(local_path(argv[1], "checkpoint"), name, size)
+    notes = _notes(name, _ends(variables)[1], size, config, class_names)
     network = pack_converted(name, variables, size, notes)
     if config:
         _check_config(config, network)
-    _print_mapping(arrays)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}")
     if config:
         found_run(config, workdir, make_mesh(1), variables)
-        print(f"{workdir}: step 0 of a run with these weights; train it on with siman_jax.main")
     write_network(out, network)
-    print(f"{out}: {out.stat().st_size:,} bytes")
+    if _TABLE.value:
+        _print_table(state.arrays)
+    print(_summary(name, state, network))
+    if config:
+        print(shown(f"{workdir}: step 0 of a run with these weights; siman_jax.main trains it on"))
+    print(shown(f"{out}: {out.stat().st_size:,} bytes"))
 
 
-def _read(path: Path, name: str, size: int) -> tuple[dict[str, np.ndarray], dict, list[str]]:
-    """Arrays of a checkpoint, the variables that they make, and warnings about their bits."""
-    arrays = read_state(path)
+def _read(path: Path, name: str, size: int) -> tuple[State, dict, list[str]]:
+    """A checkpoint's weights, the variables that they make, and warnings about them."""
+    state = read_state(path, _ENTRY.value)
     try:
-        variables = variables_from_torch(name, arrays, size)
+        variables = variables_from_torch(name, state.arrays, size)
         variables[BITS], warnings = stored_bits(variables, _RULES["weight_rule"])
     except UsageError as error:
         raise UsageError(f"{path} cannot be converted: {error}") from error
-    return arrays, variables, warnings
+    if state.averaged:
+        warnings.append(
+            f"the checkpoint holds averaged weights (EMA) too, in {', '.join(state.averaged)};"
+            f" converted are those in {state.entry or 'the checkpoint itself'}. To convert"
+            f" averaged ones: --entry={state.averaged[0]}"
+        )
+    return state, variables, warnings
+
+
+def _summary(name: str, state: State, network: PackedNetwork) -> str:
+    """Say what was converted."""
+    used = {array: _place(array, state.arrays) for array in state.arrays}
+    others = sum(path is None for path in used.values())
+    bits = sum(state.arrays[array].size for array, path in used.items() if path and path[0] == BITS)
+    source = f" of {state.entry}" if state.entry else ""
+    shape = "x".join(map(str, network.image_shape))
+    return (
+        f"{name}: {len(used) - others} arrays{source} converted, {others} not needed; {bits:,}"
+        f" bits, {network.arguments['num_classes']} classes, images of {shape}"
+    )
 
 
 def default_normalization(model: str, classes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -127,7 +157,7 @@ def default_normalization(model: str, classes: int) -> tuple[tuple[float, ...], 
 
 def _run_to_found() -> tuple[ConfigDict | None, Path]:
     """The config and folder of the run that the flags ask for, if they do."""
-    workdir = Path(_WORKDIR.value or "").expanduser()
+    workdir = local_path(_WORKDIR.value or "", "--workdir")
     if _WORKDIR.value is None:
         if _CONFIG.value is not None:
             raise UsageError("--config is of a run: name its folder, such as --workdir=runs/tuned.")
@@ -142,6 +172,7 @@ def _run_to_found() -> tuple[ConfigDict | None, Path]:
         raise UsageError(f"--model is {_MODEL.value}, but --config is of {config.model.name}.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UsageError(f"--workdir={workdir} is not empty; name a new folder.")
+    check_workdir(config, workdir)
     check_writable(workdir)
     return config, workdir
 
@@ -199,7 +230,7 @@ def pack_converted(name: str, variables: dict, size: int, notes: Notes) -> Packe
     except UsageError as error:
         raise UsageError(f"--mean, --std or --classes do not fit the model: {error}") from error
     floats = jax.tree.map(lambda leaf: leaf if leaf.dtype == bool else np.float32(leaf), variables)
-    packed = pack_variables(build_model(name, **arguments), floats)
+    packed = pack_variables(build_model(name, **arguments), floats, image_shape)
     return PackedNetwork(name, arguments, image_shape, packed, notes.as_json())
 
 
@@ -210,9 +241,14 @@ def _ends(variables: dict) -> tuple[np.ndarray, int]:
     return stem, params["fc"]["kernel"].shape[1]
 
 
-def _notes(name: str, classes: int, size: int, config: ConfigDict | None) -> Notes:
+def _notes(
+    name: str,
+    classes: int,
+    size: int,
+    config: ConfigDict | None,
+    class_names: tuple[str, ...] | None,
+) -> Notes:
     """Notes by a config, or by the flags and what is usual for the network."""
-    class_names = _read_classes(_CLASSES.value)
     if config:
         return notes_from_config(config.data, class_names=class_names)
     mean, std = default_normalization(name, classes)
@@ -235,22 +271,23 @@ def _read_classes(name: str | None) -> tuple[str, ...] | None:
     if name is None:
         return None
     try:
-        lines = Path(name).expanduser().read_text().splitlines()
+        lines = local_path(name, "--classes").read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes={name} cannot be read: {error}.") from error
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _print_mapping(arrays: Mapping[str, np.ndarray]) -> None:
+def _place(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
+    return flax_path(name, binary=f"{name.rpartition('.')[0]}.alpha" in arrays)
+
+
+def _print_table(arrays: Mapping[str, np.ndarray]) -> None:
     table = Table("PyTorch", "shape", "here")
     for name, array in arrays.items():
-        path = flax_path(name, binary=f"{name.rpartition('.')[0]}.alpha" in arrays)
+        path = _place(name, arrays)
         shape = "x".join(map(str, array.shape)) or "1"
-        table.add_row(name, shape, "/".join(path) if path else "not needed")
-    console = Console()
-    if not console.is_terminal:  # where nothing limits the width, cut nothing off
-        console = Console(width=120)
-    console.print(table)
+        table.add_row(shown(name), shape, "/".join(path) if path else "not needed")
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

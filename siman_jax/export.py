@@ -7,6 +7,7 @@ checkpoints give equal files. The data are not needed; class names are noted whe
 tell them. Exit status: 0; 2, what was given cannot be used.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from siman_jax.command import run
 from siman_jax.data import class_names
@@ -28,11 +28,13 @@ from siman_jax.packed.inference import export_program
 from siman_jax.packed.layers import WORDS
 from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes
+from siman_jax.paths import local_path
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.model_notes import notes_from_config
 from siman_jax.runs.stored_run import load_run
 from siman_jax.runs.trained_on import check_classes, read_trained_on
 from siman_jax.runs.workdir import config_digest, read_config
+from siman_jax.terminal import shown
 from siman_jax.training.metrics import METRICS
 from siman_jax.training.task import activation_rule, image_shape
 
@@ -58,33 +60,36 @@ def main(argv: list[str]) -> None:
         raise UsageError("name one run's folder, such as runs/digits; flags are --NAME=VALUE.")
     if not _OUT.value:
         raise UsageError("--out is missing: name the file to write, such as model.safetensors.")
-    workdir, out = Path(argv[1]).expanduser(), Path(_OUT.value).expanduser()
-    program = Path(_STABLEHLO.value).expanduser() if _STABLEHLO.value else None
+    workdir, out = local_path(argv[1], "workdir"), local_path(_OUT.value, "--out")
+    program = local_path(_STABLEHLO.value, "--stablehlo") if _STABLEHLO.value else None
     check_output(out, "out", _OVERWRITE.value)
     if program:
         check_output(program, "stablehlo", _OVERWRITE.value)
+        if importlib.util.find_spec("flatbuffers") is None:
+            raise UsageError(
+                "--stablehlo needs the package flatbuffers: pip install flatbuffers, or leave"
+                " --stablehlo out."
+            )
         if program.absolute() == out.absolute():
             raise UsageError("--out and --stablehlo name the same file; name two.")
     config = read_config(workdir)
     # The same file wherever it is made; and a TPU that trains meanwhile is left to the training.
     jax.config.update("jax_platforms", "cpu")
     network, notes = pack_run(config, workdir, best=_CHECKPOINT.value == "best")
+    stablehlo = export_program(network, notes) if program else b""
     write_network(out, network, np.float16 if _FLOAT16.value else np.float32)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(describe(out, network, notes), markup=False)
+    if program:
+        write_whole(program, stablehlo)
+    print(shown(describe(out, network, notes), keep="\n"))
     if notes.accuracy and (config.model.dtype != "float32" or _FLOAT16.value):
         reals = "float16" if _FLOAT16.value else "float32"
-        console.print(
+        print(
             f"The run evaluated in {config.model.dtype}; the file holds {reals} and computes in"
-            " float32, so that single predictions may differ from the run's.",
-            markup=False,
+            " float32, so that single predictions may differ from the run's."
         )
     if program:
-        write_whole(program, export_program(network, notes))
-        console.print(
-            f"{program}: {program.stat().st_size:,} bytes, StableHLO for cpu, cuda and tpu",
-            markup=False,
-        )
+        size = program.stat().st_size
+        print(shown(f"{program}: {size:,} bytes, StableHLO for cpu, cuda and tpu"))
 
 
 def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNetwork, Notes]:
@@ -112,7 +117,7 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNe
         config_sha256=config_digest(config),
     )
     model = build_model(config.model.name, **arguments)
-    packed = pack_variables(model, state.variables())
+    packed = pack_variables(model, state.variables(), image_shape(config))
     network = PackedNetwork(
         config.model.name, arguments, image_shape(config), packed, notes.as_json()
     )
@@ -147,7 +152,7 @@ def _class_names(config: ConfigDict, workdir: Path, count: int) -> tuple[str, ..
         names = class_names(config.data)
     except UsageError as error:
         if trained_on is None:
-            print(f"class names are left out: {error}")
+            print(shown(f"class names are left out: {error}"))
             return None
         names = trained_on.classes
     check_classes(names, workdir)

@@ -13,7 +13,6 @@ if __name__ == "__main__":  # the imports below take seconds, in which a signal 
     stop_at_once()
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -21,19 +20,19 @@ from typing import NoReturn
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from siman_jax.command import lock_config, run
 from siman_jax.devices.mesh import is_first_process, join_hosts, make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.summary import print_summary, summarize
+from siman_jax.paths import local_path
 from siman_jax.runs.log import Results
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.verify import verify_run
 from siman_jax.runs.workdir import default_workdir
 from siman_jax.streams import outlive_streams
+from siman_jax.terminal import say, shown, wide_console
 from siman_jax.training.task import image_shape, model_from_config
 
 # What a process exits with that lost another one of its run (EX_UNAVAILABLE).
@@ -93,7 +92,7 @@ def main(argv: list[str]) -> None:
     except UsageError as error:
         if jax.process_count() == 1:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}")
         # An orderly end would wait for the others. Process 0 serves their runtime, and its end
         # aborts them, so it lets those go first that found the same error.
         time.sleep(5 if is_first_process() else 0)
@@ -104,12 +103,10 @@ def main(argv: list[str]) -> None:
 
 def _leave_the_others(error: Exception) -> NoReturn:
     """End this process at once: an orderly end would wait for the one that is gone."""
-    print(
+    say(
         f"{error}\nerror: process {jax.process_index()} stopped, most likely because another"
         " process of this run did; their output says why. Start them all again: the run goes on"
-        " from its latest checkpoint.",
-        file=sys.stderr,
-        flush=True,
+        " from its latest checkpoint."
     )
     os._exit(LOST_A_PROCESS)
 
@@ -123,23 +120,23 @@ def _config() -> ConfigDict:
 
 def _workdir() -> Path:
     if _WORKDIR.value:
-        return Path(_WORKDIR.value).expanduser()
+        return local_path(_WORKDIR.value, "--workdir")
     if _CONFIG.value is None:
         raise UsageError("--workdir is missing; it names the folder of the run.")
     workdir = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not _PROCESS_ID.value:
-        print(f"the run's folder is {workdir}; --workdir names another", flush=True)
+        print(shown(f"the run's folder is {workdir}; --workdir names another"), flush=True)
     return workdir
 
 
 def _verify(workdir: Path) -> None:
     findings = verify_run(workdir)
-    table = Table(title=escape(str(workdir)))
+    table = Table(title=shown(str(workdir)))
     for heading in ("file", "state", "found"):
         table.add_column(heading, overflow="fold")
     for name, whole, text in findings:
-        table.add_row(escape(name), "whole" if whole else "damaged", escape(text))
-    Console().print(table)
+        table.add_row(shown(name), "whole" if whole else "damaged", shown(text))
+    wide_console().print(table)
     damaged = [name for name, whole, _ in findings if not whole]
     if damaged:
         raise UsageError(
@@ -155,7 +152,7 @@ def _print_results(results: Results, config: ConfigDict) -> None:
     for name, row in results.items():
         numbers = (f"{row['loss']:.4f}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
         table.add_row(name, f"{row['epoch']:g}", *numbers)
-    Console().print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ def check_output(path: Path, flag: str, overwrite: bool) -> None:
     """
     if path.is_dir():
         raise UsageError(f"--{flag}={path} is a folder; name a file in it.")
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"--{flag}={path} is a link to what is not there; name another file.")
     if path.exists() and not overwrite:
         raise UsageError(
             f"--{flag}={path} exists; name another file, or replace it by --overwrite."

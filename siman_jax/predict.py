@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from siman_jax import load
 from siman_jax.command import run
@@ -32,6 +30,8 @@ from siman_jax.data.pixels import PixelRules
 from siman_jax.errors import UsageError
 from siman_jax.packed.latency import cores, measure_apart
 from siman_jax.packed.model import PackedModel
+from siman_jax.paths import local_path
+from siman_jax.terminal import say, shown, wide_console
 
 SOME_DAMAGED = 1
 
@@ -66,14 +66,16 @@ def main(argv: list[str]) -> None:
     """Do what the flags say."""
     if len(argv) < 2:
         raise UsageError("name a model file, then images; --help shows how.")
-    path, names = argv[1], argv[2:]
+    path, names = local_path(argv[1], "model"), argv[2:]
     if _BENCHMARK.value:
         if names:
             raise UsageError(f"--benchmark takes no images; leave {names[0]!r} out.")
         if _EXACT.value:
             raise UsageError("--benchmark times the default; leave --exact out.")
+        if not path.is_file():
+            raise UsageError(f"--benchmark reads the model several times; {path} is not a file.")
         load(path)  # says what is wrong with the file, if anything is
-        _print_latencies([measure_apart(path, count) for count in sorted({1, len(cores())})])
+        _print_latencies([measure_apart(str(path), count) for count in sorted({1, len(cores())})])
         return
     if not names:
         raise UsageError("name at least one image, a folder of images, or - for standard input.")
@@ -86,19 +88,16 @@ def main(argv: list[str]) -> None:
     table.add_column("probability (%)", justify="right")
     for file, outcome in results:
         if isinstance(outcome, DamagedImage):
-            print(f"{file}: {outcome}", file=sys.stderr)
+            say(f"{shown(file)}: {shown(str(outcome))}")
             damaged += 1
         elif _JSON.value:
             print(json.dumps({"image": file, "predictions": outcome}), flush=True)
         else:
             _add_rows(table, file, outcome)
     if table.rows:
-        console = Console()
-        if not console.is_terminal:  # where nothing limits the width, cut nothing off
-            console = Console(width=120)
-        console.print(table)
+        wide_console().print(table)
     if damaged:
-        print(f"{damaged} of {len(files)} images could not be classified", file=sys.stderr)
+        say(f"{damaged} of {len(files)} images could not be classified")
         sys.exit(SOME_DAMAGED)
 
 
@@ -172,8 +171,7 @@ def _add_rows(table: Table, file: str, outcome: list[dict[str, Any]]) -> None:
     table.add_section()
     for rank, row in enumerate(outcome):
         name, percent = row["name"], f"{100 * row['probability']:.2f}"
-        # As text, since brackets in a name are no markup.
-        table.add_row(Text("" if rank else file), Text(name), percent)
+        table.add_row("" if rank else shown(file), shown(name), percent)
 
 
 def _print_latencies(rows: list[dict[str, float]]) -> None:
@@ -187,7 +185,7 @@ def _print_latencies(rows: list[dict[str, float]]) -> None:
     for row in rows:
         numbers = (f"{row['median_ms']:.2f}", f"{row['best_ms']:.2f}", str(row["calls"]))
         table.add_row(str(row["threads"]), *numbers)
-    Console().print(table)
+    wide_console().print(table)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from siman_jax.command import run
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError, choose
 from siman_jax.output import write_whole
+from siman_jax.paths import local_path
 from siman_jax.runs.log import last_and_best, read_rows
 from siman_jax.runs.stored_run import FAILURE_FILE, check_resumable, is_finished, saved_step
 from siman_jax.runs.sweep_plan import Sweep, load_sweep, with_settings
@@ -36,6 +36,7 @@ from siman_jax.runs.train import train_together
 from siman_jax.runs.workdir import check_workdir, check_writable
 from siman_jax.stop import Preempted
 from siman_jax.streams import outlive_streams
+from siman_jax.terminal import shown, wide_console
 from siman_jax.training.epoch import Diverged
 from siman_jax.training.task import build_task
 
@@ -69,13 +70,13 @@ def main(argv: list[str]) -> None:
         )
     if not _WORKDIR.value:
         raise UsageError("--workdir is missing: name the sweep's folder, such as runs/sweep.")
-    sweep = with_settings(load_sweep(Path(argv[1]).expanduser()), _SET.value)
-    workdir = Path(_WORKDIR.value).expanduser()
+    sweep = with_settings(load_sweep(local_path(argv[1], "sweep")), _SET.value)
+    workdir = local_path(_WORKDIR.value, "--workdir")
     for name in _ONLY.value:
         choose(sweep.variants, name, "variant")
     mesh = make_mesh(_DEVICES.value)
     summary = run_sweep(sweep, workdir, mesh, _SEEDS_AT_ONCE.value, _ONLY.value)
-    Console(soft_wrap=True, markup=False).print(summary_table(sweep.name, summary["variants"]))
+    wide_console().print(summary_table(sweep.name, summary["variants"]))
     failures = {
         f"{variant}/seed{seed}": text
         for variant, row in summary["variants"].items()
@@ -135,7 +136,7 @@ def run_sweep(
     stop = StopSignals()
     for variant, configs in pending.items():
         count = len(runs[variant])
-        print(f"{variant}: {count - len(configs)} of {count} seeds done")
+        print(shown(f"{variant}: {count - len(configs)} of {count} seeds done"))
         for group in _groups(configs, at_once):
             if stop.should_stop(0):  # a signal came after the last step of the run before
                 raise Preempted(f"stopped by {stop.name} between runs")
@@ -165,7 +166,7 @@ def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path
 
 def _train_group(group: dict[Path, ConfigDict], mesh: Mesh, stop: StopSignals) -> None:
     """Train runs together; those that cannot be done get a file that says why."""
-    print(f"training {', '.join(map(str, group))}", flush=True)
+    print(shown(f"training {', '.join(map(str, group))}"), flush=True)
     try:
         train_together(group, mesh, stop)
     except Diverged as error:
@@ -228,7 +229,7 @@ def _check_folder(sweep: Sweep, folder: Path) -> None:
         return
     try:
         name = json.loads(path.read_text())["name"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged ({error!r}); restore it, or use another folder."
         ) from None

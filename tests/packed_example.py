@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from siman_jax.models import build_model
 from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv, computed
 from siman_jax.packed.file import PackedNetwork
-from siman_jax.packed.network import pack_variables
+from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.notes import Notes
 
 ARGUMENTS = {
@@ -36,7 +36,7 @@ def packed_network(name="cifar.vgg_small_1w1a", size=8):
             if path[-1] == BINARY_KERNEL
         }
     )
-    packed = pack_variables(model, variables)
+    packed = pack_unchecked(model, variables)
     notes = Notes((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), class_names=("a", "b", "é")).as_json()
     return PackedNetwork(name, ARGUMENTS, image_shape, packed, notes)
 

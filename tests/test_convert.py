@@ -1,7 +1,9 @@
 """The authors' checkpoints: every format, logits by their stored bits, and what is refused."""
 
 import json
+import os
 import sys
+import threading
 from functools import cache, partial
 
 import jax
@@ -20,7 +22,7 @@ from siman_jax.errors import UsageError
 from siman_jax.models.layers import BITS
 from siman_jax.packed.network import packed_twin
 from siman_jax.pytorch.bits import stored_bits
-from siman_jax.pytorch.checkpoint import named_arrays, read_state
+from siman_jax.pytorch.checkpoint import find_state, read_state
 from siman_jax.pytorch.names import variables_from_torch
 from siman_jax.rules import WEIGHT_RULES
 from siman_jax.runs.stored_run import load_run
@@ -71,11 +73,12 @@ def saved(folder, arrays):
 def test_logits_of_the_authors(without_torch, name, tmp_path, capsys):
     path = saved(tmp_path, state(name, "module."))
     out = tmp_path / "model.safetensors"
-    call(convert.main, path, f"--model={NETWORKS[name]}", f"--out={out}")
+    call(convert.main, path, f"--model={NETWORKS[name]}", f"--out={out}", "--table")
     assert_golden_logits(siman_jax.load(out), name)
     printed = capsys.readouterr()
     assert "bits/" in printed.out
     assert "not needed" in printed.out
+    assert "arrays of state_dict converted" in printed.out
     # Drawn at random, half of the bits are not the weights' own.
     assert "% of the bits in B are not those of the latent weights (more than 1 %)" in printed.err
     assert "neither 0 nor 1" not in printed.err
@@ -231,16 +234,42 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch):
 
 
 def test_what_holds_no_state_is_refused(tmp_path):
-    for content in ([], {}, {"state_dict": None}, {"state_dict": {}}):
+    for content in ([], {}, {"state_dict": None}, {"state_dict": {}}, {"model": "resnet20"}):
         with pytest.raises(UsageError, match="holds no state_dict"):
-            named_arrays(content, tmp_path)
+            find_state(content, tmp_path)
     with pytest.raises(UsageError, match="no tensors: lr"):
-        named_arrays({"state_dict": {"w": np.zeros(1), "lr": 0.1}}, tmp_path)
+        find_state({"state_dict": {"w": np.zeros(1), "lr": 0.1}}, tmp_path)
+    with pytest.raises(UsageError, match=r"no entry 'ema' with tensors; it has net"):
+        find_state({"net": {"w": np.zeros(1)}}, tmp_path, "ema")
     # A prefix is one only where all names have it.
-    assert set(named_arrays({"module.a": np.zeros(1), "b": np.zeros(1)}, tmp_path)) == {
-        "module.a",
-        "b",
-    }
+    found = find_state({"module.a": np.zeros(1), "b": np.zeros(1)}, tmp_path)
+    assert found.arrays.keys() == {"module.a", "b"}
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model_state_dict", "model", "net", ""])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_usual_places_of_weights(tmp_path, entry, prefix):
+    weights = {f"{prefix}conv1.weight": np.zeros(1), f"{prefix}fc.bias": np.zeros(2)}
+    found = find_state({entry: weights, "epoch": 3} if entry else weights, tmp_path)
+    assert found.arrays.keys() == {"conv1.weight", "fc.bias"}
+    assert (found.entry, found.averaged) == (entry, ())
+
+
+def test_averaged_weights_are_told_of_and_taken_by_their_name(tmp_path, capsys, monkeypatch):
+    entries = {"schema": {"a": np.zeros(1)}, "model": state(), "model_ema": state(prefix="module.")}
+    found = find_state(entries, tmp_path)
+    assert (found.entry, found.averaged) == ("model", ("model_ema",))
+    found = find_state(entries, tmp_path, "model_ema")
+    assert (found.entry, found.averaged) == ("model_ema", ())
+    assert found.arrays.keys() == state().keys()
+    monkeypatch.setattr("siman_jax.pytorch.checkpoint._load", lambda _: entries)
+    monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: True)
+    (tmp_path / "model.pth").touch()
+    call(convert.main, tmp_path / "model.pth", f"--model={NAME}", f"--out={tmp_path / 'out'}")
+    printed = capsys.readouterr()
+    assert "averaged weights (EMA) too, in model_ema; converted are those in model" in printed.err
+    assert "bits/" not in printed.out  # the table is for who asks
+    assert "arrays of model converted" in printed.out
 
 
 class WithTorch:
@@ -280,15 +309,26 @@ class TestFormats(WithTorch):
     def test_a_state_alone_and_bfloat16(self, torch, tmp_path):
         tensors = {"a": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}
         torch.save(tensors, tmp_path / "state")
-        arrays = read_state(tmp_path / "state")
+        arrays = read_state(tmp_path / "state").arrays
         assert arrays["a"].dtype == np.float32
         assert arrays["n"] == 3
+
+    def test_a_pipe(self, torch, tmp_path):
+        """As a shell makes one of <(...)."""
+        torch.save({"a": torch.ones(2)}, tmp_path / "state")
+        os.mkfifo(tmp_path / "pipe")
+        data = (tmp_path / "state").read_bytes()
+        writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
+        writer.start()
+        assert read_state(tmp_path / "pipe").arrays["a"].tolist() == [1, 1]
+        writer.join()
 
     def test_damage_and_objects(self, torch, tmp_path):
         path = tmp_path / "model"
         torch.save({"state_dict": {"a": torch.ones(1)}, "arguments": sys.stdin.__class__}, path)
-        with pytest.raises(UsageError, match=r"could run code: .*\nWhere you trust it"):
+        with pytest.raises(UsageError, match=r"could run code: .*It is not loaded") as error:
             read_state(path)
+        assert "weights_only" not in str(error.value)
         self.save(torch, path, {"a": np.zeros(100)})
         for data in (path.read_bytes()[:300], b"", b"text", b"\x80\x02."):
             path.write_bytes(data)

@@ -53,6 +53,13 @@ def test_digits_are_always_split_the_same_way():
     assert np.bincount(first.test.labels).min() >= 35
 
 
+def test_addresses_are_refused(config):
+    for name, address in {"cache_dir": "s3://bucket/cache", "root": "gs://bucket/images"}.items():
+        setattr(config, name, address)
+        with pytest.raises(UsageError, match=f"--config.data.{name}={address} is an address"):
+            load_dataset(config)
+
+
 def test_image_folder(config):
     dataset = load_dataset(config)
     assert dataset.classes == ("blue", "red")

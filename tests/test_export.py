@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import tomllib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cli import call, run
+from cli import REPOSITORY, call, run
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from PIL import Image
@@ -233,6 +234,15 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path):
     (tmp_path / "empty" / "config.json").write_text(json.dumps([1]))
     with pytest.raises(UsageError, match=r"config.json is damaged \(no table\)"):
         call(export, tmp_path / "empty", out)
+
+
+def test_a_program_needs_flatbuffers_before_anything_is_written(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr("siman_jax.export.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="--stablehlo needs the package flatbuffers: pip install"):
+        call(export, workdir, f"--out={tmp_path / 'a'}", f"--stablehlo={tmp_path / 'b'}")
+    assert not any(tmp_path.iterdir())
+    required = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert any(name.startswith("flatbuffers") for name in required)
 
 
 def test_the_command_ends_with_status_2(tmp_path):

@@ -229,25 +229,43 @@ def test_out_of_inodes_ends_a_command_at_once_with_the_message(tmp_path, folder)
     assert advice.startswith("Earlier checkpoints are as they were. Make room")
 
 
-@pytest.mark.slow
-def test_a_full_disk_ends_a_run_with_the_message(tmp_path):
-    """The limit on a file's size stands for the disk's."""
-    line = [sys.executable, "-m", "siman_jax.main", *TINY, f"--workdir={tmp_path}"]
+def train_with_small_files(workdir):
+    """A training where no file may have more than 8 kB, which stands for a disk that is full."""
+    line = [sys.executable, "-m", "siman_jax.main", *TINY, f"--workdir={workdir}"]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    result = subprocess.run(
+    return subprocess.run(
         ["bash", "-c", 'ulimit -f 8 && exec "$@"', "bash", *line],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=400,
     )
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_with_the_message(tmp_path):
+    result = train_with_small_files(tmp_path)
     assert result.returncode == 2, result.stderr
     lines = result.stderr.splitlines()
     assert lines[-2].startswith("error: the checkpoint of step 5 could not be written")
     assert len(lines) < 20, result.stderr  # a thousand before
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 256
+
+
+@pytest.mark.slow
+def test_a_log_that_cannot_be_written_ends_a_run_with_the_message(tmp_path):
+    """It is as long as files may be when the first epoch's row comes."""
+    (tmp_path / "log.jsonl").write_text("null\n" * (8192 // 5))
+    result = train_with_small_files(tmp_path)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith(f"error: the log in {tmp_path} cannot be written: [Errno 27]")
+    assert lines[-1].endswith("then the same command goes on from the latest.")
+    assert "Traceback" not in result.stderr
+    assert read_rows(tmp_path) == []  # a row that is cut short is none
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_orbax_errors_are_not_logged_twice(tmp_path, caplog):

@@ -16,6 +16,7 @@ import pytest
 from sharded_case import STEPS, fresh_state, make_case, make_step, rows
 
 from siman_jax.devices.mesh import make_mesh, put_local_rows
+from siman_jax.runs.lock import RunLock
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = [
@@ -176,3 +177,13 @@ def test_what_does_not_fit_the_processes_is_refused_by_each(tmp_path, extra, mes
     assert codes == [2, 2], outputs
     assert all(message in output for output in outputs), outputs
     assert not (tmp_path / "run").exists()
+
+
+def test_one_lock_holds_for_all_processes_of_a_run(tmp_path):
+    """What it refuses, it refuses to each of them; the tests above show that they share one."""
+    with RunLock(tmp_path):
+        codes, outputs = finish(start(commands(tmp_path), devices=1))
+    assert codes == [2, 2], outputs
+    assert f"another training, process {os.getpid()} on " in outputs[0]
+    assert f"the first process could not lock {tmp_path}" in outputs[1]
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

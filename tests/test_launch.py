@@ -504,20 +504,21 @@ def test_gpus_does_not_wait_after_a_second_interrupt(programs):
     assert process.returncode == 128 + signal.SIGKILL
 
 
-def test_the_tests_of_ctrl_c_pass_in_the_background_too():
-    """Where a shell ignores SIGINT for what it starts, which inherits that."""
-    names = ["passes_signals_on[2]", "does_not_wait_after_a_second_interrupt"]
+def test_the_tests_of_signals_pass_in_the_background_too():
+    """Where a shell ignores SIGINT for what it starts, and `nohup` SIGHUP, which inherits that."""
+    signals = [f"passes_signals_on[{number:d}]" for number in (signal.SIGINT, signal.SIGHUP)]
+    names = [*signals, "does_not_wait_after_a_second_interrupt"]
     tests = [f"tests/test_launch.py::test_gpus_{name}" for name in names]
     line = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", *tests]
     result = subprocess.run(
-        ["sh", "-c", 'trap "" INT && exec "$@"', "sh", *line],
+        ["sh", "-c", 'trap "" INT HUP && exec "$@"', "sh", *line],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
         timeout=PATIENCE,
     )
-    assert "2 passed" in result.stdout, result.stdout
+    assert "3 passed" in result.stdout, result.stdout
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 69, 75, 134])

@@ -32,7 +32,7 @@ from siman_jax.packed.layers import (
     PackedDense,
     max_pool,
 )
-from siman_jax.packed.network import pack_variables, packed_logits, packed_twin
+from siman_jax.packed.network import pack_unchecked, packed_logits, packed_twin
 from siman_jax.pytorch.names import variables_from_torch
 from siman_jax.rules.siman import siman_activation
 
@@ -284,7 +284,7 @@ def test_every_integer_of_every_network(name, x64):
     variables = with_random_bits(variables)
     logits, outputs = outputs_of(model, variables, images)
     logits_of_bits, packed_outputs = outputs_of(
-        packed_twin(model), pack_variables(model, variables), images
+        packed_twin(model), pack_unchecked(model, variables), images
     )
     assert outputs.keys() == packed_outputs.keys()
     for path, output in outputs.items():
@@ -307,7 +307,7 @@ def test_logits_are_those_of_evaluation(name):
     variables = with_random_bits(variables)
     folded = jax.jit(partial(fold, model))(variables)
     evaluated = jax.jit(partial(folded_twin(model).apply, train=False))(folded, images)
-    packed = pack_variables(model, variables)
+    packed = pack_unchecked(model, variables)
     for choice in (False, True):
         twin = packed_twin(model, native=choice)
         logits = jax.jit(partial(twin.apply, train=False))(packed, images)
@@ -316,7 +316,7 @@ def test_logits_are_those_of_evaluation(name):
 
 def test_pieces_of_a_batch_give_the_logits_of_the_whole(monkeypatch):
     model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
-    packed = pack_variables(model, with_random_bits(variables))
+    packed = pack_unchecked(model, with_random_bits(variables))
     images = jnp.concatenate([images, images[::-1], images[:1]])
     whole = jax.jit(partial(packed_twin(model).apply, train=False))(packed, images)
     for piece in (1, 2, 3, 8):
@@ -329,7 +329,7 @@ def assert_logits_agree(model, variables, images):
     """In float32, to rounding; a network this small meets no activation at its mean."""
     expected = jax.jit(partial(model.apply, train=False))(variables, images)
     apply = jax.jit(partial(packed_twin(model).apply, train=False))
-    assert_close(apply(pack_variables(model, variables), images), expected, 1e-5)
+    assert_close(apply(pack_unchecked(model, variables), images), expected, 1e-5)
 
 
 def test_logits_with_recomputed_bits():
@@ -364,7 +364,7 @@ def test_logits_with_real_activations(name):
 @pytest.mark.parametrize("weight_rule", ["half_half", "angle_optimal"])
 def test_bits_that_are_not_stored_are_the_rule_s(weight_rule):
     model, variables, _ = trained("cifar.vgg_small_1w1a", jnp.float32, weight_rule=weight_rule)
-    packed = pack_variables(model, variables)["params"]["conv3"][WORDS]
+    packed = pack_unchecked(model, variables)["params"]["conv3"][WORDS]
     layer = variables["params"]["conv3"]
     bits = (
         binary_bits({"conv3": layer}, weight_rule)["conv3"] ^ (layer["alpha"] < 0)[None, None, None]
@@ -394,14 +394,14 @@ def test_logits_with_real_weights():
 def test_a_packed_network_does_not_train():
     model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
     with pytest.raises(ValueError, match="no batch statistics"):
-        packed_twin(model).apply(pack_variables(model, variables), images, train=True)
+        packed_twin(model).apply(pack_unchecked(model, variables), images, train=True)
 
 
 def test_packed_variables_are_those_that_the_twin_expects():
     model, variables, images = trained("imagenet.resnet18_1w1a", jnp.float32)
     init = partial(packed_twin(model).init, train=False)
     expected = jax.eval_shape(init, jax.random.key(0), images)
-    packed = pack_variables(model, variables)
+    packed = pack_unchecked(model, variables)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), packed) == jax.tree.map(
         lambda x: (x.shape, x.dtype), dict(expected)
     )
@@ -414,14 +414,14 @@ def test_logits_of_the_authors(golden_name):
     model = build_model(name, golden.settings["classes"])
     variables = jax.tree.map(jnp.float32, variables_from_torch(name, golden.arrays))
     apply = jax.jit(partial(packed_twin(model).apply, train=False))
-    logits = apply(pack_variables(model, variables), jnp.float32(golden.images))
+    logits = apply(pack_unchecked(model, variables), jnp.float32(golden.images))
     assert_close(logits, np.float32(golden.results["eval_logits"]), 1e-5)
 
 
 def test_one_program_for_every_platform_and_batch_size():
     model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
     variables = with_random_bits(variables)
-    packed = pack_variables(model, variables)
+    packed = pack_unchecked(model, variables)
     apply = jax.jit(partial(packed_twin(model, native=False).apply, train=False))
     batch = jax.export.symbolic_shape("batch")
     program = jax.export.export(apply, platforms=("cpu", "cuda", "tpu"))(

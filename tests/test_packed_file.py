@@ -23,7 +23,7 @@ from siman_jax.packed.file import (
     read_network,
     write_network,
 )
-from siman_jax.packed.network import pack_variables, packed_twin
+from siman_jax.packed.network import pack_unchecked, packed_twin
 from siman_jax.packed.safetensors import decode, encode
 
 
@@ -95,7 +95,7 @@ def test_size_of_resnet18(dtype, most):
     model = build_model("imagenet.resnet18_1w1a", 1000)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    shapes = jax.eval_shape(partial(pack_variables, model), variables)
+    shapes = jax.eval_shape(partial(pack_unchecked, model), variables)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     arguments = {**ARGUMENTS, "num_classes": 1000, "width": 64}
     packed = PackedNetwork("imagenet.resnet18_1w1a", arguments, (224, 224, 3), zeros)

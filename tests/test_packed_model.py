@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
 from functools import cache, partial
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_example import packed_network
@@ -92,6 +95,15 @@ def test_jax_arrays_are_taken_too(model, images):
     np.testing.assert_array_equal(model(jnp.asarray(images)), model(images))
 
 
+def test_floats_inside_jit_and_without_it(model, images):
+    """A program around a model, whose values are not known; and JAX_DISABLE_JIT."""
+    floats = np.float32(images) / 255
+    np.testing.assert_allclose(jax.jit(model)(floats), model(floats), rtol=1e-5)
+    with jax.disable_jit():
+        np.testing.assert_allclose(model(floats), jax.jit(model)(floats), rtol=1e-4)
+        export_program(model.network, model.notes)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -143,6 +155,36 @@ def test_the_exported_program_takes_pixels_of_any_batch(model, images):
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
     for taken in (images, images[:1]):
         np.testing.assert_allclose(program.call(taken), model(taken), rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_that_an_earlier_jax_exported_is_read(model, images):
+    """The README says so; JAX 0.10.2 made it of the network that `model` is."""
+    data = (REPOSITORY / "tests" / "golden" / "jax-0.10.2.stablehlo").read_bytes()
+    logits = jax.export.deserialize(bytearray(data)).call(images)
+    np.testing.assert_allclose(logits, model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_exported_program_tells_nothing_of_this_machine(model, tmp_path):
+    """Another process, with the package in another folder, writes the same bytes."""
+    program = export_program(model.network, model.notes)
+    assert str(REPOSITORY).encode() not in program
+    assert b".py" not in program
+    package = tmp_path / "elsewhere" / "siman_jax"
+    package.parent.mkdir()
+    shutil.copytree(REPOSITORY / "siman_jax", package)
+    write_network(tmp_path / "model", model.network)
+    code = (
+        "import sys, siman_jax; from siman_jax.packed.inference import export_program;"
+        "model = siman_jax.load('model');"
+        "open('program', 'wb').write(export_program(model.network, model.notes))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        check=True,
+    )
+    assert (tmp_path / "program").read_bytes() == program
 
 
 def test_importing_the_package_imports_no_jax():

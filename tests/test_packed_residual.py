@@ -11,7 +11,7 @@ from test_packed import assert_close, trained, with_random_bits
 from siman_jax.models import build_model
 from siman_jax.native import library
 from siman_jax.packed import residual
-from siman_jax.packed.network import pack_variables, packed_logits, packed_twin
+from siman_jax.packed.network import pack_unchecked, packed_logits, packed_twin
 from siman_jax.rules.siman import REAL
 
 COVERED = ["cifar.resnet20_1w1a", "imagenet.resnet18_1w1a"]
@@ -32,7 +32,7 @@ def natively(model, packed, images, variant=None):
 @pytest.mark.parametrize("name", COVERED)
 def test_logits_are_those_of_xla(name, rule):
     model, variables, images = trained(name, jnp.float32, activation_rule=rule)
-    packed = pack_variables(model, with_random_bits(variables))
+    packed = pack_unchecked(model, with_random_bits(variables))
     expected = by_xla(model, packed, images)
     for variant in library.variants():
         assert_close(natively(model, packed, images, variant), expected, 1e-5)
@@ -52,7 +52,7 @@ def test_logits_are_those_of_xla(name, rule):
 def test_logits_of_odd_shapes(name, width, shape):
     arguments = {"shape": shape, "width": width, "activation_rule": "approx_sign"}
     model, variables, images = trained(name, jnp.float32, **arguments)
-    packed = pack_variables(model, with_random_bits(variables))
+    packed = pack_unchecked(model, with_random_bits(variables))
     expected = by_xla(model, packed, images)
     for variant in library.variants():
         assert_close(natively(model, packed, images, variant), expected, 1e-5)
@@ -62,7 +62,7 @@ def test_logits_of_odd_shapes(name, width, shape):
 @pytest.mark.parametrize("name", COVERED)
 def test_a_sample_has_the_same_logits_alone_and_among_others(name):
     model, variables, images = trained(name, jnp.float32)
-    packed = pack_variables(model, with_random_bits(variables))
+    packed = pack_unchecked(model, with_random_bits(variables))
     together = natively(model, packed, images)
     for index in range(len(images)):
         alone = natively(model, packed, images[index : index + 1])
@@ -73,7 +73,7 @@ def test_a_sample_has_the_same_logits_alone_and_among_others(name):
 @needs_native
 def test_packed_logits_are_native_where_they_can_be(monkeypatch):
     model, variables, images = trained("cifar.resnet20_1w1a", jnp.float32)
-    packed = pack_variables(model, with_random_bits(variables))
+    packed = pack_unchecked(model, with_random_bits(variables))
     text = [
         jax.jit(partial(packed_logits, model, native=choice)).lower(packed, images).as_text()
         for choice in (True, False)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -316,9 +317,9 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
         "bare": "it holds no checkpoint",
         "cut": "3 of the 4 lines of its log are cut short",
         "newer": "the config is of another version",
-        "older": "it lacks seed",
-        "other": "it lacks batch_size, data.num_classes",
-        "dotted": "is no config",
+        "older": "seed is missing",
+        "other": "data.source is missing",
+        "dotted": "config.json is damaged",
         "failed": "the loss is not finite at step 6",
         "damaged": "cannot be read",
         "strange": "is of another network",
@@ -380,6 +381,11 @@ def test_labels_are_shown_as_they_are(runs):
     figure = draw_curves([Group("_$\\foo$_", [run], 0)], "top1", "")
     svg = to_svg(figure, "a", "")
     assert "_$\\foo$_" in svg
+
+
+def test_odd_characters_of_labels_are_shown_as_escapes():
+    assert command.name_runs([Path("runs/\x1b[2J\udcff")], None) == [r"\x1b[2J\udcff"]
+    assert command.name_runs([Path("a"), Path("b")], ["\r", "é"]) == [r"\r", "é"]
 
 
 @pytest.mark.slow
@@ -514,5 +520,5 @@ def test_what_is_wrong_is_said_before_any_work(runs, tmp_path):
 def test_the_command_ends_with_status_2(tmp_path):
     result = run("report", tmp_path)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: none of the runs can be read:")
+    assert "\nerror: none of the runs can be read:" in result.stderr
     assert "there is no run in" in result.stderr

@@ -25,7 +25,7 @@ from siman_jax.models.layers import BINARY_KERNEL, BatchNorm, BinaryConv, Binary
 from siman_jax.models.leaves import shares_flipped
 from siman_jax.models.summary import summarize
 from siman_jax.packed.layers import ACTIVATION_BITS
-from siman_jax.packed.network import pack_variables, packed_twin
+from siman_jax.packed.network import pack_unchecked, packed_twin
 from siman_jax.rules import ACTIVATION_RULES, AT_THE_END, WEIGHT_RULES
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.snapshot import read_bits
@@ -227,7 +227,7 @@ def test_packed_networks_are_the_same(weight_rule, stored, x64):
         bits = {path: leaf > 0.02 for path, leaf in leaves.items() if path[-1] == BINARY_KERNEL}
         variables = {**variables, "bits": unflatten_dict(bits)}
     logits, outputs = outputs_of(model, variables, images, QUICK)
-    packed = jax.jit(partial(pack_variables, model), compiler_options=QUICK)(variables)
+    packed = jax.jit(partial(pack_unchecked, model), compiler_options=QUICK)(variables)
     packed_logits, packed_outputs = outputs_of(packed_twin(model), packed, images, QUICK)
     assert len(outputs) == 2
     for path, output in outputs.items():
@@ -250,7 +250,7 @@ def test_every_network_packs_scaled_and_rotated_kernels(name):
         model = build_model(name, 7, width=8, weight_rule=weight_rule, activation_rule="siman")
         images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
         variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-        packed = jax.eval_shape(partial(pack_variables, model), variables)
+        packed = jax.eval_shape(partial(pack_unchecked, model), variables)
         logits = jax.eval_shape(partial(packed_twin(model).apply, train=False), packed, images)
         assert logits.shape == (2, 7)
         leaves = {path[-1] for path in flatten_dict(packed["params"])}

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import pytest
 from cli import call
 
+from configs import digits
 from siman_jax import main
 from siman_jax.errors import UsageError
-from siman_jax.runs.checkpoint import CheckpointWriter
+from siman_jax.runs import verify
+from siman_jax.runs.checkpoint import CheckpointWriter, verify_checkpoint
 from siman_jax.runs.verify import verify_run
 from siman_jax.training.metrics import METRICS
 
@@ -28,7 +30,7 @@ def run(tmp_path_factory):
     for step, top1 in ((5, 61.5), (10, 98.5)):
         writer.save(step, {"params": {"w": jnp.arange(999.0) + step}}, top1)
     writer.close()
-    (workdir / "config.json").write_text(json.dumps({"model": {"name": "cifar.resnet20_1w1a"}}))
+    (workdir / "config.json").write_text(digits.get_config().to_json())
     (workdir / "data.json").write_text(json.dumps({"classes": ["a", "b"], "train_examples": 9}))
     (workdir / "log.jsonl").write_text(row(1) + row(2))
     return workdir
@@ -85,6 +87,7 @@ def largest(folder):
         (lambda run: (run / "config.json").unlink(), "config.json", "there is no run"),
         (lambda run: (run / "data.json").write_text("[]"), "data.json", "is damaged"),
         (lambda run: (run / "log.jsonl").write_text("{\n" + row(2)), "log.jsonl", "line 1 cannot"),
+        (lambda run: (run / "log.jsonl").write_text("[" * 10**5 + "\n"), "log.jsonl", "line 1"),
         (lambda run: (run / "log.jsonl").write_text("{}\n"), "log.jsonl", "no epoch's row"),
         (lambda run: (run / "log.jsonl").write_text(row(2) * 2), "log.jsonl", "not in order"),
     ],
@@ -122,3 +125,14 @@ def test_a_folder_without_a_run(tmp_path):
         call(main.main, "--mode=verify", f"--workdir={tmp_path}")
     with pytest.raises(UsageError, match="--workdir is missing"):
         call(main.main, "--mode=verify")
+
+
+def test_a_checkpoint_that_training_removes_meanwhile_is_not_damaged(workdir, monkeypatch):
+    def remove_and_verify(directory, step):
+        shutil.rmtree(directory / "5", ignore_errors=True)
+        return verify_checkpoint(directory, step)
+
+    monkeypatch.setattr(verify, "verify_checkpoint", remove_and_verify)
+    found = states(workdir)
+    assert "checkpoints/5" not in found
+    assert all(whole for whole, _ in found.values())

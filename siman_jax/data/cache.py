@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Record, Split
+from siman_jax.paths import local_path
 
 _VERSION = 1  # to be raised when other pixels are made of the same bytes
 _DECODERS = ("pillow", "simplejpeg")
@@ -102,7 +103,8 @@ def cache_of(config: ConfigDict) -> Cache | None:
     root = Path(config.get("root", "")).expanduser().resolve()
     asked = [config.source, str(root), config.train_split, config.test_split]
     asked += [repr(config.get(field)) for field in _FIELDS]
-    return Cache(Path(config.cache_dir).expanduser(), _digest(text.encode() for text in asked))
+    folder = local_path(config.cache_dir, "--config.data.cache_dir")
+    return Cache(folder, _digest(text.encode(errors="surrogatepass") for text in asked))
 
 
 def digest_of_example(record: Record) -> bytes:

@@ -32,8 +32,8 @@ def list_images(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         path = Path(name)
-        if name == STANDARD_INPUT or path.is_file():
-            found.append(name)
+        if name == STANDARD_INPUT or (path.exists() and not path.is_dir()):
+            found.append(name)  # a file, or a pipe
         elif path.is_dir():
             found.extend(_images_of(path))
         elif path.is_symlink():
@@ -72,7 +72,7 @@ def read_pixels(
       DamagedImage: it cannot be read or decoded, or has another size; the message says why.
     """
     try:
-        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
+        data = _standard_input() if name == STANDARD_INPUT else Path(name).read_bytes()
         if shorter_side is not None:
             pixels = evaluation_image(data, rules=rules, size=size, resize=shorter_side)
         else:
@@ -84,3 +84,9 @@ def read_pixels(
     if has_more_frames(data):
         say_first_frame(name)
     return pixels
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise DamagedImage("cannot be read: standard input is closed")
+    return sys.stdin.buffer.read()

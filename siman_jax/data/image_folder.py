@@ -18,6 +18,7 @@ from siman_jax.data.listing import (
     why_left_out,
 )
 from siman_jax.errors import UsageError
+from siman_jax.paths import local_path
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load(config: ConfigDict) -> Dataset:
     Raises:
       UsageError: a folder is missing or empty, or the splits have different classes.
     """
-    root = Path(config.root).expanduser()
+    root = _root(config)
     classes = class_names(config)
     train, test = (
         _list_files(root / split, classes, config)
@@ -71,7 +72,7 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
     Raises:
       UsageError: there is no such folder, or no folder in it.
     """
-    train = Path(config.root).expanduser() / config.train_split
+    train = _root(config) / config.train_split
     if not train.is_dir():
         raise UsageError(
             f"there is no folder {train}; {_layout(config)}. Name ROOT with"
@@ -82,6 +83,10 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
     if not names:
         raise UsageError(f"{train} holds no class folders; {_layout(config)}.")
     return names
+
+
+def _root(config: ConfigDict) -> Path:
+    return local_path(config.root, "--config.data.root")
 
 
 def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> ImageFiles:

@@ -6,18 +6,24 @@
 What a convolution's sums of +-1 are multiplied by, and the batch norm behind it, become one
 multiplication and one addition. Evaluation runs this, and packed inference the same with other
 convolutions of the same sums: so both round alike, and no bit or prediction differs.
+
+Names tell which batch norm follows a convolution, as in the networks of `models`. A network that is
+built otherwise would be folded wrongly, so evaluation and packing compare logits by `same_logits`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 from flax.traverse_util import unflatten_dict
 from jax import Array
 
+from siman_jax.errors import UsageError
 from siman_jax.models.layers import (
     BINARY_KERNEL,
     BITS,
@@ -37,6 +43,25 @@ from siman_jax.models.layers import (
 )
 from siman_jax.rules import AT_THE_END, WEIGHT_RULES, filter_scales
 from siman_jax.rules.siman import REAL, identity, wide
+
+COMPARED = 8  # images that show whether another form of a network does the same
+# Relative to an image's largest logit; rounding alone makes a tenth of it, or less.
+_TOLERANCE = 1e-4
+
+
+class NotFoldable(UsageError):  # noqa: N818
+    """A network is not built so that it can be folded; the message says why."""
+
+
+@contextmanager
+def _foldable() -> Iterator[None]:
+    try:
+        yield
+    except UsageError:
+        raise
+    # A field or a leaf that is missing, another shape, an argument that a layer does not take.
+    except (AttributeError, KeyError, TypeError, ValueError, FlaxError) as error:
+        raise NotFoldable(". ".join(str(error).splitlines())) from error
 
 
 class FoldedConv(BinaryConv):
@@ -111,6 +136,7 @@ def _folded_conv(features: int, *, weight_rule: str, **attributes: Any) -> Binar
     return layer(features, weight_rule=weight_rule, **attributes)
 
 
+@_foldable()
 def fold(model: nn.Module, variables: Mapping) -> dict:
     """Fold a trained network's variables.
 
@@ -126,6 +152,9 @@ def fold(model: nn.Module, variables: Mapping) -> dict:
 
     Returns:
       Variables of `folded_twin(model)`: `params`, and `bits` of all binary convolutions.
+
+    Raises:
+      NotFoldable: the network is not built like those of `models`, as far as names tell.
     """
     params = leaves_by_module(variables["params"])
     statistics = leaves_by_module(variables["batch_stats"])
@@ -145,7 +174,8 @@ def fold(model: nn.Module, variables: Mapping) -> dict:
     }
     taken_over = {_norm_behind(module): scale for module, scale in scales.items()}
     if taken_over.keys() - statistics.keys():
-        raise ValueError(f"No batch norm takes over: {taken_over.keys() - statistics.keys()}.")
+        names = sorted("/".join(path) for path in taken_over.keys() - statistics.keys())
+        raise NotFoldable(f"there is no batch norm {', '.join(names)} to take over scales")
     folded: dict[Path, Array] = {}
     for module, own in params.items():
         if module in binary:
@@ -176,3 +206,57 @@ def _fold_norm(norm: Mapping[str, Array], scale: Array | None, epsilon: float) -
     gain = norm["scale"] * jax.lax.rsqrt(norm["var"] + epsilon)
     offset = norm["bias"] - norm["mean"] * gain
     return {"gain": gain if scale is None else gain * jnp.abs(scale), "offset": offset}
+
+
+def folded_logits(model: nn.Module, folded: Mapping, images: Array) -> Array:
+    """Apply the folded network: `[batch, classes]`.
+
+    Args:
+      model: the network that was folded.
+      folded: from `fold`.
+      images: normalized, `[batch, height, width, channels]`.
+    """
+    logits: Any = folded_twin(model).apply(folded, images, train=False)
+    return logits
+
+
+def same_logits(
+    model: nn.Module,
+    variables: Mapping,
+    other: Mapping,
+    images: Array,
+    *,
+    other_logits: Callable[[nn.Module, Any, Array], Array] = folded_logits,
+) -> Array:
+    """Whether another form of a network gives what `model.apply` gives, to rounding: bool `[]`.
+
+    Both compute in float32 at least, since rounding to bfloat16 would hide what is to be seen. An
+    activation next to its sample's mean may still get the other bit, which shows in all logits of
+    that image. This is rare, and a network that is folded wrongly differs in every image: so a
+    quarter of the images have to agree.
+
+    Args:
+      model: the network.
+      variables: as for `fold`.
+      other: variables of the other form.
+      images: normalized, `[batch, height, width, channels]`.
+      other_logits: function of `model`, `other` and `images`.
+
+    Raises:
+      NotFoldable: the other form cannot be run.
+    """
+    with jax.default_matmul_precision("highest"):
+        with _foldable():
+            dtype = wide(model.dtype)
+            model = model.clone(
+                conv=partial(model.conv, dtype=dtype),
+                norm=partial(model.norm, dtype=dtype),
+                dtype=dtype,
+            )
+            found = other_logits(model, other, images)
+        expected: Any = model.apply(variables, images, train=False)
+    largest = jnp.max(jnp.abs(expected), axis=1, keepdims=True)
+    close = jnp.abs(expected - found) <= _TOLERANCE * largest
+    # Of a run that diverged, both are not finite, which others say.
+    close |= ~(jnp.isfinite(expected) | jnp.isfinite(found))
+    return jnp.mean(jnp.all(close, axis=1), dtype=jnp.float32) >= 0.25

@@ -7,12 +7,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 from rich.table import Table
 
 from siman_jax.models.layers import BINARY_KERNEL, BinaryConv, BinaryDense
 from siman_jax.rules import LEFT, RIGHT, THETA
 from siman_jax.rules.siman import REAL
+from siman_jax.terminal import wide_console
 
 _KERNELS = ("kernel", BINARY_KERNEL)
 
@@ -124,9 +124,7 @@ def print_summary(layers: list[Layer]) -> None:
         table.add_row(layer.name, layer.kind, "x".join(map(str, layer.shape)), *_numbers([layer]))
     table.add_section()
     table.add_row("total", "", "", *_numbers(layers), style="bold")
-    console = Console()
-    if not console.is_terminal:  # where nothing limits the width, cut nothing off
-        console = Console(width=120)
+    console = wide_console()
     console.print(table)
 
     packed = sum(layer.packed_bytes for layer in layers)

@@ -25,8 +25,9 @@ from siman_jax.output import write_whole
 from siman_jax.packed.bits import WORD_BITS
 from siman_jax.packed.kernels import corner_sums
 from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
-from siman_jax.packed.network import pack_variables
+from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.safetensors import decode, encode, parse_json
+from siman_jax.paths import read_file
 
 FORMAT = "siman-jax packed network"
 VERSION = "1"
@@ -142,13 +143,12 @@ def read_network(path: str | Path) -> PackedNetwork:
       UsageError: it is no model file of this version, or damaged; says what is wrong.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         raise UsageError(f"{path} is no file.")
-    size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise UsageError(f"{path} has {size} bytes; a model file has at most {_MOST_BYTES}.")
     try:
-        return decode_network(path.read_bytes())
+        return decode_network(read_file(path, _MOST_BYTES))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except UsageError as error:
         raise UsageError(f"{path} is no usable model file: {error}") from error
 
@@ -190,7 +190,7 @@ def _expected(packed: PackedNetwork) -> tuple[dict[tuple[str, ...], Any], dict[s
     try:
         init = partial(model.init, train=False)
         variables = jax.eval_shape(init, jax.random.key(0), images)
-        leaves = jax.eval_shape(partial(pack_variables, model), variables)
+        leaves = jax.eval_shape(partial(pack_unchecked, model), variables)
     except UsageError:
         raise
     except (ValueError, TypeError, ZeroDivisionError) as error:  # images too small to be halved

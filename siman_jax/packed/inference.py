@@ -1,6 +1,7 @@
 """A packed network as one function from images to logits: here, and only here, it is built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -45,10 +46,24 @@ def export_program(network: PackedNetwork, notes: Notes) -> bytes:
     """Serialize the network as one StableHLO program, weights and normalization included.
 
     The program maps uint8 `[batch, height, width, channels]` to float32 `[batch, classes]`, for
-    any batch, on a CPU, CUDA or TPU: `jax.export.deserialize(program).call(images)`.
+    any batch, on a CPU, CUDA or TPU: `jax.export.deserialize(program).call(images)`. Equal networks
+    give equal bytes, whatever machine and folder they are made in.
     """
     logits = jax.jit(inference(network, notes, portable=True))
     batch = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((*batch, *network.image_shape), jnp.uint8)
-    program = jax.export.export(logits, platforms=("cpu", "cuda", "tpu"))(images)
+    with _without_source_lines(), jax.disable_jit(False):
+        program = jax.export.export(logits, platforms=("cpu", "cuda", "tpu"))(images)
     return bytes(program.serialize())
+
+
+@contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """Leave the paths of source files out of programs."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

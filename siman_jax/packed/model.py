@@ -60,7 +60,8 @@ class PackedModel:
 
         Raises:
           UsageError: another shape or dtype, or floats that are not within 0 to 1, but for one
-            step of their dtype or of float32, by which scaled images may miss it.
+            step of their dtype or of float32, by which scaled images may miss it. Inside `jax.jit`
+            values are not known, so that their range is not checked.
         """
         return self._logits(self._checked(images))
 
@@ -96,6 +97,8 @@ class PackedModel:
                 f"the images have dtype {array.dtype}; expected uint8 from 0 to 255, or floats"
                 " from 0 to 1."
             )
+        if isinstance(array, jax.core.Tracer):
+            return array.astype(np.float32)
         least, most = float(array.min()), float(array.max())
         step = float(max(jnp.finfo(array.dtype).eps, jnp.finfo(jnp.float32).eps))
         if not -step <= least <= most <= 1 + step:

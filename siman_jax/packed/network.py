@@ -1,6 +1,6 @@
 """From a trained network to its packed form, which runs on the same definition of the network.
 
-    packed = pack_variables(model, variables)
+    packed = pack_variables(model, variables, image_shape=(32, 32, 3))
     logits = jax.jit(partial(packed_logits, model))(packed, images)
 
 All of it, from images to logits, is one pure function of arrays and compiles as one program.
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.models.folding import FoldedNorm, fold
+from siman_jax.errors import UsageError
+from siman_jax.models.folding import COMPARED, FoldedNorm, NotFoldable, fold, same_logits
 from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv, leaves_by_module
 from siman_jax.packed.kernels import pack_kernel
 from siman_jax.packed.layers import (
@@ -96,11 +97,45 @@ def _packed_conv(features: int, *, native: bool, weight_rule: str, **attributes:
     return PackedConv(features, weight_rule=weight_rule, native=native, **attributes)
 
 
-def pack_variables(model: nn.Module, variables: Mapping) -> dict:
-    """Pack a trained network's variables: fold them, and store the chosen bits in words.
+def pack_variables(model: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]) -> dict:
+    """Pack a trained network's variables, once a few images of noise show that it does the same.
 
     Args:
-      model: the network, of `models`.
+      model: the network, built like those of `models`.
+      variables: as for `folding.fold`.
+      image_shape: height, width and channels of the network's images.
+
+    Returns:
+      Variables of `packed_twin(model)`: `params`, and in `derived` what follows from them.
+
+    Raises:
+      UsageError: packed, the network cannot be run, or gives other logits than `model.apply`.
+    """
+    # A few images, so it should compile fast.
+    options = {"xla_backend_optimization_level": 0}
+    compare = jax.jit(
+        partial(same_logits, model, other_logits=packed_logits), compiler_options=options
+    )
+    images = jax.random.normal(jax.random.key(0), (COMPARED, *image_shape), jnp.float32)
+    try:
+        packed = pack_unchecked(model, variables)
+        if compare(variables, packed, images):
+            return packed
+        reason = "it would give other logits"
+    except NotFoldable as error:
+        reason = str(error)
+    raise UsageError(
+        f"this {type(model).__name__} cannot be packed: {reason}. Each binary convolution has to be"
+        " followed by its batch norm, with nothing added between, and be named like it, such as"
+        " conv1 and bn1; layers have to be made by the network's fields conv and norm."
+    )
+
+
+def pack_unchecked(model: nn.Module, variables: Mapping) -> dict:
+    """Do what `pack_variables` does, as a function to trace: fold, and store bits in words.
+
+    Args:
+      model: a network of `models`, which tests have shown to pack.
       variables: as for `folding.fold`.
 
     Returns:

@@ -30,7 +30,7 @@ from siman_jax.rules.siman import REAL
 def covers(model: nn.Module) -> TypeGuard[ResNet]:
     """Whether this machine can run a network, of `models`, that way."""
     return (
-        isinstance(model, ResNet)
+        type(model) is ResNet  # one that derives from it may do otherwise
         and model.block is TwoShortcutBlock
         and model.shortcut in (pad_shortcut, real_shortcut)
         and model.stem_activation is nn.relu

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from rich.console import Console
 
 from siman_jax.analysis.gradients import gradient_mismatch
 from siman_jax.command import run
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
+from siman_jax.paths import local_path
 from siman_jax.report.contents import Mismatches, make_sections
 from siman_jax.report.numbers import collect_numbers
 from siman_jax.report.page import Section, render_page
@@ -31,6 +31,7 @@ from siman_jax.report.runs import Run, read_run
 from siman_jax.report.seeds import group_runs
 from siman_jax.report.svg import to_png
 from siman_jax.runs.workdir import check_writable
+from siman_jax.terminal import say, shown
 
 SOME_LEFT_OUT = 1
 DEFAULT_OUT = "report"
@@ -61,24 +62,23 @@ _OVERWRITE = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
     """Do what the flags say."""
-    workdirs = [Path(name).expanduser() for name in argv[1:]]
+    workdirs = [local_path(name, "run") for name in argv[1:]]
     if not workdirs:
         raise UsageError("name the folders of runs, such as runs/digits; flags are --NAME=VALUE.")
     labels = name_runs(workdirs, _LABELS.value)
-    out = Path(_OUT.value or DEFAULT_OUT).expanduser()
+    out = local_path(_OUT.value or DEFAULT_OUT, "--out")
     check_folder(out, _OVERWRITE.value)
     if _GRADIENTS.value == 1:
         raise UsageError("--gradients=1: one direction shows no agreement; ask for 2 or more.")
     # The same numbers wherever they are made; and a TPU that trains meanwhile is left to that.
     jax.config.update("jax_platforms", "cpu")
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    runs, problems = _read(workdirs, labels, console)
+    runs, problems = _read(workdirs, labels)
     if not runs:
         raise UsageError(
             "none of the runs can be read:\n  "
             + "\n  ".join(f"{label}: {problem}" for label, problem in problems)
         )
-    mismatches = _compare_gradients(runs, problems, console) if _GRADIENTS.value else {}
+    mismatches = _compare_gradients(runs, problems) if _GRADIENTS.value else {}
     groups = group_runs(runs)
     sections = make_sections(groups, mismatches)
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
@@ -87,15 +87,15 @@ def main(argv: list[str]) -> None:
     )
     numbers = collect_numbers(groups, problems, mismatches)
     write_report(out, page, json.dumps(numbers, indent=1, allow_nan=False), sections)
-    console.print(f"{out / PAGE}: {count}, {len(page) / 1e3:,.0f} kB")
+    print(shown(f"{out / PAGE}: {count}, {len(page) / 1e3:,.0f} kB"))
     if problems:
         for label, problem in problems:
-            print(f"left out: {label}: {problem}", file=sys.stderr)
+            say(f"left out: {label}: {problem}")
         sys.exit(SOME_LEFT_OUT)
 
 
 def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[str]:
-    """What the report calls each run; no two alike.
+    """What the report calls each run; no two alike, and odd characters as escapes.
 
     Raises:
       UsageError: a run is named twice, or there are not as many labels as runs.
@@ -109,11 +109,11 @@ def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[st
             )
         if len(set(labels)) < len(labels):
             raise UsageError("--labels has the same name twice; name each run differently.")
-        return list(labels)
+        return [shown(label) for label in labels]
     paths = [workdir.resolve().parts[1:] or ("/",) for workdir in workdirs]
     depths = range(1, max(map(len, paths)) + 1)
     depth = next(n for n in depths if len({path[-n:] for path in paths}) == len(paths))
-    return ["/".join(path[-depth:]) for path in paths]
+    return [shown("/".join(path[-depth:])) for path in paths]
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
@@ -156,12 +156,12 @@ def write_report(out: Path, page: str, numbers: str, sections: Sequence[Section]
 
 
 def _read(
-    workdirs: Sequence[Path], labels: Sequence[str], console: Console
+    workdirs: Sequence[Path], labels: Sequence[str]
 ) -> tuple[list[Run], list[tuple[str, str]]]:
     """The runs that can be read, and what was wrong with which."""
     runs, problems = [], []
     for workdir, label in zip(workdirs, labels, strict=True):
-        console.print(f"reading {workdir}")
+        say(f"reading {workdir}")
         try:
             read = read_run(workdir, label, make_mesh(1))
         except (UsageError, OSError) as error:  # the latter for want of permission, for instance
@@ -172,15 +172,13 @@ def _read(
     return runs, problems
 
 
-def _compare_gradients(
-    runs: Sequence[Run], problems: list[tuple[str, str]], console: Console
-) -> Mismatches:
+def _compare_gradients(runs: Sequence[Run], problems: list[tuple[str, str]]) -> Mismatches:
     """Gradient mismatch of the runs whose data can be used; adds to `problems` for the others."""
     mismatches = {}
     for read in runs:
         if read.state is None or not read.checkpoints[-1].layers:
             continue
-        console.print(f"comparing gradients of {read.label}")
+        say(f"comparing gradients of {read.label}")
         try:
             mismatches[read.label] = gradient_mismatch(
                 read.config, read.state, make_mesh(1), _GRADIENTS.value

@@ -20,17 +20,12 @@ from siman_jax.analysis.measures import (
 from siman_jax.errors import UsageError
 from siman_jax.runs.log import FILE_NAME, read_rows
 from siman_jax.runs.stored_run import FAILURE_FILE, kept_steps, load_step
-from siman_jax.runs.workdir import fields_that_matter, read_config
+from siman_jax.runs.workdir import read_config
 from siman_jax.training.step import TrainState
 
 # What the curves and tables are made of.
 LOGGED = ("train_loss", "train_top1", "test_loss", "test_top1", "images_per_second")
 _ABOVE_ZERO = ("step", "epoch", "images_per_second")
-# Without these fields, of these types, a config is of another version.
-_NEEDED = {
-    **dict.fromkeys(("seed", "epochs", "batch_size", "data.num_classes"), int),
-    **dict.fromkeys(("model.name", "model.weight_rule"), str),
-}
 
 
 @dataclass(frozen=True)
@@ -120,13 +115,6 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
       UsageError: there is neither a log nor a checkpoint that can be read, or no config.
     """
     config = read_config(workdir)
-    fields = fields_that_matter(config)
-    lacking = [f for f, kind in _NEEDED.items() if not isinstance(fields.get(f"config.{f}"), kind)]
-    if lacking:
-        raise UsageError(
-            f"its config.json is not of this version: it lacks {', '.join(lacking)}, or has them of"
-            " another type; make the report with the version that trained it."
-        )
     rows, problems = _logged_rows(workdir)
     failure = workdir / FAILURE_FILE
     if failure.is_file():  # what it logged before stands
@@ -139,7 +127,8 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
         try:
             state = load_step(config, workdir, mesh, step).progress.state
         except UsageError as error:
-            run.problems.append(str(error))
+            if step in kept_steps(workdir):  # else the run goes on, and keeps later ones instead
+                run.problems.append(str(error))
             continue
         kernels = list(binary_kernels(state.params))
         dead = [name for name, kernel in kernels if not can_be_measured(kernel)]

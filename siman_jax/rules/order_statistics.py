@@ -105,8 +105,9 @@ def _steps(x: Array) -> int:
     return jnp.finfo(x.dtype).bits - 1  # the sign bit is 0
 
 
-def _fix_bit(i: Array, found: Array, keys: Array, rank: Array) -> Array:
-    shift = (jnp.iinfo(keys.dtype).bits - 2 - i).astype(keys.dtype)
+def _fix_bit(i: Array | int, found: Array, keys: Array, rank: Array) -> Array:
+    # Where JAX_DISABLE_JIT is set, a loop's index is an int.
+    shift = (jnp.iinfo(keys.dtype).bits - 2 - jnp.asarray(i)).astype(keys.dtype)
     candidate = found | jnp.left_shift(jnp.ones((), keys.dtype), shift)
     below = jnp.sum(keys < candidate, axis=0, keepdims=True, dtype=jnp.int32)
     return jnp.where(below <= rank, candidate, found)

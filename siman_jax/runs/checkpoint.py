@@ -239,11 +239,15 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
 def _restore_first(directory: Path, like: State, preference: Callable[[int], Any]) -> State | None:
     abstract = jax.tree.map(_abstract, like)
     failures: dict[int, Exception] = {}
-    for step in sorted(saved_steps(directory), key=preference, reverse=True):
+    # Listed anew each time: a run that trains meanwhile removes checkpoints for later ones.
+    while steps := set(saved_steps(directory)) - failures.keys():
+        step = max(steps, key=preference)
         path = directory.absolute() / str(step)
         restored, error = _try_restore(path, abstract)
         if error is None:
             return restored
+        if all_agree(not path.exists()):
+            continue
         failures[step] = error
         _log.warning("checkpoint %d cannot be read; trying another: %s", step, failures[step])
     if failures:

@@ -1,6 +1,7 @@
 """Learning curves of a run, drawn from its log."""
 
 import io
+import math
 from pathlib import Path
 
 from siman_jax.output import write_whole
@@ -34,8 +35,8 @@ def draw_curves(workdir: Path) -> None:
         f"(epoch {best['epoch']})",
         fontsize=10,
     )
-    layers = [list(row["flips"].values()) for row in rows]
-    if any(layers):
+    if any(row["flips"] for row in rows):
+        layers = [list(row["flips"].values()) or [math.nan] for row in rows]
         flips.plot(epochs, [100 * max(shares) for shares in layers], label="largest layer")
         flips.plot(epochs, [100 * sum(s) / len(s) for s in layers], label="mean of layers")
         flips.plot(epochs, [100 * min(shares) for shares in layers], label="smallest layer")

@@ -15,6 +15,8 @@ FILE_NAME = "log.jsonl"
 _METRICS = tuple(f"{split}_{name}" for split in ("train", "test") for name in METRICS)
 _NUMBERS = ("step", "epoch", *_METRICS)
 
+_LARGEST = 1e40  # numbers beyond are no float32
+
 # Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
 Results = dict[str, dict[str, float]]
 
@@ -72,13 +74,13 @@ def read_rows(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _read_values(workdir: Path) -> list[Any]:
-    """What the log's lines hold; a line cut short by a kill is left out."""
+    """What the log's lines hold; one that is no JSON is left out."""
     path = workdir / FILE_NAME
     values = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             values.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # cut short by a kill, or damaged
             continue
     return values
 
@@ -86,9 +88,16 @@ def _read_values(workdir: Path) -> list[Any]:
 def _is_row(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and all(isinstance(value.get(name), int | float) for name in _NUMBERS)
+        and all(_is_number(value.get(name)) for name in _NUMBERS)
+        and all(type(value[name]) is int and value[name] > 0 for name in ("step", "epoch"))
         and isinstance(value.get("flips"), dict)
+        and all(map(_is_number, value["flips"].values()))
     )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that can be computed with; NaN is not."""
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 
 
 def _is_beyond(value: Any, step: int) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from siman_jax.terminal import shown
+
 
 class TrainingProgress:
     """Counts steps while they run and prints a line an epoch.
@@ -17,7 +19,7 @@ class TrainingProgress:
     """
 
     def __init__(self, total: int, done: int, show: bool = True) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not show)
+        self._console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not show)
         self._bar = Progress(
             TextColumn("step"),
             BarColumn(),
@@ -37,7 +39,7 @@ class TrainingProgress:
     def report(self, row: Mapping[str, Any], run: str = "") -> None:
         """Print an epoch's row of the log, and before it which `run` it is of."""
         self._console.print(
-            f"{run + '  ' if run else ''}epoch {row['epoch']:3d}  step {row['step']:6d}"
+            f"{shown(run) + '  ' if run else ''}epoch {row['epoch']:3d}  step {row['step']:6d}"
             f"  lr {row['learning_rate']:.4f}"
             f"  train loss {row['train_loss']:.4f}  top-1 {row['train_top1']:6.2f} %"
             f"  test loss {row['test_loss']:.4f}  top-1 {row['test_top1']:6.2f} %"

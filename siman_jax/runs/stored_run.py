@@ -145,7 +145,7 @@ def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
     except UsageError:
         raise
     # A field that is missing, that the network does not take, or of another type.
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"the config is of another version: {'. '.join(str(error).splitlines())}"
         ) from error

@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 from siman_jax.devices.mesh import all_agree, is_first_process
 from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
+from siman_jax.training.config_fields import faults_of_stored, flat
 
 _CONFIG_FILE = "config.json"
+_MOST_FAULTS = 5  # to name in a message
 # A run may go on with other values of these: no number depends on them but by rounding, if folders
 # that moved hold what they held.
 _OPERATIONAL = {
@@ -83,15 +85,20 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """Refuse a folder that holds the run of another config; nothing is written.
 
     Raises:
-      UsageError: with each field that differs.
+      UsageError: with each field that differs; or the folder's name is no text.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
+    if any("\ud800" <= char <= "\udfff" for char in str(workdir.absolute())):
+        raise UsageError(
+            f"--workdir={workdir}: its name is not UTF-8 text, as checkpoints need it; name another"
+            " folder."
+        )
     path = workdir / _CONFIG_FILE
     if not path.exists():
         return
-    saved = _flat(_parse(path))
-    given = _flat(_plain(config))
+    saved = flat(_parse(path), "config.")
+    given = flat(_plain(config), "config.")
     added = {key: value for key, value in _added(saved).items() if key in given}
     saved |= added
     none = "no such field"
@@ -113,13 +120,20 @@ def read_config(workdir: Path) -> ConfigDict:
     """Read the config of the run in `workdir`; fields that an older version lacks get defaults.
 
     Raises:
-      UsageError: there is none, or it is damaged.
+      UsageError: there is none, or it is damaged, or of a version too old.
     """
     path = workdir / _CONFIG_FILE
     if not path.is_file():
         raise UsageError(f"there is no run in {workdir}: expected its {_CONFIG_FILE}.")
     fields = _parse(path)
-    added = _added(_flat(fields))
+    faults = faults_of_stored(flat(fields))
+    if faults:
+        raise UsageError(
+            f"{path} is damaged, or of another version: {'; '.join(faults[:_MOST_FAULTS])}"
+            f"{' ...' if len(faults) > _MOST_FAULTS else ''}. Restore it, or use the version that"
+            " wrote it."
+        )
+    added = _added(flat(fields, "config."))
     try:
         for key, value in added.items():
             _, *sections, name = key.split(".")
@@ -127,10 +141,9 @@ def read_config(workdir: Path) -> ConfigDict:
             for part in sections:
                 section = section.setdefault(part, {})
             section[name] = value
-        config = ConfigDict(fields).lock()
-    except (ValueError, TypeError, AttributeError) as error:  # a name that ConfigDict does not take
-        raise UsageError(f"{path} is no config: {error}") from None
-    return config
+        return ConfigDict(fields).lock()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # names it does not take
+        raise UsageError(f"{path} is damaged: {error}") from None
 
 
 def _added(saved: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +170,8 @@ def _log_added(added: dict[str, Any], workdir: Path) -> None:
 
 def fields_that_matter(config: ConfigDict) -> dict[str, Any]:
     """The fields that a run's numbers depend on, by path such as "config.model.width"."""
-    return {key: value for key, value in _flat(_plain(config)).items() if key not in _OPERATIONAL}
+    fields = flat(_plain(config), "config.")
+    return {key: value for key, value in fields.items() if key not in _OPERATIONAL}
 
 
 def config_digest(config: ConfigDict) -> str:
@@ -223,7 +237,8 @@ def _parse(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text())
         if not isinstance(fields, dict):
             raise ValueError("no table")
-    except ValueError as error:
+        flat(fields)
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged ({error}); restore it, or use another workdir."
         ) from None
@@ -232,11 +247,3 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json(sort_keys=True))
-
-
-def _flat(fields: dict[str, Any], prefix: str = "config") -> dict[str, Any]:
-    flat = {}
-    for name, value in fields.items():
-        path = f"{prefix}.{name}"
-        flat.update(_flat(value, path) if isinstance(value, dict) else {path: value})
-    return flat

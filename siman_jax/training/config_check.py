@@ -1,7 +1,6 @@
 """Checks of a run's config, made before any work starts."""
 
 import math
-from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 from siman_jax.devices.mesh import check_divides
 from siman_jax.errors import UsageError, choose
 from siman_jax.models.layers import LEAF_NAMES
+from siman_jax.training.config_fields import check_fields, flat
 
 # Least values of numbers.
 _LEAST = {
@@ -43,6 +43,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     Raises:
       UsageError: one of them cannot be used.
     """
+    check_fields(config)
     _check_numbers(config)
     _check_optimizer(config)
     _check_estimator(config)
@@ -51,8 +52,9 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
 
 def _check_numbers(config: ConfigDict) -> None:
     more = _LEAST_IN_MEMORY if config.data.resident else _LEAST_OF_STREAMS
+    values = flat(config.to_dict())
     for field, least in (_LEAST | more).items():
-        value = _field(config, field)
+        value = values[field]
         if not value >= least:  # nor is NaN
             raise UsageError(f"--config.{field} is {value}; it must be at least {least}.")
         if value == math.inf:
@@ -69,12 +71,6 @@ def _check_numbers(config: ConfigDict) -> None:
             f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
             f" {config.data.max_area}; the first must be above 0 and not above the second."
         )
-
-
-def _field(config: ConfigDict, field: str) -> Any:
-    for name in field.split("."):
-        config = config[name]
-    return config
 
 
 def _check_optimizer(config: ConfigDict) -> None:

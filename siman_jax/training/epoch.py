@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from siman_jax.data.feed import Batch, Feed
 from siman_jax.devices.communication import communication, describe
 from siman_jax.devices.mesh import replicated
 from siman_jax.errors import UsageError
-from siman_jax.models.folding import fold, folded_twin
+from siman_jax.models.folding import COMPARED, NotFoldable, fold, folded_twin, same_logits
 from siman_jax.models.normalization import normalize
 from siman_jax.native.dispatch import native
 from siman_jax.training.metrics import Sums
@@ -49,8 +49,8 @@ EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[int], bool]],
 
 def compile_steps(
     config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
-) -> Compiled:
-    """Compile what one call of `feed` leads to.
+) -> Compiled | Callable[..., Any]:
+    """Compile what one call of `feed` leads to; where JAX_DISABLE_JIT is set, do not.
 
     Args:
       config: of the run.
@@ -83,6 +83,8 @@ def compile_steps(
         progress, bad = lax.fori_loop(0, count, one, start) if many else one(0, start)
         return progress, (bad, jnp.min(progress.sums.count))
 
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # to debug a step
+        return run
     started = time.perf_counter()
     with native(is_native(config, mesh)):
         compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
@@ -148,7 +150,9 @@ def make_evaluator(
 ) -> Evaluator:
     """Compile a function from variables to mean loss, top-1 and top-5 (percent) on `batches`.
 
-    The network is folded first, as for packing, so that a packed one predicts the same.
+    The network is folded first, as for packing, so that a packed one predicts the same. Each time,
+    some images of the first batch show whether that gives the logits of `model.apply`. Where it
+    does not, `model.apply` evaluates, and a warning says so.
 
     Args:
       config: of the run.
@@ -162,18 +166,40 @@ def make_evaluator(
       `config.data.damaged_limit` could not be decoded.
     """
     settle = jax.jit(partial(fold, model), out_shardings=replicated(mesh))
-    twin = folded_twin(model)
+    warn = cache(_log.warning)  # not every epoch
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
-    def step(sums: Sums, folded: Any, batch: Batch) -> Sums:
-        images = normalize(batch.images, config.data.mean, config.data.std)
-        return sums + eval_step(folded, images, batch.labels, model=twin)
+    def normalized(batch: Batch) -> Array:
+        return normalize(batch.images, config.data.mean, config.data.std)
+
+    # A few images, so it should compile fast.
+    options = {"xla_backend_optimization_level": 0}
+
+    @partial(jax.jit, out_shardings=replicated(mesh), compiler_options=options)
+    def compare(variables: Any, folded: Any, batch: Batch) -> Array:
+        return same_logits(model, variables, folded, normalized(batch)[:COMPARED])
+
+    def try_folding(variables: Any, batch: Batch) -> Any:
+        try:
+            folded = settle(variables)
+            if compare(variables, folded, batch):
+                return folded
+            reason = "it would give other logits"
+        except NotFoldable as error:
+            reason = str(error)
+        warn("evaluating by model.apply, since this network cannot be folded: %s", reason)
+        return None
+
+    @partial(jax.jit, donate_argnums=0, static_argnums=3, out_shardings=replicated(mesh))
+    def step(sums: Sums, variables: Any, batch: Batch, is_folded: bool) -> Sums:
+        network = folded_twin(model) if is_folded else model
+        return sums + eval_step(variables, normalized(batch), batch.labels, model=network)
 
     def evaluate(variables: Any) -> dict[str, float]:
         with native(is_native(config, mesh)):
-            sums, folded = no_sums(mesh), settle(variables)
-            for batch in batches:
-                sums = step(sums, folded, batch)
+            sums, folded = no_sums(mesh), None
+            for index, batch in enumerate(batches):
+                folded = try_folding(variables, batch) if index == 0 else folded
+                sums = step(sums, folded or variables, batch, folded is not None)
         check_damage(config, examples - int(sums.count), "test")
         return sums.means()
 

@@ -25,7 +25,7 @@ from siman_jax.models.layers import BINARY_KERNEL, BITS, same_padding
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH
 from siman_jax.native.norm import HARD_TANH, NONE, PRELU
 from siman_jax.packed import native, residual
-from siman_jax.packed.network import pack_variables, packed_twin
+from siman_jax.packed.network import pack_unchecked, packed_twin
 
 EPSILON = 1e-5  # of a standardized sample
 CLEARANCE = 1e-4  # from where a function jumps
@@ -560,7 +560,7 @@ def networks() -> Iterator[Case]:
         ("imagenet.resnet18_1w1a", (2, 33, 31, 2), 20, "approx_sign"),
     ):
         model, variables, images = trained(name, shape, width=width, activation_rule=rule)
-        packed = pack_variables(model, variables)
+        packed = pack_unchecked(model, variables)
         logits = jax.jit(partial(packed_twin(model, native=False).apply, train=False))(
             packed, images
         )

@@ -1,0 +1,172 @@
+"""The fields of a config, and what each of them holds."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from siman_jax.errors import UsageError, choose
+
+WHOLE, NUMBER, TEXT, BOOL, LIST = "a whole number", "a number", "a text", "True or False", "a list"
+_IS: dict[str, Callable[[Any], bool]] = {
+    WHOLE: lambda value: type(value) is int,
+    NUMBER: lambda value: type(value) in (int, float),
+    TEXT: lambda value: isinstance(value, str),
+    BOOL: lambda value: isinstance(value, bool),
+    LIST: lambda value: isinstance(value, list | tuple),
+}
+_LARGEST = 2.0**53  # of the numbers in a stored config; those of a run are far below
+
+# Of every config. configs/cifar10.py says what they mean.
+_FIELDS = {
+    **dict.fromkeys(("seed", "epochs", "batch_size", "accumulation_steps"), WHOLE),
+    **dict.fromkeys(("eval_batch_size", "steps_per_dispatch", "keep_checkpoints"), WHOLE),
+    "batch_norm_devices": WHOLE,
+    **dict.fromkeys(("measure_kernels", "native", "shard_optimizer"), BOOL),
+    **dict.fromkeys(("model.name", "model.weight_rule", "model.activation_rule"), TEXT),
+    "model.dtype": TEXT,
+    "model.width": WHOLE,
+    "data.source": TEXT,
+    **dict.fromkeys(("data.resident", "data.flip"), BOOL),
+    **dict.fromkeys(("data.image_size", "data.channels", "data.num_classes"), WHOLE),
+    **dict.fromkeys(("data.mean", "data.std"), LIST),
+    **dict.fromkeys(("optimizer.learning_rate", "optimizer.warmup_epochs"), NUMBER),
+    "optimizer.reference_batch_size": NUMBER,
+    **dict.fromkeys(("optimizer.momentum", "optimizer.weight_decay"), NUMBER),
+    **dict.fromkeys(("optimizer.kernel_decay", "optimizer.clip_percent"), NUMBER),
+    **dict.fromkeys(("optimizer.bop_adaptivity", "optimizer.bop_threshold"), NUMBER),
+    **dict.fromkeys(("optimizer.staircase", "optimizer.nesterov", "optimizer.bop"), BOOL),
+    "optimizer.clip_decays": BOOL,
+    "optimizer.undecayed": LIST,
+    **dict.fromkeys(("estimator.first_sharpness", "estimator.last_sharpness"), NUMBER),
+    **dict.fromkeys(("estimator.first_tau", "estimator.last_tau"), NUMBER),
+}
+# Of data in memory, which are digits or decoded from files, and of streamed data.
+_IN_MEMORY = {"data.crop_padding": WHOLE, "data.train_examples": WHOLE}
+_DECODED = {"data.resize": BOOL}
+_STREAMED = {
+    **dict.fromkeys(("data.workers", "data.damaged_limit", "data.shorter_side"), WHOLE),
+    **dict.fromkeys(("data.min_area", "data.max_area"), NUMBER),
+}
+_SPLITS = dict.fromkeys(("data.train_split", "data.test_split"), TEXT)
+_OF_SOURCES = {
+    "digits": {},
+    "tfds": {**dict.fromkeys(("data.name", "data.tfds_dir"), TEXT), **_SPLITS},
+    "image_folder": {"data.root": TEXT, **_SPLITS},
+}
+# Of images that are decoded; without them they have defaults.
+_OPTIONAL = {"data.cache_dir": TEXT, "data.background": WHOLE, "data.exif_orientation": BOOL}
+_ALL = (
+    _FIELDS
+    | _IN_MEMORY
+    | _DECODED
+    | _STREAMED
+    | _OF_SOURCES["tfds"]
+    | _OF_SOURCES["image_folder"]
+    | _OPTIONAL
+)
+# Without these nothing can be made of a stored config; later versions added others.
+_NEEDED_OF_STORED = (
+    "seed",
+    "epochs",
+    "batch_size",
+    "model.name",
+    "model.width",
+    "model.weight_rule",
+    "data.source",
+    "data.image_size",
+    "data.channels",
+    "data.num_classes",
+    "data.mean",
+    "data.std",
+)
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Check that a config has all fields that its run reads.
+
+    Raises:
+      UsageError: some are missing; says why they are needed and which config has them. Or the
+        data source is unknown.
+    """
+    fields = flat(config.to_dict())
+    _check(fields, _FIELDS, "the config lacks", "all configs in configs/ have them")
+    resident, source = config.data.resident, config.data.source
+    of_source = choose(_OF_SOURCES, source, "data source")
+    _check(
+        fields,
+        of_source,
+        f"--config.data.source is {source!r}, and the config lacks",
+        "begin with a config of such data"
+        + (", such as configs/image_folder.py" if source == "image_folder" else ""),
+    )
+    needed = _STREAMED
+    if resident:
+        needed = _IN_MEMORY | ({} if source == "digits" else _DECODED)
+    kind, example = (
+        ("data in memory", "configs/image_folder.py")
+        if resident
+        else ("streamed data", "configs/imagenet.py")
+    )
+    _check(
+        fields,
+        needed,
+        f"--config.data.resident is {resident}, and the config lacks",
+        f"{kind} need them: set --config.data.resident={not resident}, or begin with a config of"
+        f" {kind}, such as {example}",
+    )
+
+
+def _check(
+    fields: Mapping[str, Any], kinds: Mapping[str, str], before: str, what_to_do: str
+) -> None:
+    missing = [name for name in kinds if name not in fields]
+    if missing:
+        raise UsageError(f"{before} {', '.join(missing)}; {what_to_do}.")
+    for name, kind in kinds.items():
+        if not _IS[kind](fields[name]):
+            raise UsageError(f"--config.{name} is {fields[name]!r}; it must be {kind}.")
+
+
+def faults_of_stored(fields: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the fields of a stored config, of this version or an older one.
+
+    Args:
+      fields: any values that JSON can hold, by paths such as "model.width".
+    """
+    streamed = ("data.shorter_side",) if fields.get("data.resident") is False else ()
+    needed = (*_NEEDED_OF_STORED, *streamed)
+    faults = []
+    for table in sorted({name.partition(".")[0] for name in _ALL if "." in name}):
+        if fields.get(table, {}) != {}:
+            faults.append(f"{table} is {_short(fields[table])}, not a table")
+    faults += [f"{name} is missing" for name in needed if name not in fields]
+    for name, kind in _ALL.items():
+        if name in fields and not _is_sound(fields[name], kind):
+            faults.append(f"{name} is {_short(fields[name])}, not {kind}")
+    return faults
+
+
+def _is_sound(value: Any, kind: str) -> bool:
+    if not _IS[kind](value):
+        return False
+    parts = value if kind == LIST else [value]
+    if kind == LIST and not all(type(part) in (int, float, str) for part in parts):
+        return False
+    # Also False of NaN.
+    return all(isinstance(p, str | bool) or -_LARGEST <= p <= _LARGEST for p in parts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 1e15 else "a huge number"
+    return text if len(text) < 40 else f"{text[:36]} ..."
+
+
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested tables by their paths, such as "model.width"; empty ones are values."""
+    found = {}
+    for name, value in fields.items():
+        path = f"{prefix}{name}"
+        nested = isinstance(value, Mapping) and value
+        found.update(flat(value, f"{path}.") if nested else {path: value})
+    return found

@@ -1,0 +1,81 @@
+"""Configs that are used in another mode, or lack fields: what is missing is said."""
+
+import importlib
+
+import jax
+import pytest
+from cli import run
+
+from configs import cifar10, digits, image_folder, imagenet
+from siman_jax.devices.mesh import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.runs.train import evaluate_run, train
+from siman_jax.training.config_check import check_config
+from siman_jax.training.config_fields import faults_of_stored, flat
+
+CONFIGS = ["cifar10", "cifar100", "cifar10_short", "digits", "image_folder", "imagenet"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_has_its_fields(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    check_config(config.lock(), make_mesh(1))
+    assert faults_of_stored(flat(config.to_dict())) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "source", "resident", "message"),
+    [
+        (digits, "digits", False, r"resident is False, and the config lacks data.workers, "),
+        (cifar10, "tfds", False, r"streamed data need them: set --config.data.resident=True"),
+        (imagenet, "tfds", True, r"resident is True, and the config lacks data.crop_padding, "),
+        (imagenet, "image_folder", True, r"lacks data.crop_padding, .*data.resize"),
+        (digits, "tfds", True, r"source is 'tfds', and the config lacks data.name, data.tfds_dir"),
+        (cifar10, "image_folder", True, r"lacks data.root; begin with .*configs/image_folder.py"),
+        (image_folder, "digit", True, r"did you mean 'digits'"),
+    ],
+)
+def test_another_mode(config, source, resident, message, tmp_path):
+    config = config.get_config()
+    config.data.update({"source": source, "resident": resident})
+    with pytest.raises(UsageError, match=message):
+        train(config.lock(), tmp_path / "run", make_mesh(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_field_that_is_missing_or_of_another_kind():
+    for path in flat(digits.get_config().to_dict()):
+        config = digits.get_config()
+        *tables, name = path.split(".")
+        table = config[tables[0]] if tables else config
+        del table[name]
+        with pytest.raises(UsageError, match=rf"the config lacks {path}[,;]"):
+            check_config(config, make_mesh(1))
+    config = digits.get_config()
+    with config.ignore_type():
+        config.batch_size = "many"
+    with pytest.raises(UsageError, match="batch_size is 'many'; it must be a whole number"):
+        check_config(config, make_mesh(1))
+
+
+@pytest.mark.slow
+def test_training_without_jit(tmp_path):
+    """As under JAX_DISABLE_JIT=1, by which a step can be debugged."""
+    config = digits.get_config()
+    config.update({"epochs": 1, "batch_size": 32})
+    config.model.update({"name": "cifar.vgg_small_1w1a", "width": 4})
+    config.data.train_examples = 32
+    with jax.disable_jit():
+        results = train(config.lock(), tmp_path / "run", make_mesh(1))
+    compiled = evaluate_run(config, tmp_path / "run", make_mesh(1))
+    assert compiled["last"]["loss"] == pytest.approx(results["last"]["loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_imagenet_without_its_data_is_a_clear_word(tmp_path):
+    """By the command that the project was asked for."""
+    result = run("main", "--config=configs/imagenet.py", f"--config.data.tfds_dir={tmp_path}")
+    assert result.returncode == 2, result.stderr
+    assert "runs/imagenet" in result.stdout
+    assert "error: imagenet2012" in result.stderr
+    assert "Traceback" not in result.stderr
