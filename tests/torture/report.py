@@ -1,0 +1,3 @@
+"""The page on added-up campaigns."""
+from pathlib import Path
+def write_report(path: Path, kinds, runs) -> None: ...
