@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from .case import Finding, choose
-from .commands import IN_MEMORY, Trap, empty, finish, prepare, start, tail, wait
+from .commands import IN_MEMORY, TINY, Trap, empty, finish, prepare, start, tail, wait
 from .pictures import write_folder
 from .results import contents, difference
 
 _STREAMED = [
     *("main", "--config=configs/imagenet.py", "--config.data.source=image_folder"),
-    *("--config.model.name=cifar.vgg_small_1w1a", "--config.model.width=2"),
+    *(f"--config.model.name={TINY}", "--config.model.width=4"),
     *("--config.eval_batch_size=8", "--config.epochs=3", "--config.keep_checkpoints=2"),
     *("--config.batch_size=8", "--config.data.num_classes=0", "--config.data.image_size=8"),
     *("--config.data.shorter_side=10", "--config.data.test_split=val"),

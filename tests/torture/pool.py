@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ def run_cases(name: str, seed: int, cases: Iterable[Any]) -> Iterator[Result]:
     """
     waiting = iter(cases)
     while True:
-        with _Worker(name, seed) as worker:
+        with Worker(name, seed) as worker:
             if worker.unavailable:
                 yield Result("", "unavailable", {}, worker.unavailable)
                 return
@@ -60,22 +60,36 @@ def run_cases(name: str, seed: int, cases: Iterable[Any]) -> Iterator[Result]:
                     break
 
 
-class _Worker:
-    """A process that tries cases."""
+class Worker:
+    """A process that tries cases; use it as a context manager.
 
-    def __init__(self, name: str, seed: int) -> None:
-        self._name, self._seed = name, seed
+    Args:
+      name: of the kind.
+      seed: of the campaign.
+      environment: variables to set.
+      tree: folder to run in.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        environment: Mapping[str, str] | None = None,
+        tree: Path = REPOSITORY,
+    ) -> None:
+        self._name, self._seed, self._tree = name, seed, tree
+        self._environment = {**_environment(), **(environment or {})}
         self.ended = False
 
-    def __enter__(self) -> "_Worker":
+    def __enter__(self) -> "Worker":
         self._scratch = tempfile.mkdtemp(prefix="torture-")
         self._errors = (Path(self._scratch) / "stderr").open("w+b")
         (Path(self._scratch) / "work").mkdir()
         line = [sys.executable, "-m", "tests.torture.worker", self._name, str(self._seed)]
         self._process = subprocess.Popen(
             [*line, f"{self._scratch}/work"],
-            cwd=REPOSITORY,
-            env=_environment(),
+            cwd=self._tree,
+            env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

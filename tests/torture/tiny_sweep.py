@@ -7,8 +7,8 @@ from siman_jax.runs.sweep_plan import Sweep
 def get_sweep() -> Sweep:
     """The grid."""
     config = digits.get_config()
-    config.model.name = "cifar.vgg_small_1w1a"
-    config.model.width = 2
+    config.model.name = "cifar.tiny_1w1a"  # of commands.py
+    config.model.width = 4
     config.epochs = 2
     config.native = False
     config.batch_size = 32
