@@ -133,8 +133,8 @@ def _content(network: PackedNetwork) -> Any:
         "/".join(path): (str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes())
         for path, leaf in flatten_dict(network.variables).items()
     }
-    said = json.dumps([network.network, network.arguments, network.image_shape, network.notes])
-    return leaves, said
+    said = [network.network, network.arguments, network.image_shape, network.notes]
+    return leaves, json.dumps(said, sort_keys=True)
 
 
 def _with_header(data: bytes, change: Any) -> bytes:
