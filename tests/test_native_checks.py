@@ -46,8 +46,6 @@ MAY_GROW = {
 }
 
 
-
-
 def refused(name, operands, results, attributes, expected=""):
     message = rf"{name.split()[-1]}: expected {expected}"
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=message):

@@ -39,11 +39,12 @@ def run_campaign(
       Values for JSON: "seed", "minutes", "command", "commit", "versions", and "kinds" by name, each
       with "cases", "seconds", "counts", "findings" and "unavailable".
     """
-    names = [name for name in KINDS if not only or name in only]
-    shares = sum(KINDS[name].share for name in names)
+    names = [name for name in KINDS if (name in only if only else KINDS[name].share)]
+    shares = {name: KINDS[name].share or 1 for name in names}
     kinds = {}
-    for name in names:
-        kinds[name] = _run_kind(name, seed, minutes * 60 * KINDS[name].share / shares, most, keep)
+    for name, share in shares.items():
+        seconds = minutes * 60 * share / sum(shares.values())
+        kinds[name] = _run_kind(name, seed, seconds, most, keep)
         print_kind(name, kinds[name])
     return {
         "seed": seed,
@@ -55,10 +56,8 @@ def run_campaign(
     }
 
 
-def _run_kind(
-    name: str, seed: int, seconds: float, most: int, keep: Path | None
-) -> dict[str, Any]:
-    started, cases = time.monotonic(), 0
+def _run_kind(name: str, seed: int, seconds: float, most: int, keep: Path | None) -> dict[str, Any]:
+    started, cases = time.monotonic(), 0  # the time to set up is not counted
     counts: Counter[str] = Counter()
     findings: list[dict[str, str]] = []
     unavailable = ""
@@ -68,6 +67,8 @@ def _run_kind(
             unavailable = result.text
             break
         cases += 1
+        if cases == 1:
+            started = time.monotonic()
         counts.update(result.counts)
         if result.word == "finding":
             findings.append({"case": f"{name}/{seed}/{result.case}", "text": result.text})
@@ -115,7 +116,13 @@ def add_up(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, row in run["kinds"].items():
             mine = total.setdefault(
                 name,
-                {"cases": 0, "seconds": 0.0, "counts": Counter(), "findings": [], "unavailable": ""},
+                {
+                    "cases": 0,
+                    "seconds": 0.0,
+                    "counts": Counter(),
+                    "findings": [],
+                    "unavailable": "",
+                },
             )
             mine["cases"] += row["cases"]
             mine["seconds"] = round(mine["seconds"] + row["seconds"], 1)

@@ -186,4 +186,6 @@ def _apply(folder: Path, step: int, number: int, what: str, place: float, bit: i
 def _files(folder: Path) -> list[Path]:
     """Files of a checkpoint, in an order that random names in it do not change."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(files, key=lambda path: (str(path.parent.relative_to(folder)), path.stat().st_size))
+    return sorted(
+        files, key=lambda path: (str(path.parent.relative_to(folder)), path.stat().st_size)
+    )

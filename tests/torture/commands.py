@@ -3,6 +3,7 @@
 The process that forks must not have used JAX, whose threads a fork would lose.
 """
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -48,7 +49,6 @@ def prepare(scratch: Path) -> None:
     import siman_jax.report.page
     import siman_jax.runs.sweep_plan
     import siman_jax.runs.train  # noqa: F401
-
     from siman_jax.models import MODELS, cifar
 
     MODELS[TINY] = lambda *arguments, **options: cifar.resnet20_1w1a(*arguments, **options).clone(
@@ -115,14 +115,15 @@ def fork(function: Callable[[], None], output: Path, trap: Trap | None = None) -
     try:
         os.setsid()
         _die_with_parent()
-        null, file = os.open(os.devnull, os.O_RDONLY), os.open(
-            output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        null, file = (
+            os.open(os.devnull, os.O_RDONLY),
+            os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
         )
         os.dup2(null, 0)
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, closefd=False) for number, mode in ((0, "r"), (1, "w"), (2, "w"))
+            os.fdopen(n, m) for n, m in zip(range(3), "rww", strict=True)
         )
         if trap:
             trap.set()
@@ -145,10 +146,8 @@ def fork(function: Callable[[], None], output: Path, trap: Trap | None = None) -
 def wait(process: int) -> int:
     """Exit status of a process, negative where a signal ended it; what it left running is ended."""
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     return status
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import sys
 from collections.abc import Mapping
 from functools import cache, partial
@@ -30,7 +29,22 @@ from siman_jax.training.task import build_task
 from .case import Finding, choose
 
 _TINY = ["--config.model.name=cifar.vgg_small_1w1a", "--config.model.width=2"]
-_TEXTS = ["", " ", "None", "a", "a,,b", "[]", "{}", "é", "\x1b[2J", "~", "'", "%s", "{0}", "x" * 3000]
+_TEXTS = [
+    "",
+    " ",
+    "None",
+    "a",
+    "a,,b",
+    "[]",
+    "{}",
+    "é",
+    "\x1b[2J",
+    "~",
+    "'",
+    "%s",
+    "{0}",
+    "x" * 3000,
+]
 _BY_TYPE = {
     bool: ["True", "False", "true", "0", "1"],
     int: [
@@ -41,7 +55,17 @@ _BY_TYPE = {
         *("0", "-0", "1", "-1", "0.5", "-0.5", "0.9", "0.99999999999", "1e-320", "1e-45", "1e-9"),
         *("49.9", "50", "100", "1e10", "1e38", "1e39", "1e308", "1e400", "nan", "-inf", "inf"),
     ],
-    str: ["float16", "bfloat16", "float64", "float32", "digits", "tfds", "image_folder", "rbnn", "same"],
+    str: [
+        "float16",
+        "bfloat16",
+        "float64",
+        "float32",
+        "digits",
+        "tfds",
+        "image_folder",
+        "rbnn",
+        "same",
+    ],
     tuple: [
         *("0.5", "0", "-1", "nan", "inf", "1e39", "1e-30", "1e-46", "0.5,0.5", "1,2,3", "(0.5,)"),
         *("binary_kernel,alpha", "binary_kernel", "alpha,alpha", "kernel,", "binary_kernel;alpha"),
@@ -54,7 +78,6 @@ class Configs:
     lifetime = 300
 
     def __init__(self, scratch: Path) -> None:
-        logging.getLogger("siman_jax").setLevel(logging.CRITICAL)
         self._mesh = make_mesh(1)
 
     def make(self, rng: np.random.Generator) -> bytes:

@@ -11,7 +11,24 @@ from .case import choose
 _DEEP = "a placeholder for what nests deeply"
 # In place of any value.
 ODD = [
-    *(None, True, False, 0, -1, 1, 3, 0.5, -0.0, 2**31, 2**32, 2**53, 2**63, 2**64, 10**40, -(10**40)),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        3,
+        0.5,
+        -0.0,
+        2**31,
+        2**32,
+        2**53,
+        2**63,
+        2**64,
+        10**40,
+        -(10**40),
+    ),
     *(1e-320, 1e38, 1e39, 1e308, -1e308, float("nan"), float("inf"), float("-inf")),
     *("", "a", "0", "\0", "\ud800", "\x1b[2J", "é", "../..", "x" * 5000, _DEEP),
     *([], {}, [[]], [None], {"": 0}, {"a": {}}),
@@ -73,7 +90,9 @@ def _change_within(rng: np.random.Generator, holder: Any) -> None:
     elif what < 0.85:
         del holder[key]
     else:
-        holder[choose(rng, ["", "a", "\ud800", "__class__", "a.b", str(key) + "s"])] = holder.pop(key)
+        holder[choose(rng, ["", "a", "\ud800", "__class__", "a.b", str(key) + "s"])] = holder.pop(
+            key
+        )
 
 
 def _piece(rng: np.random.Generator, data: bytes) -> tuple[int, int]:

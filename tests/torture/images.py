@@ -1,4 +1,4 @@
-"""Image files with damaged bytes, by every way in: training, evaluation, whole images, prediction."""
+"""Image files with damaged bytes, by every way in: training, evaluation and whole images."""
 
 import io
 from collections.abc import Mapping
@@ -44,8 +44,10 @@ class Images:
             _fill_freed_memory(0xAA)
             second = _try(way, data, rules)
             if first != second:
-                raise Finding(f"{way.__name__}: the same bytes give {_word(first)}, then "
-                              f"{_word(second)}: what is not decoded is not filled")
+                raise Finding(
+                    f"{way.__name__}: the same bytes give {_word(first)}, then "
+                    f"{_word(second)}: what is not decoded is not filled"
+                )
             counts["refused" if isinstance(first, str) else "decoded"] += 1
         assert has_more_frames(data) in (True, False)
         return counts

@@ -6,7 +6,7 @@ What they leave has to be, bit for bit, what an undisturbed one leaves.
 import json
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Kills:
                     "delay": float(choose(rng, [0, 0, 0.003, 0.02])) if at_file else 0.0,
                 }
             )
-        workers = int(rng.random() < 0.1)
+        workers = int(rng.random() < 0.05)
         return json.dumps({"what": what, "kills": kills, "workers": workers}).encode()
 
     def check(self, case: bytes) -> Mapping[str, int]:
@@ -63,7 +63,7 @@ class Kills:
         what = plan["what"]
         expected = self._undisturbed(what)
         target = empty(self._scratch / "killed") / "run"
-        words = [*self._words(what, target), *self._workers(plan)]
+        words = self._words(what, target, plan["workers"])
         counts = {"kills": 0, "stops by SIGTERM": 0, "ended before": 0}
         for kill in plan["kills"]:
             if kill["at"] == "file":
@@ -109,22 +109,20 @@ class Kills:
                 raise Finding(f"two undisturbed ones differ: {different}")
         return self._expected[what]
 
-    def _words(self, what: str, target: Path) -> list[str]:
+    def _words(self, what: str, target: Path, workers: int = 0) -> list[str]:
         if what == "memory":
             return [*IN_MEMORY, f"--workdir={target}"]
         if what == "streamed":
             root = self._scratch / "images"
             if not root.exists():
                 write_folder(root)
-            return [*_STREAMED, f"--config.data.root={root}", f"--workdir={target}"]
+            of_data = f"--config.data.root={root}", f"--config.data.workers={workers}"
+            return [*_STREAMED, *of_data, f"--workdir={target}"]
         if what == "sweep":
             return [*_SWEEP, f"--workdir={target}"]
         self._undisturbed("memory")
         run = self._scratch / "undisturbed" / "memory" / "run"
         return ["export", str(run), f"--out={target}", "--overwrite"]
-
-    def _workers(self, plan: dict[str, Any]) -> Sequence[str]:
-        return [f"--config.data.workers={plan['workers']}"] if plan["what"] == "streamed" else []
 
     def _contents(self, what: str, target: Path) -> dict[str, Any]:
         if what == "export":

@@ -23,6 +23,7 @@ KINDS = {
     "kills": Entry("kills", "Kills", 5),
     "disks": Entry("disks", "Disks", 1),
     "writers": Entry("writers", "Writers", 0.5),
+    "faulty": Entry("faulty", "Faulty", 0),  # for the tests of these tests
 }
 
 

@@ -24,7 +24,10 @@ def main(name: str, seed: str, scratch: str) -> None:
     except Unavailable as reason:
         print(json.dumps({"word": "unavailable", "text": str(reason)}), file=answers)
         return
-    print(json.dumps({"word": "ready", "seconds": kind.seconds, "lifetime": kind.lifetime}), file=answers)
+    print(
+        json.dumps({"word": "ready", "seconds": kind.seconds, "lifetime": kind.lifetime}),
+        file=answers,
+    )
     for line in sys.stdin:
         given = line.strip()
         if given.isdecimal():
