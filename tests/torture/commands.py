@@ -123,7 +123,8 @@ def fork(function: Callable[[], None], output: Path, trap: Trap | None = None) -
         os.dup2(file, 1)
         os.dup2(file, 2)
         sys.stdin, sys.stdout, sys.stderr = (
-            os.fdopen(n, m) for n, m in zip(range(3), "rww", strict=True)
+            open(number, mode, closefd=False)  # noqa: SIM115
+            for number, mode in ((0, "r"), (1, "w"), (2, "w"))
         )
         if trap:
             trap.set()
