@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from .campaign import FINDINGS, add_up, print_kind, run_campaign, write_json
 from .kinds import KINDS
@@ -42,9 +43,12 @@ def main() -> int:
     for name in only:
         if name not in KINDS:
             parser.error(f"unknown kind {name!r}; choose of {', '.join(KINDS)}")
-    run = run_campaign(flags.minutes, only, flags.seed, flags.cases, flags.keep)
-    if flags.json:
-        write_json(flags.json, run)
+
+    def save(run: dict[str, Any]) -> None:
+        if flags.json:
+            write_json(flags.json, run)
+
+    run = run_campaign(flags.minutes, only, flags.seed, flags.cases, flags.keep, save)
     return any(row["findings"] for row in run["kinds"].values())
 
 

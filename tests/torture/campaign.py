@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .kinds import KINDS, load_kind
 from .pool import REPOSITORY, Result, run_cases
 
 FINDINGS = Path(__file__).parent / "findings"
+_SECONDS_BETWEEN_SAVES = 20
 _LIBRARIES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "pillow"),
     *("opencv-python-headless", "simplejpeg", "grain", "ml-collections"),
@@ -24,16 +25,22 @@ _LIBRARIES = (
 
 
 def run_campaign(
-    minutes: float, only: Collection[str], seed: int, most: int, keep: Path | None
+    minutes: float,
+    only: Collection[str],
+    seed: int,
+    most: int,
+    keep: Path | None,
+    save: Callable[[dict[str, Any]], None] = lambda run: None,
 ) -> dict[str, Any]:
-    """Try kinds for as long as given.
+    """Try kinds for as long as given; the time to set them up is not counted.
 
     Args:
       minutes: for all together.
       only: names of kinds; all if empty.
       seed: what cases follow from, with their kind and number.
-      most: cases of each kind.
+      most: cases of each kind; 0: what time allows.
       keep: folder for cases that find a fault; None: they are not stored.
+      save: gets the results so far, now and then, so that a kill loses few of them.
 
     Returns:
       Values for JSON: "seed", "minutes", "command", "commit", "versions", and "kinds" by name, each
@@ -41,49 +48,57 @@ def run_campaign(
     """
     names = [name for name in KINDS if (name in only if only else KINDS[name].share)]
     shares = {name: KINDS[name].share or 1 for name in names}
-    kinds = {}
-    for name, share in shares.items():
-        seconds = minutes * 60 * share / sum(shares.values())
-        kinds[name] = _run_kind(name, seed, seconds, most, keep)
-        print_kind(name, kinds[name])
-    return {
+    run: dict[str, Any] = {
         "seed": seed,
         "minutes": minutes,
-        "command": "python -m tests.torture " + " ".join(sys.argv[1:]),
+        "command": "python -m tests.torture " + _command(),
         "commit": _commit(),
         "versions": _versions(),
-        "kinds": kinds,
+        "kinds": {},
     }
+    for name, share in shares.items():
+        seconds = minutes * 60 * share / sum(shares.values())
+        saved = time.monotonic()
+        for row in _run_kind(name, seed, seconds, most, keep):
+            run["kinds"][name] = row
+            if time.monotonic() > saved + _SECONDS_BETWEEN_SAVES:
+                save(run)
+                saved = time.monotonic()
+        save(run)
+        print_kind(name, run["kinds"][name])
+    return run
 
 
-def _run_kind(name: str, seed: int, seconds: float, most: int, keep: Path | None) -> dict[str, Any]:
-    started, cases = time.monotonic(), 0  # the time to set up is not counted
-    counts: Counter[str] = Counter()
-    findings: list[dict[str, str]] = []
-    unavailable = ""
+def _run_kind(
+    name: str, seed: int, seconds: float, most: int, keep: Path | None
+) -> Iterator[dict[str, Any]]:
+    """The kind's results after each case."""
+    row: dict[str, Any] = {
+        "cases": 0,
+        "seconds": 0.0,
+        "counts": Counter(),
+        "findings": [],
+        "unavailable": "",
+    }
+    started = 0.0
     numbers = range(most) if most else count()
     for result in run_cases(name, seed, numbers):
         if result.word == "unavailable":
-            unavailable = result.text
-            break
-        cases += 1
-        if cases == 1:
-            started = time.monotonic()
-        counts.update(result.counts)
+            row["unavailable"] = result.text
+            yield row
+            return
+        started = started or time.monotonic()
+        row["cases"] += 1
+        row["seconds"] = round(time.monotonic() - started, 1)
+        row["counts"].update(result.counts)
         if result.word == "finding":
-            findings.append({"case": f"{name}/{seed}/{result.case}", "text": result.text})
+            row["findings"].append({"case": f"{name}/{seed}/{result.case}", "text": result.text})
             print(f"{name}/{seed}/{result.case}: {result.text}", file=sys.stderr, flush=True)
             if keep:
                 _store(name, seed, result, keep)
-        if time.monotonic() - started > seconds:
-            break
-    return {
-        "cases": cases,
-        "seconds": round(time.monotonic() - started, 1),
-        "counts": dict(sorted(counts.items())),
-        "findings": findings,
-        "unavailable": unavailable,
-    }
+        yield row
+        if row["seconds"] > seconds:
+            return
 
 
 def _store(name: str, seed: int, result: Result, folder: Path) -> None:
@@ -130,6 +145,11 @@ def add_up(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             mine["findings"].extend(row["findings"])
             mine["unavailable"] = mine["unavailable"] or row["unavailable"]
     return {name: total[name] for name in KINDS if name in total}
+
+
+def _command() -> str:
+    """The flags, but for those that name files of this machine."""
+    return " ".join(flag for flag in sys.argv[1:] if not flag.startswith(("--json", "--keep")))
 
 
 def _commit() -> str:

@@ -39,12 +39,17 @@ def _write_contents(folder: Path, answer: Path) -> None:
     from siman_jax.runs.verify import verify_run
 
     found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*.draft")):
+        if (path.parent / "config.json").exists():  # a sweep locks nothing, so it removes nothing
+            found[str(path.relative_to(folder))] = "left over"
     for path in sorted(folder.rglob("*.json*")):
         name = str(path.relative_to(folder))
+        if path.suffix == ".draft":
+            continue
         if path.name == "log.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{k: v for k, v in row.items() if k not in _MAY_DIFFER} for row in rows]
-        elif path.parent.name != "events":
+        else:
             found[name] = _without_times(json.loads(path.read_text()))
     for checkpoints in sorted(folder.rglob("checkpoints")):
         workdir = checkpoints.parent
