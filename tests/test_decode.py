@@ -391,7 +391,6 @@ def test_surplus_data_elsewhere_are_damage():
         evaluate(before + bytes(9) + marker + after)
 
 
-@pytest.mark.parametrize("read", [train, evaluate])
 def test_surplus_data_before_the_first_row_are_damage():
     """Nothing is decoded behind them, so the pixels would be whatever was in memory before."""
     data = encode(photograph(40, 56), quality=90)
@@ -403,6 +402,7 @@ def test_surplus_data_before_the_first_row_are_damage():
                 train(surplus, seed, size=16)
 
 
+@pytest.mark.parametrize("read", [train, evaluate])
 @pytest.mark.parametrize(
     "data", [b"", b"\xff", b"\xff\xd8", b"text", bytes(1000), b"%!PS-Adobe-3.0"]
 )

@@ -426,7 +426,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("data.image_size", 5000, "image_size is 5000; it must be at most 4096"),
         ("eval_batch_size", 2**31, "it must be at most 2147483647"),
         ("optimizer.weight_decay", 1e39, "it must be at most 1e"),
-        ("epochs", 2**31 - 1, r"which are 47244640234 steps; fewer than 2\*\*31"),
+        ("epochs", 2**31 - 1, r"which are 10737418235 steps; fewer than 2\*\*31"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path, field, value, message):
