@@ -26,7 +26,7 @@ _STREAMED = [
     "--config.native=False",
 ]
 _SWEEP = ["sweep", "tests/torture/tiny_sweep.py"]
-_WHAT = ["memory", "memory", "streamed", "streamed", "sweep", "export"]
+_WHAT = ["memory", "memory", "streamed", "streamed", "sweep", "export", "export"]
 
 
 class Kills:
@@ -44,14 +44,14 @@ class Kills:
     def make(self, rng: np.random.Generator) -> bytes:
         what = choose(rng, _WHAT)
         kills = []
-        for _ in range(int(rng.integers(3, 8))):
+        for _ in range(int(rng.integers(6, 13))):
             number = signal.SIGTERM if rng.random() < 0.1 else signal.SIGKILL
             at_file = rng.random() < 0.8
             kills.append(
                 {
                     "signal": int(number),
                     "at": "file" if at_file else "time",
-                    "share": float(rng.random()),
+                    "share": float(rng.random() ** 1.5),  # less is left of a run that goes on
                     "delay": float(choose(rng, [0, 0, 0.003, 0.02])) if at_file else 0.0,
                 }
             )
@@ -78,6 +78,8 @@ class Kills:
                 counts["stops by SIGTERM"] += 1
             elif status == 0:
                 counts["ended before"] += 1
+                if what != "export":  # which begins anew each time
+                    break
             else:
                 raise Finding(f"ends with {status} after {kill}:\n{tail(self._output)}")
             if what == "export":
