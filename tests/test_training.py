@@ -253,6 +253,8 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
+    draft = killed / "config.json.0123abcd.draft"
+    draft.touch()  # what a kill in the middle of writing leaves
 
     resumed = subprocess.run(
         command(killed, *small),
@@ -266,6 +268,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
     assert "epoch   3" in resumed.stdout
     assert "\x1b" not in resumed.stdout  # plain lines where there is no terminal
     assert [row["epoch"] for row in read_rows(killed)] == [1, 2, 3]
+    assert not draft.exists()
     expected, found = leaves_of(workdir, 15), leaves_of(killed, 15)
     assert expected.keys() == found.keys()
     for name, leaf in expected.items():
