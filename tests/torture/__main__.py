@@ -16,6 +16,8 @@ from .campaign import FINDINGS, add_up, print_kind, run_campaign, write_json
 from .kinds import KINDS
 from .report import write_report
 
+_NOTES = Path(__file__).parent / "found.md"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.torture", description=__doc__)
@@ -37,7 +39,7 @@ def main() -> int:
             head = [{key: run[key] for key in run if key != "kinds"} for run in runs]
             write_json(flags.json, {"kinds": kinds, "runs": head})
         if flags.report:
-            write_report(flags.report, kinds, runs)
+            write_report(flags.report, kinds, runs, _NOTES.read_text() if _NOTES.exists() else "")
         return any(row["findings"] for row in kinds.values())
     only = [name for name in flags.only.split(",") if name]
     for name in only:

@@ -141,10 +141,14 @@ class Worker:
         return json.loads(line)
 
     def _said(self) -> str:
-        """The end of its standard error."""
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(size - 6000, 0))
-        return self._errors.read().decode(errors="replace")
+        """The end of its standard error, or what sanitizers said there at first."""
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace")
+        for sign in ("runtime error: ", "ERROR: AddressSanitizer"):
+            line = text.rfind("\n", 0, text.find(sign)) if sign in text else -1
+            if line >= 0 or text.startswith(sign):
+                return text[line + 1 :][:3000]
+        return text[-3000:]
 
     def _end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
