@@ -14,6 +14,7 @@ from siman_jax.data import load_dataset, num_classes
 from siman_jax.data.dataset import Dataset, steps_in_epoch
 from siman_jax.errors import UsageError, choose
 from siman_jax.models import build_model
+from siman_jax.models.own import build_own, check_rules, is_own
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.config_check import check_config
 from siman_jax.training.optimizer import (
@@ -111,13 +112,20 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
       norm_groups: parts of the batch that are normalized apart.
 
     Raises:
-      UsageError: the network, a rule or the dtype is unknown.
+      UsageError: the network, a rule or the dtype is unknown; or a network outside this package
+        does not fit the config.
     """
     arguments = dict(config.model)
     name = arguments.pop("name")
     arguments["dtype"] = choose(DTYPES, config.model.dtype, "dtype")
     arguments["activation_rule"] = activation_rule(config)
-    return build_model(name, num_classes(config.data), norm_groups=norm_groups, **arguments)
+    classes = num_classes(config.data)
+    if not is_own(name):
+        return build_model(name, classes, norm_groups=norm_groups, **arguments)
+    model = build_own(name, classes, norm_groups=norm_groups, **arguments)
+    rules = config.model.weight_rule, activation_rule(config)
+    check_rules(name, model, image_shape(config), *rules)
+    return model
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
