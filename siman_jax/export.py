@@ -21,8 +21,8 @@ from siman_jax.command import run
 from siman_jax.data import class_names
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
+from siman_jax.found import is_outside
 from siman_jax.models import build_model
-from siman_jax.models.own import is_own
 from siman_jax.output import check_output, write_whole
 from siman_jax.packed.file import PackedNetwork, write_network
 from siman_jax.packed.inference import export_program
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         if program.absolute() == out.absolute():
             raise UsageError("--out and --stablehlo name the same file; name two.")
     config = read_config(workdir)
-    if is_own(config.model.name):
+    if is_outside(config.model.name):
         raise UsageError(
             f"{workdir} is of the network {config.model.name}; only those of siman_jax.models can"
             " be packed as yet."

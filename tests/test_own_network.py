@@ -10,8 +10,8 @@ from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.own import build_own
 from siman_jax.runs.log import read_rows
-from siman_jax.runs.workdir import read_config
 from siman_jax.runs.train import evaluate_run, train
+from siman_jax.runs.workdir import read_config
 
 BRANCHES = "tests.own_networks:branches"
 

@@ -1,9 +1,6 @@
 """Networks outside this package, named by where their function is: PACKAGE.MODULE:FUNCTION."""
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from siman_jax.errors import UsageError
+from siman_jax.found import find_function
 from siman_jax.models import MODELS
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.rules.siman import REAL
 
 # What a function may leave out only where it has this value, or what has no effect then.
 _LEFT_OUT = {"norm_groups": 1, "dtype": jnp.float32}
-
-
-def is_own(name: str) -> bool:
-    """Whether `name` is that of a network outside this package."""
-    return ":" in name
 
 
 def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
@@ -41,7 +34,7 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
       UsageError: there is no such function, it does not build a Flax module, or it does not take
         an argument that would have an effect.
     """
-    function = _find(name)
+    function = find_function(name, "model.name", MODELS)
     parameters = inspect.signature(function).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     taken = {key: x for key, x in arguments.items() if takes_all or key in parameters}
@@ -122,30 +115,3 @@ def check_rules(
                     f" --config.model.{rule}_rule is {expected!r}, by which training goes. Set the"
                     f" field to {own!r}, or let the function take {rule}_rule."
                 )
-
-
-def _find(name: str) -> Callable[..., Any]:
-    module_name, _, function_name = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:  # as `python -m` has it, but not an installed command
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(
-            f"--config.model.name is {name!r}, but importing {module_name} failed: {error}. Name a"
-            " function as PACKAGE.MODULE:FUNCTION, and start where Python finds the package; or"
-            f" choose one of: {', '.join(sorted(MODELS))}."
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        names = sorted(
-            key
-            for key, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == module.__name__
-        )
-        raise UsageError(
-            f"{module_name} has no function {function_name!r}; it has:"
-            f" {', '.join(names) or 'none'}."
-        )
-    return function
