@@ -7,6 +7,8 @@ from pathlib import Path
 
 from siman_jax.errors import UsageError
 
+_DRAFT = ".draft"
+
 
 def check_output(path: Path, flag: str, overwrite: bool) -> None:
     """Refuse, before any work, a file that could not be written; nothing is written.
@@ -40,7 +42,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
       UsageError: it cannot be written, for want of space for instance; what was there is as it was.
     """
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.draft")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_DRAFT}")
     try:
         draft.write_bytes(data)
         draft.replace(path)
@@ -48,3 +50,10 @@ def write_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes left half-written; call it where no other one writes."""
+    for draft in folder.glob(f"*{_DRAFT}"):
+        with contextlib.suppress(OSError):
+            draft.unlink()

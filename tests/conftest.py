@@ -22,6 +22,8 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 import jax
 import pytest
 
+collect_ignore = ["torture"]  # test_torture.py runs it
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

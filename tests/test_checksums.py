@@ -178,10 +178,18 @@ def test_the_leaf_that_changed_is_named(copy, caplog):
         restore_latest(copy, STATE)
 
 
-def test_a_changed_accuracy_does_not_choose_the_best(copy):
+def test_a_changed_accuracy_does_not_choose_the_best(copy, caplog):
     metrics = copy / "1" / "metrics" / "metrics"
     metrics.write_text(metrics.read_text().replace("61.5", "99.5"))
     assert step_of(restore_best(copy, STATE)) == 2
+    assert "the accuracy of checkpoint 1 cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"top1": 98.0}'])
+def test_another_one_does_not_pass_for_the_best_without_a_word(copy, caplog, text):
+    (copy / "2" / "metrics" / "metrics").write_text(text)
+    assert step_of(restore_best(copy, STATE)) == 1
+    assert "the accuracy of checkpoint 2 cannot be read; it may be the best" in caplog.text
 
 
 def test_a_changed_shape_is_damage_and_not_another_network(copy, caplog):

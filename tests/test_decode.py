@@ -391,6 +391,17 @@ def test_surplus_data_elsewhere_are_damage():
         evaluate(before + bytes(9) + marker + after)
 
 
+def test_surplus_data_before_the_first_row_are_damage():
+    """Nothing is decoded behind them, so the pixels would be whatever was in memory before."""
+    data = encode(photograph(40, 56), quality=90)
+    for marker in (b"\xff\xc0", b"\xff\xda"):
+        place = data.index(marker)
+        surplus = data[:place] + bytes(60) + data[place:]
+        for seed in range(20):  # boxes that end above the last row too
+            with pytest.raises(DamagedImage, match="extraneous bytes before marker"):
+                train(surplus, seed, size=16)
+
+
 @pytest.mark.parametrize("read", [train, evaluate])
 @pytest.mark.parametrize(
     "data", [b"", b"\xff", b"\xff\xd8", b"text", bytes(1000), b"%!PS-Adobe-3.0"]

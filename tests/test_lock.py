@@ -15,7 +15,7 @@ from cli import REPOSITORY, TINY
 from configs import digits
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.output import write_whole
+from siman_jax.output import remove_drafts, write_whole
 from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.train import train
@@ -104,6 +104,13 @@ def test_of_two_trainings_in_one_folder_one_goes_on(tmp_path):
     )
     rows = read_rows(tmp_path)
     assert [row["epoch"] for row in rows] == [*range(1, len(rows) + 1)]
+
+
+def test_drafts_of_killed_processes_go(tmp_path):
+    for name in ("log.jsonl.0123abcd.draft", "log.jsonl", "draft"):
+        (tmp_path / name).touch()
+    remove_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "log.jsonl"]
 
 
 def test_a_file_that_many_write_is_whole(tmp_path):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from native_calls import CALLS, F32, I32, NOTHING, ROWS, call
 
 from siman_jax.models.layers import BatchNorm
 from siman_jax.native import library
@@ -25,90 +26,6 @@ from siman_jax.rules.order_statistics import exceeds_kth_smallest, kth_smallest
 
 needs_library = pytest.mark.skipif(not library.variants(), reason="the library is not built")
 
-F32, I32, I16, U32, BOOL = (jnp.dtype(name) for name in ("f4", "i4", "i2", "u4", "bool"))
-NOTHING = ((0, 0, 0, 0), F32)
-CONV = {"stride": 1, "top": 1, "left": 1}
-POOL = {"down": 3, "across": 3, "row_stride": 2, "column_stride": 2, "top": 1, "left": 1}
-X, KERNEL, Y = ((2, 6, 6, 16), F32), ((3, 3, 16, 16), F32), ((2, 6, 6, 16), F32)
-SUMS, NO_SUMS = ((2, 6, 6, 16), I16), ((0, 0, 0, 0), I16)
-SAMPLES, ROWS = ((2, 36, 16), F32), ((4, 16), F32)
-BACK = {**CONV, "centred": True, "estimator": 1, "activation": 1}
-NETWORK = (
-    *(((3 * 3 * 3 * 16,), F32), ((16,), F32), ((16,), F32)),
-    *(((9 * 16,), U32), ((4, 4, 16), I32), ((16,), F32), ((16,), F32), ((16,), F32)),
-    *(((9 * 32,), U32), ((4, 4, 32), I32), ((32,), F32), ((32,), F32), ((32,), F32)),
-    *(((16 * 32,), F32), ((32,), F32), ((32,), F32)),
-    *(((32,), F32), ((32,), F32), ((32 * 16,), F32), ((16,), F32)),
-)
-
-# Of each function a call that fits: operands, results, attributes.
-CALLS = {
-    library.CONV_FORWARD: (
-        [X, KERNEL, ((16,), F32)],
-        [((2, 2), F32), SUMS, ((2, 16), F32), NOTHING],
-        {**CONV, "centred": True},
-    ),
-    "scaled " + library.CONV_FORWARD: (
-        [X, KERNEL, ((16,), F32)],
-        [((2, 2), F32), NO_SUMS, ((0, 0), F32), Y],
-        {**CONV, "centred": True},
-    ),
-    library.CONV_BACKWARD: (
-        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, SUMS, SAMPLES, ((7, 16), F32)],
-        [KERNEL, X, SAMPLES],
-        {**BACK, "shortcut_is_input": False, "times_scale": True},
-    ),
-    "scaled " + library.CONV_BACKWARD: (
-        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, NO_SUMS, NOTHING, ((0, 0), F32)],
-        [KERNEL, X, NOTHING],
-        {**BACK, "shortcut_is_input": False, "times_scale": False},
-    ),
-    library.REAL_FORWARD: ([((2, 6, 6, 3), F32), ((3, 3, 3, 16), F32)], [Y], CONV),
-    library.REAL_KERNEL_GRADIENT: ([((2, 6, 6, 3), F32), Y], [((3, 3, 3, 16), F32)], CONV),
-    library.EXCEEDS_KTH: ([((9, 5), F32), ((5,), I32)], [((9, 5), BOOL)], {}),
-    library.KTH_OF_ALL: ([((9,), F32), ((2,), I32)], [((2,), F32)], {}),
-    library.PROJECT: ([((9, 5), F32), ((4,), I32), ((2,), F32)], [((9, 5), F32)], {}),
-    library.MAGNITUDE_CODE: (
-        [((9, 5), F32)],
-        [((9, 5), F32), ((2, 5), F32)],
-        {"rank": 4, "epsilon": np.float32(1e-5)},
-    ),
-    library.MAGNITUDE_CODE_GRADIENT: (
-        [((9, 5), F32), ((2, 5), F32), ((9, 5), F32)],
-        [((9, 5), F32)],
-        {},
-    ),
-    library.NORM_STATISTICS: ([SAMPLES], [((2, 16), F32)], {}),
-    library.NORM_FORWARD: ([SAMPLES, SAMPLES, ROWS], [SAMPLES], {"activation": 1}),
-    library.NORM_SUMS: ([SAMPLES, SAMPLES, SAMPLES, ROWS], [((3, 16), F32)], {"activation": 1}),
-    library.NORM_BACKWARD: (
-        [SAMPLES, SAMPLES, SAMPLES, ((7, 16), F32)],
-        [SAMPLES, SAMPLES],
-        {"activation": 1},
-    ),
-    library.MAX_POOL: ([X], [((2, 3, 3, 16), F32), ((2, 3, 3, 16), jnp.dtype("u1"))], POOL),
-    library.MAX_POOL_GRADIENT: (
-        [((2, 3, 3, 16), F32), ((2, 3, 3, 16), jnp.dtype("u1"))],
-        [X],
-        POOL,
-    ),
-    library.BINARY_CONV: (
-        [((2, 6, 6, 40), BOOL), ((3, 3, 2, 16), U32), ((4, 4, 16), I32)],
-        [((2, 6, 6, 16), I32), ((2, 8, 8, 2), U32)],
-        CONV,
-    ),
-    library.RESIDUAL_LOGITS: (
-        [((2, 6, 6, 3), F32), *NETWORK],
-        [((2, 16), F32)],
-        {
-            "centred": True,
-            "pooled": False,
-            "real_shortcuts": True,
-            "strides": np.int64([1, 1, 2]),
-            "channels": np.int64([3, 16, 16, 32]),
-        },
-    ),
-}
 # What may be larger by two: results that meet padding alone, and kernels that reach into it. The
 # padded image of a packed convolution is scratch.
 MAY_GROW = {
@@ -127,14 +44,6 @@ MAY_GROW = {
     (library.BINARY_CONV, 4): {1, 2},
     (library.RESIDUAL_LOGITS, 0): {1, 2},
 }
-
-
-def call(name, operands, results, attributes):
-    arrays = [jnp.ones(shape, dtype) for shape, dtype in operands]
-    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
-    return jax.block_until_ready(
-        library.call(name.split()[-1], tuple(shapes), *arrays, **attributes)
-    )
 
 
 def refused(name, operands, results, attributes, expected=""):

@@ -188,6 +188,16 @@ def without_digest(data):
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
+@pytest.mark.parametrize("digest", ["", "\ud800", "0" * 63, "\u0661" * 64, "Z" * 64])
+def test_a_digest_is_64_digits(data, digest):
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"]["sha256"] = digest
+    text = json.dumps(header).encode()
+    with pytest.raises(UsageError, match=r"its digest .* is not 64 hexadecimal digits"):
+        decode_network(len(text).to_bytes(8, "little") + text + data[end:])
+
+
 def test_a_file_without_a_digest_loads(packed, data):
     assert_same(decode_network(without_digest(data)).variables, packed.variables)
 

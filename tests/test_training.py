@@ -253,6 +253,8 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
+    draft = killed / "config.json.0123abcd.draft"
+    draft.touch()  # what a kill in the middle of writing leaves
 
     resumed = subprocess.run(
         command(killed, *small),
@@ -266,6 +268,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
     assert "epoch   3" in resumed.stdout
     assert "\x1b" not in resumed.stdout  # plain lines where there is no terminal
     assert [row["epoch"] for row in read_rows(killed)] == [1, 2, 3]
+    assert not draft.exists()
     expected, found = leaves_of(workdir, 15), leaves_of(killed, 15)
     assert expected.keys() == found.keys()
     for name, leaf in expected.items():
@@ -422,6 +425,11 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("optimizer.undecayed", ("binary_kernel,alpha",), "unknown leaf in --config.optimizer"),
         ("optimizer.undecayed", ("binary_kernels",), "did you mean 'binary_kernel'"),
         ("data.channels", 4, "it must be 1 or 3"),
+        ("model.width", 2**31 - 1, "width is 2147483647; it must be at most 4096"),
+        ("data.image_size", 5000, "image_size is 5000; it must be at most 4096"),
+        ("eval_batch_size", 2**31, "it must be at most 2147483647"),
+        ("optimizer.weight_decay", 1e39, "it must be at most 1e"),
+        ("epochs", 2**31 - 1, r"which are 10737418235 steps; fewer than 2\*\*31"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path, field, value, message):

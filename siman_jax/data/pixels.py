@@ -201,10 +201,12 @@ def decode(
     except ValueError as error:
         if "Invalid SOS parameters" in str(error):  # some phones' files, whole but for a formality
             return _decode_with_pillow(data, header, rules, factor)
-        # The message is of the first fault; this one lies behind the last row.
+        # The message is of the first fault; this one lies behind the last row, unless it lies
+        # before the first, which ends the decoding before it begins.
         surplus = "extraneous bytes before marker" + (" 0xd9" if shortened is data else "")
         if surplus not in str(error):
             raise
+        simplejpeg.decode_jpeg_header(shortened)  # raises at faults before the first row
     return pixels
 
 

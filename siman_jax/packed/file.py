@@ -7,7 +7,7 @@ words is not stored. The metadata say what the words mean; see `_LAYOUT`.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def decode_network(data: bytes) -> PackedNetwork:
     packed = PackedNetwork(
         metadata["network"], arguments, image_shape, variables={}, notes=values["notes"]
     )
-    shapes, shape_of = _expected(packed)
+    shapes, shape_of = _expected(packed.network, tuple(sorted(arguments.items())), image_shape)
     _check_tensors(tensors, shape_of)
     return PackedNetwork(
         packed.network, arguments, image_shape, _variables(tensors, shapes), packed.notes
@@ -183,10 +183,13 @@ def _check_range(name: str, value: Any, most: int) -> None:
         raise UsageError(f"its {name} holds {value!r}, no whole number from 1 to {most}.")
 
 
-def _expected(packed: PackedNetwork) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
+@lru_cache(maxsize=16)  # tracing takes most of the time of reading a small file
+def _expected(
+    network: str, arguments: tuple[tuple[str, Any], ...], image_shape: tuple[int, int, int]
+) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
     """Shapes of the network's own parameters by path, and of the packed ones by name."""
-    model = packed.model()
-    images = jax.ShapeDtypeStruct((1, *packed.image_shape), jnp.float32)
+    model = build_model(network, **dict(arguments))
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
         init = partial(model.init, train=False)
         variables = jax.eval_shape(init, jax.random.key(0), images)
@@ -194,9 +197,7 @@ def _expected(packed: PackedNetwork) -> tuple[dict[tuple[str, ...], Any], dict[s
     except UsageError:
         raise
     except (ValueError, TypeError, ZeroDivisionError) as error:  # images too small to be halved
-        raise UsageError(
-            f"{packed.network} does not take images of shape {packed.image_shape}."
-        ) from error
+        raise UsageError(f"{network} does not take images of shape {image_shape}.") from error
     params = {"/".join(path): leaf for path, leaf in flatten_dict(leaves["params"]).items()}
     return flatten_dict(variables["params"]), params
 

@@ -14,6 +14,7 @@ Source: https://github.com/huggingface/safetensors#format
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +117,8 @@ def _check_digest(data: bytes, start: int, digest: str | None) -> None:
     """Compare the file with the digest that it holds, if it does; `start` is the header's end."""
     if digest is None:
         return
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise UsageError("its digest (sha256) is not 64 hexadecimal digits: it is damaged.")
     header = data[:start]
     own = hashlib.sha256(header.replace(digest.encode(), _NO_DIGEST.encode(), 1))
     own.update(memoryview(data)[start:])

@@ -157,6 +157,8 @@ def restore_best(directory: Path, like: State) -> State | None:
 
     def accuracy_then_step(step: int) -> tuple[float, int]:
         top1 = _top1(directory, step)
+        if top1 is None:
+            _log.warning("the accuracy of checkpoint %d cannot be read; it may be the best", step)
         return (-math.inf if top1 is None else top1, step)
 
     return _restore_first(directory, like, accuracy_then_step)

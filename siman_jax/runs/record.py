@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from siman_jax.data.dataset import Dataset
 from siman_jax.devices.mesh import is_first_process
 from siman_jax.models.leaves import Bits
+from siman_jax.output import remove_drafts
 from siman_jax.runs.checkpoint import CheckpointWriter
 from siman_jax.runs.curves import draw_curves
 from siman_jax.runs.dispensable import Dispensable
@@ -47,6 +48,8 @@ class Record:
         bits: Bits,
     ) -> None:
         lock.make_folder()
+        if is_first_process():
+            remove_drafts(workdir)
         claim_workdir(config, workdir)
         write_trained_on(dataset, workdir)
         self.workdir, self.bits = workdir, bits

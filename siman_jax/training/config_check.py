@@ -35,6 +35,10 @@ _LEAST_OF_STREAMS = {
     "data.damaged_limit": 0,
     "data.shorter_side": 1,
 }
+# Greatest values: beyond them are typing errors, which would run out of memory or of int32. Model
+# files hold no larger width or image either.
+_MOST = {"model.width": 4096, "data.image_size": 4096, "data.crop_padding": 4096}
+_MOST_WHOLE, _MOST_NUMBER = 2**31 - 1, 1e30
 
 
 def check_config(config: ConfigDict, mesh: Mesh) -> None:
@@ -59,6 +63,9 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UsageError(f"--config.{field} is {value}; it must be at least {least}.")
         if value == math.inf:
             raise UsageError(f"--config.{field} is {value}; it must be finite.")
+        most = _MOST.get(field, _MOST_WHOLE if isinstance(value, int) else _MOST_NUMBER)
+        if value > most:
+            raise UsageError(f"--config.{field} is {value}; it must be at most {most}.")
     if not config.data.resident and config.data.image_size > config.data.shorter_side:
         raise UsageError(
             f"--config.data.image_size is {config.data.image_size}, more than"

@@ -70,6 +70,12 @@ def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> 
             f" {len(dataset.train)} examples."
         )
     steps_per_epoch = steps_in_epoch(dataset.train, config.batch_size)
+    steps = config.epochs * steps_per_epoch
+    if steps >= 2**31:
+        raise UsageError(
+            f"--config.epochs is {config.epochs}, which are {steps} steps; fewer than 2**31 can be"
+            " counted."
+        )
     scale = linear_scale(config.optimizer, config.batch_size)
     learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch, scale)
     clip_percent = clip_schedule(config.optimizer, config.epochs, steps_per_epoch)
