@@ -312,9 +312,7 @@ def siman_activation(x: Array) -> Array:
         backward:  du = g * max(0, 2 - 2|u|), then the true derivative of standardize:
                    dx = (du - mean(du) - u sum(du u) / (n - 1)) / sqrt(var(x) + epsilon)
 
-    Each direction reads x once for its sums and once for its result. Sums are those of distances
-    from the sample's first number: without that, a mean that is large against the deviation would
-    cost the variance its digits. They are float32, or float64 if x is.
+    Sums are float32, or float64 if x is.
 
     Args:
       x: `[batch, ..., channels]`, any floating dtype, at least two numbers per sample.
@@ -328,16 +326,41 @@ def siman_activation(x: Array) -> Array:
 
 
 def _siman_activation_fwd(x: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    _group_size(x, tuple(range(1, x.ndim)))  # which checks it
+    mean, variance = by_platform(moments_about_first, moments_about_mean)(x)
+    return jnp.where(x.astype(mean.dtype) >= mean, 1, -1).astype(x.dtype), (x, mean, variance)
+
+
+def moments_about_first(x: Array) -> tuple[Array, Array]:
+    """Mean and variance (divided by n - 1) of each sample, in one pass over x.
+
+    The squares are of distances from the sample's first number: without that, a mean that is large
+    against the deviation would cost the variance its digits. For CPUs: elsewhere the pass would
+    have to wait for that number, and could not be part of the program that computes x.
+
+    Args:
+      x: `[batch, ..., channels]`, at least two numbers per sample.
+
+    Returns:
+      Two arrays `[batch, 1, ..., 1]`, float32, or float64 if x is.
+    """
     axes = tuple(range(1, x.ndim))
-    n = _group_size(x, axes)
+    n = math.prod(x.shape[1:])
     numbers = x.astype(wide(x.dtype))
     near = numbers[(slice(None), *(slice(1) for _ in axes))]
     distance = numbers - near
     shift = jnp.mean(distance, axes, keepdims=True)
     squares = jnp.mean(jnp.square(distance), axes, keepdims=True)
-    variance = jnp.maximum(squares - jnp.square(shift), 0) * (n / (n - 1))
-    mean = near + shift
-    return jnp.where(numbers >= mean, 1, -1).astype(x.dtype), (x, mean, variance)
+    return near + shift, jnp.maximum(squares - jnp.square(shift), 0) * (n / (n - 1))
+
+
+def moments_about_mean(x: Array) -> tuple[Array, Array]:
+    """As `moments_about_first`, in two passes: the first one belongs to what computes x."""
+    axes = tuple(range(1, x.ndim))
+    numbers = x.astype(wide(x.dtype))
+    mean = jnp.mean(numbers, axes, keepdims=True)
+    squares = jnp.sum(jnp.square(numbers - mean), axes, keepdims=True)
+    return mean, squares / (math.prod(x.shape[1:]) - 1)
 
 
 def _siman_activation_bwd(residuals: tuple[Array, Array, Array], g: Array) -> tuple[Array]:
