@@ -20,7 +20,7 @@ from benchmarks.accelerator_parts.part import Part, describe_device, run
 from benchmarks.engines import Case, random_images, random_variables
 from siman_jax.models import build_model
 from siman_jax.models.folding import fold, folded_twin
-from siman_jax.packed.network import pack_variables, packed_logits
+from siman_jax.packed.network import pack_unchecked, packed_logits
 
 CASE = Case("imagenet.resnet18_1w1a", 224, 1000, 64)
 BATCHES = (1, 256)
@@ -70,7 +70,7 @@ def main(part: Part) -> None:
 def packed(case: Case) -> tuple[Logits, Any]:
     """The packed network: a function of variables and images, and its variables."""
     model = _model(case, "half_half", "siman", jnp.float32)
-    return partial(packed_logits, model), pack_variables(model, random_variables(model, case))
+    return partial(packed_logits, model), pack_unchecked(model, random_variables(model, case))
 
 
 def twin(case: Case) -> tuple[Logits, Any]:
