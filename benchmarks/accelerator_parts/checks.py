@@ -95,15 +95,15 @@ def check_bits() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     u = rng.standard_normal((3, 3, 64, 96)).astype(np.float32)
     u[..., ::2] = np.round(8 * u[..., ::2]) / 8
-    ours, expected = on_each(half_half_bits, u)
-    different = int(np.sum(ours != expected))
+    ours, by_cpu = on_each(half_half_bits, u)
+    different = int(np.sum(ours != by_cpu))
 
     shapes = ((3, 3, 16, 16), (3, 3, 32, 64), (3, 3, 64, 64), (1, 1, 64, 128))
     kernels = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     choose = partial(project_and_choose, percent=PERCENT)
-    (projected, bits), (expected_projected, expected_bits) = on_each(choose, kernels)
-    total = sum(b.size for b in bits)
-    fallen = sum(int(np.sum(a != b)) for a, b in zip(bits, expected_bits, strict=True))
+    (projected, chosen), (expected_projected, expected) = on_each(choose, kernels)
+    total = sum(own.bits.size for own in chosen)
+    fallen = sum(int(np.sum(a.bits != b.bits)) for a, b in zip(chosen, expected, strict=True))
     error = max(
         float(np.max(np.abs(a - b))) for a, b in zip(projected, expected_projected, strict=True)
     )
