@@ -11,8 +11,10 @@ chip's peak. The TPU's compiler counts accesses to on-chip memory too, so its "H
 bound; "off chip" is counted here, from the shapes in the program. The GPU's compiler tells neither
 bytes nor arithmetic: bytes are those counted here, and the arithmetic is left at 0.
 
-With --movers the instructions that move most bytes are listed, those of like layers together. A
-step takes from ten seconds to some minutes to compile. No time here is measured on a chip.
+The instructions that move most bytes are listed, those of like layers together (--movers). A
+step takes from ten seconds to some minutes to compile; each is written as soon as it is there, and
+rows that the file of --json holds already are not compiled again. One that fails is named, and the
+others go on. No time here is measured on a chip.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 # Before JAX is imported: no device is used, and a TPU's compiler need not look for one.
@@ -41,6 +44,7 @@ from benchmarks.compiled_program import Instruction, Program, read_program
 from configs import cifar10
 from siman_jax.devices.communication import communication
 from siman_jax.models import MODELS, build_model
+from siman_jax.output import write_whole
 from siman_jax.rules import WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.step import create_state, train_step
@@ -105,21 +109,38 @@ class Row:
     seconds_to_compile: float
     movers: list[tuple[str, int, int]]
 
+    @property
+    def key(self) -> tuple[str, str, str, int, str]:
+        """What the program is."""
+        return self.target, self.network, self.weight_rule, self.images, self.dtype
+
 
 def main() -> None:
     """Compile what is asked for, print a line for each, and write JSON."""
     args = parse_arguments()
-    rows: list[Row] = []
+    rows = read_rows(args.json) if args.json and args.json.exists() else []
+    known = {row.key: row for row in rows}
     print_head()
-    for target in args.targets:
-        for network in args.networks:
-            for rule in args.rules:
-                row = compile_row(TARGETS[target], network, rule, args)
-                rows.append(row)
-                print_row(row, args.movers)
-                if args.json:
-                    report = {"jax": jax.__version__, "rows": [asdict(row) for row in rows]}
-                    args.json.write_text(json.dumps(report, indent=2) + "\n")
+    for target, network, rule in product(args.targets, args.networks, args.rules):
+        images = args.images or (256 if network.startswith("cifar") else 64)
+        row = known.get((target, network, rule, images, args.dtype))
+        if row is None:
+            try:
+                row = compile_row(TARGETS[target], network, rule, images, args)
+            except Exception as error:  # a compiler that is missing, or that finds no way
+                print(f"{target:5} {network:22} {rule:10} FAILED: {error}", flush=True)
+                continue
+            rows.append(row)
+            if args.json:
+                report = {"jax": jax.__version__, "rows": [asdict(row) for row in rows]}
+                write_whole(args.json, (json.dumps(report, indent=1) + "\n").encode())
+        print_row(row, args.movers)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows that an earlier run wrote; none where it had another JAX."""
+    report = json.loads(path.read_text())
+    return [Row(**row) for row in report["rows"]] if report["jax"] == jax.__version__ else []
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -136,7 +157,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--images", type=int, help="per chip; by default 256 of 32x32 and 64 of 224x224"
     )
-    parser.add_argument("--movers", type=int, default=0, help="how many to list")
+    parser.add_argument("--movers", type=int, default=3, help="how many to list")
     parser.add_argument("--programs", type=Path, help="folder to write the programs' text to")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     return parser.parse_args()
@@ -185,11 +206,12 @@ def lower_step(
     )
 
 
-def compile_row(target: Target, network: str, weight_rule: str, args: argparse.Namespace) -> Row:
-    """Compile one step and count."""
+def compile_row(
+    target: Target, network: str, weight_rule: str, images: int, args: argparse.Namespace
+) -> Row:
+    """Compile one step, of so many images on each chip, and count."""
     devices = target.devices()
     mesh = Mesh(np.array(devices).reshape(-1), ("data",))
-    images = args.images or (256 if network.startswith("cifar") else 64)
     lowered = lower_step(network, weight_rule, images * len(devices), args.dtype, mesh)
     started = time.perf_counter()
     compiled = lowered.compile()
@@ -224,7 +246,7 @@ def compile_row(target: Target, network: str, weight_rule: str, args: argparse.N
 
 
 def biggest_movers(
-    program: Program, moved: dict[Instruction, int], count: int = 40
+    program: Program, moved: dict[Instruction, int], count: int = 15
 ) -> list[tuple[str, int, int]]:
     """Where in the network most bytes are moved: name, instructions, bytes; the most first.
 

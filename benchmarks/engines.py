@@ -97,7 +97,7 @@ def random_images(case: Case, batch: int, *, channels_first: bool) -> Any:
 # This project.
 
 
-def _random_variables(model: Any, case: Case) -> Any:
+def random_variables(model: Any, case: Case) -> Any:
     """Draw a network's variables, with batch norms that have seen something.
 
     As they start, ResNet-18's batch norms scale by 1e-8, which no trained one does.
@@ -130,7 +130,7 @@ def prepare_packed(case: Case, folder: Path) -> None:
         "activation_rule": "siman",
     }
     model = build_model(case.network, **arguments)
-    variables = pack_unchecked(model, _random_variables(model, case))
+    variables = pack_unchecked(model, random_variables(model, case))
     shape = (case.image_size, case.image_size, 3)
     write_network(folder / PACKED_FILE, PackedNetwork(case.network, arguments, shape, variables))
 
@@ -168,7 +168,7 @@ def prepare_twin(case: Case, folder: Path) -> None:
     import numpy as np
     from flax.traverse_util import flatten_dict
 
-    leaves = flatten_dict(_random_variables(_twin(case), case), sep="/")
+    leaves = flatten_dict(random_variables(_twin(case), case), sep="/")
     np.savez(folder / TWIN_FILE, **leaves)
 
 

@@ -6,15 +6,15 @@
 
 enum { ROWS = 4, COLUMNS = 32 };
 
-void products(const uint64_t *rows, const uint64_t *columns, uint64_t *sums, long words,
+void products(const uint64_t* rows, const uint64_t* columns, uint64_t* sums, long words,
               long repetitions) {
   for (long repetition = 0; repetition < repetitions; repetition++) {
     uint64_t unequal[ROWS][COLUMNS] = {{0}};
     for (long word = 0; word < words; word++)
       for (int row = 0; row < ROWS; row++)
         for (int column = 0; column < COLUMNS; column++)
-          unequal[row][column] += (uint64_t)__builtin_popcountll(
-              rows[row * words + word] ^ columns[word * COLUMNS + column]);
+          unequal[row][column] += (uint64_t)__builtin_popcountll(rows[row * words + word] ^
+                                                                 columns[word * COLUMNS + column]);
     for (int row = 0; row < ROWS; row++)
       for (int column = 0; column < COLUMNS; column++)
         sums[row * COLUMNS + column] += unequal[row][column];

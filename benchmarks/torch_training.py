@@ -318,7 +318,17 @@ def build_network(name: str, num_classes: int, width: int, image_size: int) -> n
 
 
 class Training:
-    """A network, its optimiser and one batch."""
+    """A network, its optimiser and one batch, all on one device.
+
+    Args:
+      network: from `build_network`.
+      images: normalized, `[batch, 3, height, width]`.
+      labels: `[batch]`.
+      learning_rate, weight_decay: of SGD.
+      percent: of the projection.
+      autocast: dtype to compute in where PyTorch's autocast does; None for the network's own.
+      compiled: by `torch.compile`.
+    """
 
     def __init__(
         self,
@@ -329,6 +339,7 @@ class Training:
         learning_rate: float = 0.1,
         weight_decay: float,
         percent: float = 10.0,
+        autocast: torch.dtype | None = None,
         compiled: bool = False,
     ) -> None:
         self.network = network
@@ -343,10 +354,14 @@ class Training:
         self._optimizer = torch.optim.SGD(
             groups, learning_rate, momentum=0.9, weight_decay=weight_decay, fused=True
         )
+        self._autocast = autocast
         self._loss = torch.compile(self._mean_loss) if compiled else self._mean_loss
 
     def _mean_loss(self) -> Tensor:
-        return functional.cross_entropy(self.network(self._images), self._labels)
+        with torch.autocast(
+            self._images.device.type, self._autocast, enabled=self._autocast is not None
+        ):
+            return functional.cross_entropy(self.network(self._images), self._labels)
 
     def step(self) -> Tensor:
         """Project the binary kernels, take the gradient there, update; the loss before that."""

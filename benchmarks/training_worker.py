@@ -49,7 +49,7 @@ class Side(NamedTuple):
 def build_jax(case: Case, batch: int, threads: int, *, native: bool) -> Program:
     """Compile the step that a run of this project takes, for one batch of uint8 images."""
     del threads  # as many as the process has cores
-    from benchmarks.train_step import OneBatch, Trainer, compile_training
+    from benchmarks.training_program import OneBatch, Trainer, compile_training
     from siman_jax.devices.mesh import make_mesh
     from siman_jax.native import library
 
@@ -61,8 +61,7 @@ def build_jax(case: Case, batch: int, threads: int, *, native: bool) -> Program:
     calls = (compiled.as_text() or "").count('custom_call_target="siman_')
     if native and not calls:
         raise ModuleNotFoundError("siman-jax was built without its native library")
-    trainer = Trainer(compiled, progress, config, mesh)
-    trainer.start(feed)
+    trainer = Trainer(compiled, progress, feed, batch)
     analysis = compiled.memory_analysis()
     temporaries = analysis.temp_size_in_bytes / 2**20 if analysis else None
     return Program(trainer.run, {"xla_temporaries_mb": temporaries, "native_calls": calls})
@@ -107,7 +106,7 @@ def build_torch(case: Case, batch: int, threads: int, *, compiled: bool) -> Prog
 
 
 OURS = "siman-jax"
-_jax = partial(Side, modules=("benchmarks.train_step",), install="pip install -e .")
+_jax = partial(Side, modules=("benchmarks.training_program",), install="pip install -e .")
 _torch = partial(
     Side, modules=("torch", "benchmarks.torch_training"), install="pip install 'torch>=2.6'"
 )

@@ -21,6 +21,7 @@ from siman_jax.command import run
 from siman_jax.data import class_names
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
+from siman_jax.found import is_outside
 from siman_jax.models import build_model
 from siman_jax.output import check_output, write_whole
 from siman_jax.packed.file import PackedNetwork, write_network
@@ -73,6 +74,11 @@ def main(argv: list[str]) -> None:
         if program.absolute() == out.absolute():
             raise UsageError("--out and --stablehlo name the same file; name two.")
     config = read_config(workdir)
+    if is_outside(config.model.name):
+        raise UsageError(
+            f"{workdir} is of the network {config.model.name}; only those of siman_jax.models can"
+            " be packed as yet."
+        )
     # The same file wherever it is made; and a TPU that trains meanwhile is left to the training.
     jax.config.update("jax_platforms", "cpu")
     network, notes = pack_run(config, workdir, best=_CHECKPOINT.value == "best")

@@ -1,5 +1,6 @@
 """Benchmarks run; what they measure is not tested."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from benchmarks.train_step import read_instructions
+from benchmarks import accelerator, kernel_profile
 from configs import cifar10
 from siman_jax.models import MODELS, build_model
 from siman_jax.pytorch.names import variables_from_torch
@@ -126,22 +127,97 @@ def test_the_step_in_pytorch_is_the_same(name):
         assert error < 1e-7 * np.abs(expected[path] - start[path]).max(), path
 
 
+def pictures(folder, size, count):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(folder / f"{index}.jpg")
+
+
 @pytest.mark.slow
-def test_train_step_measures_both_feeds_and_reads_the_profile(tmp_path):
-    for name in ("blue", "red"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-        Image.new("RGB", (64, 48), name).save(tmp_path / "train" / name / "0.jpg")
-    sizes = ["--batch=2", "--size=32", "--width=8", "--steps=2", "--rounds=2", "--workers=0"]
-    paths = [f"--folder={tmp_path / 'train'}", f"--json={tmp_path / 'step.json'}"]
-    subprocess.run(
-        [sys.executable, "-m", "benchmarks.train_step", *sizes, *paths], cwd=REPOSITORY, check=True
+def test_accelerator_runs_every_part(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    pictures(data / "photographs", (90, 120, 3), 2)
+    for split in ("train", "test"):
+        for name in ("blue", "red"):
+            pictures(data / "cifar10" / split / name, (32, 32, 3), 4)
+    flags = ["--quick", "--minutes=8", f"--data={data}", f"--out={out}"]
+    command = [sys.executable, "-m", "benchmarks.accelerator", *flags]
+    printed = subprocess.run(
+        command, cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout
+    parts = json.loads((out / "summary.json").read_text())["parts"]
+    torch = parts["torch_steps"].pop("left_out", {})
+    assert all("No module named 'torch'" in reason for reason in torch.values())
+    assert {name: part["left_out"] for name, part in parts.items() if "left_out" in part} == {}
+
+    checks = parts["checks"]["checks"]
+    assert all(checks[name]["passed"] for name in ("sums of bits", "bits", "gradients"))
+    assert checks["losses"]["device"] == checks["losses"]["cpu"]  # which is the device here
+    assert checks["losses"]["device"][-1] < checks["losses"]["device"][0]
+    programs = parts["steps"]["programs"]
+    assert len(programs) == 3
+    for row in programs.values():
+        assert 0 < min(row["rounds"]) <= row["images_per_second"]
+    kernels = programs["imagenet.resnet18, batch 256, bfloat16"]["kernels"]
+    assert 0 < kernels["share_outside_convolutions"] < 1
+    assert len(parts["packed"]["calls"]) == 4
+    assert min(row["images_per_second"] for row in parts["decoding"]["processes"].values()) > 0
+    run = parts["training_run"]
+    assert (run["epochs_before"], run["epochs"]) == (0, 1)
+
+    files = list(out.iterdir())
+    names = {f"{part.name}.json" for part in accelerator.PARTS} | {"summary.json", "run.tar.gz"}
+    assert {file.name for file in files} <= names
+    assert len(names) <= 8
+    assert max(file.stat().st_size for file in files) < 16e6
+    lines = printed.splitlines()
+    assert any(line.startswith("gradients: passed") for line in lines)
+    assert any(line.startswith("the run of ResNet-20 has taken 1 epochs, 0 of") for line in lines)
+    # The run goes on from its one file, wherever that is: here it has nothing left to do.
+    (out / "run.tar.gz").rename(data / "run.tar.gz")
+    (tmp_path / "next").mkdir()
+    again = accelerator.run_part("training_run", 200, namespace(tmp_path / "next", data))
+    assert (again["epochs_before"], again["epochs"]) == (1, 1)
+    assert (tmp_path / "next" / "run.tar.gz").exists()
+
+
+def namespace(out, data):
+    return argparse.Namespace(out=out, data=data, quick=True)
+
+
+def test_accelerator_names_what_a_part_lacks(tmp_path):
+    result = accelerator.run_part("decoding", 60, namespace(tmp_path, None))
+    assert result["left_out"] == {"decoding": "there are no JPEG files in a folder of data"}
+    assert json.loads((tmp_path / "decoding.json").read_text())["left_out"] == result["left_out"]
+
+
+def test_accelerator_ends_a_part_when_its_time_is_over(tmp_path, monkeypatch):
+    assert (
+        "no time"
+        in accelerator.run_part("checks", 5, namespace(tmp_path, None))["left_out"]["checks"]
     )
-    report = json.loads((tmp_path / "step.json").read_text())
-    for side in ("from device memory", "from the loader"):
-        rates = report["images_per_second"][side]
-        assert 0 < min(rates["rounds"]) <= rates["median"]
-    assert 0 < report["kernels"]["share_outside_convolutions"] < 1
-    assert report["kernels"]["seconds_per_step"] > 0
+    monkeypatch.setattr(accelerator, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(accelerator, "GRACE_SECONDS", 0)
+    result = accelerator.run_part("checks", 0.5, namespace(tmp_path, None))
+    assert "was ended" in result["left_out"]["the rest of checks"]
+    assert result["seconds"] < 30
+
+
+def test_kernels_are_told_by_instruction_or_name():
+    instructions = {"loop_add-fusion.3": False, "conv.1": True, "cudnn-conv": True}
+    convolves = kernel_profile.classifier(instructions)
+    told = [
+        convolves(kernel_profile.Kernel(name, instruction, 1.0))
+        for name, instruction in (
+            ("anything", "conv.1"),
+            ("loop_add_fusion_3", None),  # as in a CUDA graph
+            ("sm90_xmma_fprop_implicit_gemm", None),
+            ("memcpy", None),
+            ("conv_of_another_program", "conv.9"),
+        )
+    ]
+    assert told == [True, False, True, None, None]
 
 
 def test_instructions_with_a_convolution_are_found():
@@ -161,7 +237,7 @@ ENTRY %main (x: f32[4]) -> (f32[4], f32[4]) {
   ROOT %tuple.5 = (f32[4]{0}, f32[4]{0}) tuple(%fusion.1, %fusion.2)
 }
 """
-    found = read_instructions(program)
+    found = kernel_profile.read_instructions(program)
     assert {name for name, convolves in found.items() if convolves} == {
         *("convolution.1", "fusion.1", "conv.3")
     }

@@ -20,6 +20,8 @@ from siman_jax.rules.siman import (
     approx_sign,
     cosine,
     half_half_bits,
+    moments_about_first,
+    moments_about_mean,
     project,
     siman_activation,
     siman_kernel,
@@ -239,3 +241,13 @@ def test_activations_far_from_zero_keep_their_gradient(dtype, tolerance):
     np.testing.assert_array_equal(bits > 0, exact >= exact.mean((1, 2, 3), keepdims=True))
     error = np.max(np.abs(np.float64(found) - np.float64(expected)))
     assert error < tolerance * np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize("moments", [moments_about_first, moments_about_mean])
+def test_moments_far_from_zero_keep_their_digits(moments):
+    """Both ways to take them: what CPUs run, and what the others do."""
+    x = 300 + np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
+    mean, variance = jax.jit(moments)(x)
+    exact = np.float64(x)
+    np.testing.assert_allclose(mean, exact.mean((1, 2, 3), keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(variance, exact.var((1, 2, 3), keepdims=True, ddof=1), rtol=1e-4)

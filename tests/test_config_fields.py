@@ -1,15 +1,17 @@
 """Configs that are used in another mode, or lack fields: what is missing is said."""
 
 import importlib
+import os
 
-import jax
 import pytest
-from cli import run
+from cli import TINY, run
 
 from configs import cifar10, digits, image_folder, imagenet
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
+from siman_jax.runs.log import read_rows
 from siman_jax.runs.train import evaluate_run, train
+from siman_jax.runs.workdir import read_config
 from siman_jax.training.config_check import check_config
 from siman_jax.training.config_fields import faults_of_stored, flat
 
@@ -60,15 +62,14 @@ def test_a_field_that_is_missing_or_of_another_kind():
 
 @pytest.mark.slow
 def test_training_without_jit(tmp_path):
-    """As under JAX_DISABLE_JIT=1, by which a step can be debugged."""
-    config = digits.get_config()
-    config.update({"epochs": 1, "batch_size": 32})
-    config.model.update({"name": "cifar.vgg_small_1w1a", "width": 4})
-    config.data.train_examples = 32
-    with jax.disable_jit():
-        results = train(config.lock(), tmp_path / "run", make_mesh(1))
-    compiled = evaluate_run(config, tmp_path / "run", make_mesh(1))
-    assert compiled["last"]["loss"] == pytest.approx(results["last"]["loss"], rel=1e-3)
+    """To debug a step: every operation by itself, which XLA should compile fast."""
+    small = ["--config.epochs=1", "--config.data.train_examples=256"]
+    flags = {"JAX_DISABLE_JIT": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    result = run("main", *TINY, *small, f"--workdir={tmp_path}", env=os.environ | flags)
+    assert result.returncode == 0, result.stderr
+    (row,) = read_rows(tmp_path)
+    compiled = evaluate_run(read_config(tmp_path), tmp_path, make_mesh(1))
+    assert compiled["last"]["loss"] == pytest.approx(row["test_loss"], rel=1e-3)
 
 
 @pytest.mark.slow

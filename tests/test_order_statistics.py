@@ -111,11 +111,15 @@ def test_all_kernels_together_as_one_by_one(percent, x64):
             kernels, jnp.float64(percent), jnp.float64, siman.VARIANCE_EPSILON
         )
     )(kernels)
-    for found, expected in zip(together[0], one_by_one[0], strict=True):
+    projected, bits, *moments = together
+    for found, expected in zip(projected, one_by_one[0], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-15)
+    for *found, chosen in zip(*moments, one_by_one[1], strict=True):
+        for ours, expected in zip(found, (chosen.mean, chosen.deviation), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-15, strict=True)
     if percent < 50:  # else all magnitudes are the same but for rounding
-        for found, expected in zip(together[1], one_by_one[1], strict=True):
-            np.testing.assert_array_equal(found, expected)
+        for found, chosen in zip(bits, one_by_one[1], strict=True):
+            np.testing.assert_array_equal(found, chosen.bits)
 
 
 def of_input_only(jaxpr) -> None:
@@ -162,6 +166,11 @@ def test_bits_of_all_kernels_read_one_copy():
     assert set(compared) == set(equations[at].outvars)
 
 
+@jax.jit  # compiled once for each size
+def by_digits(x, q):
+    return radix_selection.interpolated(x, *quantile_ranks(x.size, q))
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     npst.arrays(np.float64, st.sampled_from([1, 2, 17, 60]), elements=st.floats(0, 100)),
@@ -170,8 +179,7 @@ def test_bits_of_all_kernels_read_one_copy():
 def test_quantiles_are_those_of_numpy(x, q):
     with jax.enable_x64(True):
         x, q = jnp.asarray(x)[:, None], jnp.asarray(q, jnp.float64)
-        by_digits = radix_selection.interpolated(x, *quantile_ranks(x.size, q))
-        for found in (jax.jit(quantiles)(x, q), by_digits):
+        for found in (jax.jit(quantiles)(x, q), by_digits(x, q)):
             np.testing.assert_allclose(found, np.quantile(x, q), rtol=1e-12, atol=1e-12)
 
 

@@ -38,6 +38,7 @@ CONFIGS = [
 # The rooms of the package, folders and single files, each after the rooms that it imports.
 ROOMS = {
     "errors": "",
+    "found": "errors",
     "stop": "",
     "streams": "stop",
     "output": "errors",
@@ -45,20 +46,20 @@ ROOMS = {
     "terminal": "",
     "native": "",
     "rules": "errors native",
-    "models": "errors terminal native rules",
+    "models": "errors found terminal native rules",
     "packed": "errors output paths native rules models",
-    "siman_jax": "packed",
     "pytorch": "errors paths rules models",
     "devices": "errors stop",
-    "data": "errors paths devices",
-    "training": "errors native rules models devices data",
+    "data": "errors found paths devices",
+    "training": "errors found native rules models devices data",
     "analysis": "rules models data training",
     "runs": "errors stop output terminal native models packed devices data training analysis",
+    "siman_jax": "errors paths models rules packed devices data runs",
     "command": "errors stop terminal native",
     "report": "errors output paths terminal devices training analysis runs command",
     "main": "errors stop streams paths terminal models devices training runs command",
     "sweep": "errors stop streams output paths terminal devices training runs command",
-    "export": "errors output paths terminal models packed devices data training runs command",
+    "export": "errors found output paths terminal models packed devices data training runs command",
     "convert": "errors output paths terminal models packed pytorch devices data training runs"
     " command",
     "predict": "errors paths terminal packed data command",
@@ -109,7 +110,7 @@ def test_imports_run_one_way():
     importers = {name: {n for n, others in graph.items() if name in others} for name in graph}
     assert not importers["siman_jax.main"]
     assert not importers["siman_jax.sweep"]
-    assert importers["siman_jax.runs.train"] == {"siman_jax.main", "siman_jax.sweep"}
+    assert importers["siman_jax.runs.train"] == {"siman_jax", "siman_jax.main", "siman_jax.sweep"}
     assert importers["siman_jax.runs.checkpoint"] == {
         "siman_jax.runs.record",
         "siman_jax.runs.train",

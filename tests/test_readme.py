@@ -57,6 +57,23 @@ def test_from_training_to_prediction(folder):
 
 
 @pytest.mark.slow
+def test_own_network_and_arrays(folder):
+    (folder / "my_networks.py").write_text(block("own-network"))
+    command = f"{block('own-network-command').strip()} --config.epochs=1"
+    assert "top-1" in execute(["bash", "-euo", "pipefail", "-c", command], folder)
+    arrays = (
+        "import numpy as np\n"
+        "train_images = test_images = np.tile(np.uint8([0, 255])[:, None, None, None],"
+        " (128, 8, 8, 1))\ntrain_labels = test_labels = np.arange(256) % 2\n"
+    )
+    short = block("own-arrays").replace("digits.get_config()", "config")
+    setting = "from configs import digits\nconfig = digits.get_config()\nconfig.epochs = 1\n"
+    network = "config.model.name = 'my_networks:small'\n"
+    printed = execute([sys.executable, "-c", arrays + setting + network + short], folder)
+    assert 50 <= float(printed.splitlines()[-1]) <= 100
+
+
+@pytest.mark.slow
 def test_from_pytorch_to_prediction(folder):
     torch = pytest.importorskip("torch")
     from golden_data import load_golden

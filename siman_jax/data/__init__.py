@@ -6,31 +6,36 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from siman_jax.data import digits, image_folder, tfds
+from siman_jax.data import arrays, digits, image_folder, tfds
 from siman_jax.data.dataset import Dataset, Records, Split, evenly_spaced
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
+from siman_jax.found import find_function, is_outside
 
 SOURCES: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": digits.load,
     "tfds": tfds.load,
     "image_folder": image_folder.load,
+    arrays.ARRAYS: arrays.load,
 }
 
 CLASS_NAMES: dict[str, Callable[[ConfigDict], tuple[str, ...]]] = {
     "digits": digits.class_names,
     "tfds": tfds.class_names,
     "image_folder": image_folder.class_names,
+    arrays.ARRAYS: arrays.load,
 }
 
 
-def load_dataset(config: ConfigDict) -> Dataset:
+def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
     """Load the data set that `config` describes and check it against that description.
 
     Args:
-      config: with `source`, a key of `SOURCES`, `resident`, whether to decode everything into
+      config: with `source`, a key of `SOURCES` or PACKAGE.MODULE:FUNCTION, the name of a function
+        from this config to a data set; `resident`, whether to decode everything into
         memory at once, `image_size`, `channels` and what the source itself reads; those that are
         kept in memory may have `train_examples`, how many of the training images to keep.
+      given: the data set, where the source is `arrays`.
 
     Returns:
       The data set, both splits of type `Split` if `config.resident`, else `Records`.
@@ -39,7 +44,7 @@ def load_dataset(config: ConfigDict) -> Dataset:
       UsageError: no source has that name, the source cannot give the data, or images or
         classes are not what `config` says.
     """
-    load = choose(SOURCES, config.source, "data source")
+    load = _source(config.source)
     if config.channels not in (1, 3):
         raise UsageError(f"--config.data.channels is {config.channels}; it must be 1 or 3.")
     numbers = (*config.mean, *config.std)
@@ -59,7 +64,12 @@ def load_dataset(config: ConfigDict) -> Dataset:
             f"--config.data.background is {background}; it must be a whole number from 0, black, to"
             " 255, white."
         )
-    dataset = load(config)
+    dataset = load(config) if given is None else given
+    if not isinstance(dataset, Dataset):
+        raise UsageError(
+            f"{config.source} gave {type(dataset).__name__}; expected a function from a config to a"
+            " siman_jax.data.dataset.Dataset."
+        )
     if len(dataset.classes) != num_classes(config):
         raise UsageError(
             f"the data set has {len(dataset.classes)} classes, but --config.data.num_classes is"
@@ -73,10 +83,21 @@ def load_dataset(config: ConfigDict) -> Dataset:
             )
         _check_images(dataset.train, config)
     elif config.resident:
+        if "resize" not in config:
+            raise UsageError(
+                f"the data set {config.source!r} holds encoded images; set"
+                " --config.data.resident=False, or build on a config that has data.resize."
+            )
         dataset = decode_dataset(dataset, config)
     if wanted := config.get("train_examples", 0):
         dataset = replace(dataset, train=_part(dataset.train, wanted))
     return dataset
+
+
+def _source(name: str) -> Callable[[ConfigDict], Dataset]:
+    if is_outside(name):
+        return find_function(name, "data.source", SOURCES)
+    return choose(SOURCES, name, "data source")
 
 
 def _part(split: Split | Records, wanted: int) -> Split:
@@ -118,4 +139,6 @@ def class_names(config: ConfigDict) -> tuple[str, ...]:
     Raises:
       UsageError: no source has that name, or it cannot tell, such as a folder that is not there.
     """
+    if is_outside(config.source):
+        return _source(config.source)(config).classes
     return choose(CLASS_NAMES, config.source, "data source")(config)

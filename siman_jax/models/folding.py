@@ -156,6 +156,8 @@ def fold(model: nn.Module, variables: Mapping) -> dict:
     Raises:
       NotFoldable: the network is not built like those of `models`, as far as names tell.
     """
+    if not (hasattr(model, "conv") and hasattr(model, "norm")):
+        raise NotFoldable("it is not built like those of siman_jax.models")
     params = leaves_by_module(variables["params"])
     statistics = leaves_by_module(variables["batch_stats"])
     rotations = leaves_by_module(variables.get(ROTATIONS, {}))

@@ -27,6 +27,7 @@ from siman_jax.rules.sign_kernels import (
 from siman_jax.rules.siman import (
     BIT_RULES,
     REAL,
+    Chosen,
     approx_sign,
     filter_axes,
     identity,
@@ -49,7 +50,7 @@ AT_THE_END = {SHARPNESS: 10.0, TAU: 0.99}
 DEFAULT = "default"
 
 
-Prepare = Callable[[Sequence[Array], Array | float], tuple[list[Array], list[Array]]]
+Prepare = Callable[[Sequence[Array], Array | float], tuple[list[Array], list[Chosen]]]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from siman_jax.rules import radix_selection
 
 def project_and_choose(
     kernels: Sequence[Array], percent: Array, accumulate: DTypeLike, epsilon: float
-) -> tuple[list[Array], list[Array]]:
+) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
     """Apply `siman.project` to each kernel, and choose the larger half of each filter.
 
     Args:
@@ -27,7 +27,8 @@ def project_and_choose(
       epsilon: added to a filter's variance where it is standardized.
 
     Returns:
-      The projected kernels, and bool of the same shapes: the bits.
+      The projected kernels; bool of the same shapes, the bits; and mean and deviation that each
+      filter was standardized by, `[1, ..., out]` of each kernel.
     """
     dtype = kernels[0].dtype
     flat = [kernel.reshape(-1, kernel.shape[-1]) for kernel in kernels]
@@ -36,15 +37,15 @@ def project_and_choose(
     w = radix_selection.join(flat, dtype.type(0))
     inside = lax.broadcasted_iota(jnp.int32, w.shape, 0) < lengths[None].astype(np.int32)
 
-    def centre(x: Array) -> Array:
+    def centre(x: Array) -> tuple[Array, Array]:
         mean = jnp.sum(x, axis=0) / lengths.astype(dtype)
-        return jnp.where(inside, x - mean[None], dtype.type(0))
+        return jnp.where(inside, x - mean[None], dtype.type(0)), mean
 
     def keys_of(magnitude: Array) -> Array:
         keys = radix_selection.as_keys(magnitude)
         return lax.optimization_barrier(jnp.where(inside, keys, radix_selection.largest(keys)))
 
-    centred = centre(w)
+    centred, _ = centre(w)
     magnitude = jnp.abs(centred).astype(accumulate)
     fraction = percent.astype(accumulate) / 100
     sizes = np.array([x.size for x in flat])
@@ -61,14 +62,20 @@ def project_and_choose(
     )
     projected = jnp.sign(centred) * jnp.clip(magnitude, low, high).astype(dtype)
 
-    u = centre(projected)
+    u, mean = centre(projected)
     variance = jnp.sum(jnp.square(u), axis=0) / (lengths - 1).astype(dtype)
-    u = u / jnp.sqrt(variance + epsilon)[None]
+    deviation = jnp.sqrt(variance + epsilon)
+    u = u / deviation[None]
     rank = jnp.asarray((lengths - 1) // 2, jnp.int32)
     bits = radix_selection.exceed_in_columns(keys_of(jnp.abs(u)), rank)
-    return _like(projected, kernels, flat), _like(bits, kernels, flat)
 
+    def like_kernels(joined: Array) -> list[Array]:
+        parts = radix_selection.apart(joined, flat)
+        return [part.reshape(kernel.shape) for part, kernel in zip(parts, kernels, strict=True)]
 
-def _like(joined: Array, kernels: Sequence[Array], flat: Sequence[Array]) -> list[Array]:
-    parts = radix_selection.apart(joined, flat)
-    return [part.reshape(kernel.shape) for part, kernel in zip(parts, kernels, strict=True)]
+    def by_filter(joined: Array) -> list[Array]:
+        edges = np.cumsum(columns)[:-1].tolist()
+        parts = jnp.split(joined, edges)
+        return [lax.expand_dims(x, range(k.ndim - 1)) for x, k in zip(parts, kernels, strict=True)]
+
+    return like_kernels(projected), like_kernels(bits), by_filter(mean), by_filter(deviation)

@@ -51,19 +51,19 @@ def standardize(x: Array, axes: Sequence[int], epsilon: float = VARIANCE_EPSILON
     >>> standardize(jnp.array([[1.0, 3.0]]), axes=(1,)).round(3)
     Array([[-0.707,  0.707]], dtype=float32)
     """
-    return _standardized(x, axes, epsilon)[0]
+    mean, deviation = _moments(x, axes, epsilon)
+    return (x - mean) / deviation
 
 
-def _standardized(x: Array, axes: Sequence[int], epsilon: float) -> tuple[Array, Array]:
-    """What `standardize` gives, and what it divides by."""
+def _moments(x: Array, axes: Sequence[int], epsilon: float) -> tuple[Array, Array]:
+    """What `standardize` subtracts, and what it divides by."""
     n = _group_size(x, axes)
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    variance = jnp.sum(jnp.square(centred), axes, keepdims=True) / (n - 1)
+    mean = jnp.mean(x, axes, keepdims=True)
+    variance = jnp.sum(jnp.square(x - mean), axes, keepdims=True) / (n - 1)
     if epsilon == 0:
         # Before the root, whose derivative at 0 is infinite.
         variance = jnp.where(variance > 0, variance, 1)
-    deviation = jnp.sqrt(variance + epsilon)
-    return centred / deviation, deviation
+    return mean, jnp.sqrt(variance + epsilon)
 
 
 def project(kernel: Array, percent: Array | float) -> Array:
@@ -151,9 +151,22 @@ def half_half_bits(u: Array) -> Array:
     return bits.astype(u.dtype).reshape(u.shape)
 
 
+class Chosen(NamedTuple):
+    """Bits of a kernel, with what its derivative takes, so that it need not be computed again.
+
+    Attributes:
+      bits: bool, shape of the kernel.
+      mean, deviation: that each filter is standardized by, `[1, ..., out]`.
+    """
+
+    bits: Array
+    mean: Array
+    deviation: Array
+
+
 def project_and_choose(
     kernels: Sequence[Array], percent: Array | float
-) -> tuple[list[Array], list[Array]]:
+) -> tuple[list[Array], list[Chosen]]:
     """Apply `project` to all kernels of a network, and choose their bits by half-half.
 
     Elsewhere than on a CPU all are computed together, which takes far fewer launches.
@@ -163,21 +176,28 @@ def project_and_choose(
       percent: as for `project`.
 
     Returns:
-      The projected kernels; and bits for `siman_kernel`, bool of the same shapes.
+      The projected kernels; and their bits, for `siman_kernel`.
     """
     if not kernels:
         return [], []
     accumulate = wide(kernels[0].dtype)
 
-    def one_by_one(kernels: list[Array], percent: Array) -> tuple[list[Array], list[Array]]:
+    def one_by_one(kernels: list[Array], percent: Array) -> tuple[list[Array], list[Chosen]]:
         projected = [project(kernel, percent) for kernel in kernels]
-        u = [standardize(kernel, filter_axes(kernel)) for kernel in projected]
-        return projected, [half_half_bits(x) > 0 for x in u]
+        return projected, [_choose_half_half(kernel) for kernel in projected]
 
-    def together(kernels: list[Array], percent: Array) -> tuple[list[Array], list[Array]]:
-        return kernels_together.project_and_choose(kernels, percent, accumulate, VARIANCE_EPSILON)
+    def together(kernels: list[Array], percent: Array) -> tuple[list[Array], list[Chosen]]:
+        projected, *chosen = kernels_together.project_and_choose(
+            kernels, percent, accumulate, VARIANCE_EPSILON
+        )
+        return projected, [Chosen(*parts) for parts in zip(*chosen, strict=True)]
 
     return by_platform(one_by_one, together)(list(kernels), jnp.asarray(percent, accumulate))
+
+
+def _choose_half_half(kernel: Array) -> Chosen:
+    mean, deviation = _moments(kernel, filter_axes(kernel), VARIANCE_EPSILON)
+    return Chosen(half_half_bits((kernel - mean) / deviation) > 0, mean, deviation)
 
 
 class AngleOptimal(NamedTuple):
@@ -248,17 +268,18 @@ BIT_RULES: dict[str, Callable[[Array], Array]] = {
 
 
 @jax.custom_vjp
-def _magnitude_code(kernel: Array, bits: Array) -> Array:
-    return jnp.where(bits, 1, -1).astype(kernel.dtype)
+def _magnitude_code(kernel: Array, chosen: Chosen) -> Array:
+    return jnp.where(chosen.bits, 1, -1).astype(kernel.dtype)
 
 
-def _magnitude_code_fwd(kernel: Array, bits: Array) -> tuple[Array, Array]:
-    return _magnitude_code(kernel, bits), kernel
+def _magnitude_code_fwd(kernel: Array, chosen: Chosen) -> tuple[Array, tuple[Array, Array, Array]]:
+    return _magnitude_code(kernel, chosen), (kernel, chosen.mean, chosen.deviation)
 
 
-def _magnitude_code_bwd(kernel: Array, g: Array) -> tuple[Array, None]:
+def _magnitude_code_bwd(residuals: tuple[Array, Array, Array], g: Array) -> tuple[Array, None]:
+    kernel, mean, deviation = residuals
     axes = filter_axes(kernel)
-    u, deviation = _standardized(kernel, axes, VARIANCE_EPSILON)
+    u = (kernel - mean) / deviation
     n = _group_size(kernel, axes)
     du = g * jnp.sign(u)
     first = jnp.sum(du, axes, keepdims=True) / n
@@ -269,7 +290,7 @@ def _magnitude_code_bwd(kernel: Array, g: Array) -> tuple[Array, None]:
 _magnitude_code.defvjp(_magnitude_code_fwd, _magnitude_code_bwd)
 
 
-def siman_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = None) -> Array:
+def siman_kernel(kernel: Array, rule: str = "half_half", bits: Chosen | None = None) -> Array:
     """Binarize a kernel by magnitude: standardize, choose bits b, return 2b - 1.
 
         forward:   u = standardize(w) per filter,  b = rule(u),  2b - 1
@@ -280,7 +301,7 @@ def siman_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = No
     Args:
       kernel: `[..., out]`, any floating dtype, at least two weights per filter.
       rule: `"half_half"` or `"angle_optimal"`, a key of `BIT_RULES`.
-      bits: b, bool in the shape of `kernel`, where they are chosen already.
+      bits: b, where they are chosen already, by `project_and_choose`.
 
     Returns:
       Array of the shape and dtype of `kernel`, in {-1, +1}.
@@ -292,13 +313,15 @@ def siman_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = No
     """
     choose(BIT_RULES, rule, "bit rule")
 
-    def by_xla(kernel: Array, *bits: Array) -> Array:
-        if not bits:
-            u = standardize(lax.stop_gradient(kernel), filter_axes(kernel))
-            bits = (BIT_RULES[rule](u) > 0,)
-        return _magnitude_code(kernel, *bits)
+    def by_xla(kernel: Array, *given: Array) -> Array:
+        if given:
+            return _magnitude_code(kernel, Chosen(*given))
+        fixed = lax.stop_gradient(kernel)
+        mean, deviation = _moments(fixed, filter_axes(kernel), VARIANCE_EPSILON)
+        bits = BIT_RULES[rule]((fixed - mean) / deviation) > 0
+        return _magnitude_code(kernel, Chosen(bits, mean, deviation))
 
-    given = () if bits is None else (bits,)
+    given = () if bits is None else tuple(bits)
     if rule == "half_half" and available(kernel) and kernel.size > kernel.shape[-1]:
         return magnitude_code(by_xla, VARIANCE_EPSILON)(kernel, *given)
     return by_xla(kernel, *given)
@@ -312,9 +335,7 @@ def siman_activation(x: Array) -> Array:
         backward:  du = g * max(0, 2 - 2|u|), then the true derivative of standardize:
                    dx = (du - mean(du) - u sum(du u) / (n - 1)) / sqrt(var(x) + epsilon)
 
-    Each direction reads x once for its sums and once for its result. Sums are those of distances
-    from the sample's first number: without that, a mean that is large against the deviation would
-    cost the variance its digits. They are float32, or float64 if x is.
+    Sums are float32, or float64 if x is.
 
     Args:
       x: `[batch, ..., channels]`, any floating dtype, at least two numbers per sample.
@@ -328,16 +349,41 @@ def siman_activation(x: Array) -> Array:
 
 
 def _siman_activation_fwd(x: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    _group_size(x, tuple(range(1, x.ndim)))  # which checks it
+    mean, variance = by_platform(moments_about_first, moments_about_mean)(x)
+    return jnp.where(x.astype(mean.dtype) >= mean, 1, -1).astype(x.dtype), (x, mean, variance)
+
+
+def moments_about_first(x: Array) -> tuple[Array, Array]:
+    """Mean and variance (divided by n - 1) of each sample, in one pass over x.
+
+    The squares are of distances from the sample's first number: without that, a mean that is large
+    against the deviation would cost the variance its digits. For CPUs: elsewhere the pass would
+    have to wait for that number, and could not be part of the program that computes x.
+
+    Args:
+      x: `[batch, ..., channels]`, at least two numbers per sample.
+
+    Returns:
+      Two arrays `[batch, 1, ..., 1]`, float32, or float64 if x is.
+    """
     axes = tuple(range(1, x.ndim))
-    n = _group_size(x, axes)
+    n = math.prod(x.shape[1:])
     numbers = x.astype(wide(x.dtype))
     near = numbers[(slice(None), *(slice(1) for _ in axes))]
     distance = numbers - near
     shift = jnp.mean(distance, axes, keepdims=True)
     squares = jnp.mean(jnp.square(distance), axes, keepdims=True)
-    variance = jnp.maximum(squares - jnp.square(shift), 0) * (n / (n - 1))
-    mean = near + shift
-    return jnp.where(numbers >= mean, 1, -1).astype(x.dtype), (x, mean, variance)
+    return near + shift, jnp.maximum(squares - jnp.square(shift), 0) * (n / (n - 1))
+
+
+def moments_about_mean(x: Array) -> tuple[Array, Array]:
+    """As `moments_about_first`, in two passes: the first one belongs to what computes x."""
+    axes = tuple(range(1, x.ndim))
+    numbers = x.astype(wide(x.dtype))
+    mean = jnp.mean(numbers, axes, keepdims=True)
+    squares = jnp.sum(jnp.square(numbers - mean), axes, keepdims=True)
+    return mean, squares / (math.prod(x.shape[1:]) - 1)
 
 
 def _siman_activation_bwd(residuals: tuple[Array, Array, Array], g: Array) -> tuple[Array]:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.data import load_dataset
-from siman_jax.data.dataset import Records, Split
+from siman_jax.data.dataset import Dataset, Records, Split
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.data.resident import ResidentFeed, padded_batches
 from siman_jax.data.stream import EvaluationStream, StreamFeed
@@ -57,7 +57,7 @@ _SECONDS_WORTH_A_DRAWING = 30
 _log = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
+def train(config: ConfigDict, workdir: Path, mesh: Mesh, data: Dataset | None = None) -> Results:
     """Train from the start, or on from the latest checkpoint in `workdir`.
 
     All processes of a run call it alike; the first one writes the log.
@@ -66,6 +66,7 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
       config: as the files in configs/ make it.
       workdir: the run's folder, the same for all processes; made if there is none.
       mesh: the devices to train on.
+      data: where they are in memory already; of `config.data`, as `arrays.describe` makes it.
 
     Returns:
       Test metrics of the last and of the best epoch, as they were logged; of several processes,
@@ -78,11 +79,14 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
       Preempted: SIGTERM or Ctrl-C came; everything is saved, and the same call goes on from
         there.
     """
-    return train_together({workdir: config}, mesh)[workdir]
+    return train_together({workdir: config}, mesh, data=data)[workdir]
 
 
 def train_together(
-    configs: Mapping[Path, ConfigDict], mesh: Mesh, stop: StopSignals | None = None
+    configs: Mapping[Path, ConfigDict],
+    mesh: Mesh,
+    stop: StopSignals | None = None,
+    data: Dataset | None = None,
 ) -> dict[Path, Results]:
     """Train runs that differ in nothing but their seeds as one program, mapped over the seeds.
 
@@ -95,6 +99,7 @@ def train_together(
       mesh: the devices to train on.
       stop: hears of SIGTERM and Ctrl-C; for a caller that wants to know whether one came after the
         last step.
+      data: as for `train`.
 
     Returns:
       What `train` returns, by the run's folder.
@@ -110,7 +115,7 @@ def train_together(
         check_resumable(workdir)
     with ExitStack() as stack:
         locks = {workdir: stack.enter_context(RunLock(workdir)) for workdir in configs}
-        return _train(configs, locks, mesh, stop or StopSignals())
+        return _train(configs, locks, mesh, stop or StopSignals(), data)
 
 
 def _train(
@@ -118,10 +123,11 @@ def _train(
     locks: Mapping[Path, RunLock],
     mesh: Mesh,
     stop: StopSignals,
+    data: Dataset | None,
 ) -> dict[Path, Results]:
     """Train runs whose folders are locked, or will be where they are made."""
     config, count = next(iter(configs.values())), len(configs)
-    task = build_task(config, mesh)
+    task = build_task(config, mesh, data)
     for workdir in configs:
         check_trained_on(task.dataset, workdir)
     if mesh.devices.flat[0].platform == "cpu":
@@ -256,8 +262,12 @@ def _end_epoch(
     return row
 
 
-def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
+def evaluate_run(
+    config: ConfigDict, workdir: Path, mesh: Mesh, data: Dataset | None = None
+) -> Results:
     """Evaluate the last and the best checkpoint of a run on the whole test split.
+
+    The arguments are those of `train`.
 
     Returns:
       Their test metrics, computed anew.
@@ -271,7 +281,7 @@ def evaluate_run(config: ConfigDict, workdir: Path, mesh: Mesh) -> Results:
         "last": load_run(config, workdir, mesh),
         "best": load_run(config, workdir, mesh, best=True),
     }
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data, data)
     check_classes(dataset.classes, workdir)
     evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
     trained_on = read_trained_on(workdir)

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError, choose
+from siman_jax.found import is_outside
 
 WHOLE, NUMBER, TEXT, BOOL, LIST = "a whole number", "a number", "a text", "True or False", "a list"
 _IS: dict[str, Callable[[Any], bool]] = {
@@ -51,6 +52,7 @@ _STREAMED = {
 _SPLITS = dict.fromkeys(("data.train_split", "data.test_split"), TEXT)
 _OF_SOURCES = {
     "digits": {},
+    "arrays": {},
     "tfds": {**dict.fromkeys(("data.name", "data.tfds_dir"), TEXT), **_SPLITS},
     "image_folder": {"data.root": TEXT, **_SPLITS},
 }
@@ -92,7 +94,7 @@ def check_fields(config: ConfigDict) -> None:
     fields = flat(config.to_dict())
     _check(fields, _FIELDS, "the config lacks", "all configs in configs/ have them")
     resident, source = config.data.resident, config.data.source
-    of_source = choose(_OF_SOURCES, source, "data source")
+    of_source = {} if is_outside(source) else choose(_OF_SOURCES, source, "data source")
     _check(
         fields,
         of_source,
@@ -102,7 +104,7 @@ def check_fields(config: ConfigDict) -> None:
     )
     needed = _STREAMED
     if resident:
-        needed = _IN_MEMORY | ({} if source == "digits" else _DECODED)
+        needed = _IN_MEMORY | (_DECODED if source in ("tfds", "image_folder") else {})
     kind, example = (
         ("data in memory", "configs/image_folder.py")
         if resident

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 from siman_jax.data import load_dataset, num_classes
 from siman_jax.data.dataset import Dataset, steps_in_epoch
 from siman_jax.errors import UsageError, choose
+from siman_jax.found import is_outside
 from siman_jax.models import build_model
+from siman_jax.models.own import build_own, check_rules
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.config_check import check_config
 from siman_jax.training.optimizer import (
@@ -51,8 +53,8 @@ class Task:
     optimizer: optax.GradientTransformation
 
 
-def build_task(config: ConfigDict, mesh: Mesh) -> Task:
-    """Build what `config` describes, to run on `mesh`.
+def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> Task:
+    """Build what `config` describes, to run on `mesh`; data may be given.
 
     Raises:
       UsageError: the config names something unknown, does not fit the mesh, or its data cannot
@@ -61,7 +63,7 @@ def build_task(config: ConfigDict, mesh: Mesh) -> Task:
     check_config(config, mesh)
     groups = mesh.size // config.batch_norm_devices if config.batch_norm_devices else 1
     model = model_from_config(config, norm_groups=groups)
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data, given)
     if config.batch_size > len(dataset.train):
         raise UsageError(
             f"--config.batch_size is {config.batch_size}, but the training split has only"
@@ -117,13 +119,20 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
       norm_groups: parts of the batch that are normalized apart.
 
     Raises:
-      UsageError: the network, a rule or the dtype is unknown.
+      UsageError: the network, a rule or the dtype is unknown; or a network outside this package
+        does not fit the config.
     """
     arguments = dict(config.model)
     name = arguments.pop("name")
     arguments["dtype"] = choose(DTYPES, config.model.dtype, "dtype")
     arguments["activation_rule"] = activation_rule(config)
-    return build_model(name, num_classes(config.data), norm_groups=norm_groups, **arguments)
+    classes = num_classes(config.data)
+    if not is_outside(name):
+        return build_model(name, classes, norm_groups=norm_groups, **arguments)
+    model = build_own(name, classes, norm_groups=norm_groups, **arguments)
+    rules = config.model.weight_rule, activation_rule(config)
+    check_rules(name, model, image_shape(config), *rules)
+    return model
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:

@@ -1,0 +1,100 @@
+"""Data sets made of arrays that are in memory already."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
+
+from siman_jax.data.dataset import Dataset, Split
+from siman_jax.errors import UsageError
+
+# The source that a config names where its data are handed over in Python.
+ARRAYS = "arrays"
+
+Examples = tuple[ArrayLike, ArrayLike]
+
+
+def dataset_of(train: Examples, test: Examples, classes: Sequence[str] | None = None) -> Dataset:
+    """Make a data set of arrays.
+
+    Args:
+      train: images uint8 `[n, size, size, channels]`, with 1 or 3 channels, and labels `[n]`,
+        whole numbers from 0.
+      test: likewise, of the same size.
+      classes: name of each label; by default "0", "1", ...
+
+    Raises:
+      UsageError: an array has another shape or dtype, or a label has no name.
+    """
+    splits = _split("train", *train), _split("test", *test)
+    shapes = [split.images.shape[1:] for split in splits]
+    if shapes[0] != shapes[1]:
+        raise UsageError(f"training images are {shapes[0]} and test images {shapes[1]}.")
+    count = 1 + max(int(split.labels.max()) for split in splits)
+    names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
+    if len(names) < count:
+        raise UsageError(f"labels go up to {count - 1}, but there are {len(names)} class names.")
+    return Dataset(*splits, names)
+
+
+def _split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:
+    images, labels = np.asarray(images), np.asarray(labels)
+    shape = images.shape
+    if images.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2]:
+        raise UsageError(
+            f"{name} images are {images.dtype} {shape}; expected uint8 [n, size, size, channels]."
+        )
+    if shape[3] not in (1, 3):
+        raise UsageError(f"{name} images are {shape}; expected 1 or 3 channels, which come last.")
+    if labels.shape != shape[:1] or labels.dtype.kind not in "iu" or len(labels) == 0:
+        raise UsageError(
+            f"{name} labels are {labels.dtype} {labels.shape} for {shape[0]} images; expected a"
+            " whole number for each image, and one image at least."
+        )
+    if labels.min() < 0:
+        raise UsageError(f"a {name} label is {labels.min()}; expected numbers from 0.")
+    return Split(np.ascontiguousarray(images), labels.astype(np.int32))
+
+
+def describe(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """Copy a run's config, with the fields of `config.data` that follow from a data set.
+
+    These are the source, sizes, classes, and mean and deviation of the training images by channel.
+    Others, such as `crop_padding` and `flip`, stay.
+    """
+    assert isinstance(dataset.train, Split)
+    images = dataset.train.images
+    _, size, _, channels = images.shape
+    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
+    levels = np.arange(256) / 255
+    mean = counts @ levels / counts[0].sum()
+    std = np.sqrt(np.maximum(counts @ levels**2 / counts[0].sum() - mean**2, 0))
+    copy = ConfigDict(config.to_dict())
+    copy.data.update(
+        source=ARRAYS,
+        resident=True,
+        image_size=size,
+        channels=channels,
+        num_classes=len(dataset.classes),
+        mean=tuple(round(float(x), 4) for x in mean),
+        std=tuple(max(round(float(x), 4), 1e-4) for x in std),
+    )
+    for name in ("crop_padding", "train_examples"):
+        if name not in copy.data:
+            copy.data[name] = 0
+    return copy
+
+
+def load(config: ConfigDict) -> NoReturn:
+    """Say that only Python can hand these data over.
+
+    Raises:
+      UsageError: always.
+    """
+    del config
+    raise UsageError(
+        "this run was trained on arrays in memory; hand them over again, by"
+        " siman_jax.train(config, workdir, data=...)."
+    )

@@ -1,0 +1,117 @@
+"""Networks outside this package, named by where their function is: PACKAGE.MODULE:FUNCTION."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from siman_jax.errors import UsageError
+from siman_jax.found import find_function
+from siman_jax.models import MODELS
+from siman_jax.models.layers import BinaryConv, BinaryDense
+from siman_jax.rules.siman import REAL
+
+# What a function may leave out only where it has this value, or what has no effect then.
+_LEFT_OUT = {"norm_groups": 1, "dtype": jnp.float32}
+
+
+def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
+    """Import a function by its name and build the network that it describes.
+
+    The function takes `num_classes`, and by keyword those of `arguments` that its signature names;
+    a function that does not name `width` or a rule chooses these itself.
+
+    Args:
+      name: "PACKAGE.MODULE:FUNCTION". The module is imported from where Python finds modules, and
+        from the working folder.
+      num_classes: width of the classifier.
+      **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups` and `dtype`.
+
+    Raises:
+      UsageError: there is no such function, it does not build a Flax module, or it does not take
+        an argument that would have an effect.
+    """
+    function = find_function(name, "model.name", MODELS)
+    parameters = inspect.signature(function).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    taken = {key: x for key, x in arguments.items() if takes_all or key in parameters}
+    for key, value in _LEFT_OUT.items():
+        if key not in taken and arguments.get(key, value) != value:
+            raise UsageError(
+                f"{name} takes no argument {key}, which this config sets to {arguments[key]}. Let"
+                " the function take it and hand it to its layers."
+            )
+    model = function(num_classes, **taken)
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"{name} gave {type(model).__name__}; expected a function from num_classes to a"
+            " flax.linen.Module."
+        )
+    return model
+
+
+def check_rules(
+    name: str,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    weight_rule: str,
+    activation_rule: str,
+) -> None:
+    """Check that the binary layers of a network have the rules of its config.
+
+    Training takes from the config which kernels it projects and what it schedules, so layers of
+    other rules would be trained wrongly.
+
+    Args:
+      name: of the network, for messages.
+      model: the network.
+      image_shape: height, width, channels.
+      weight_rule: the config's.
+      activation_rule: the config's, not "default".
+
+    Raises:
+      UsageError: a layer has another rule, or the network cannot be called on such images.
+    """
+    found: dict[str, tuple[str, str]] = {}
+
+    def note(
+        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        layer = context.module
+        if isinstance(layer, BinaryConv | BinaryDense):
+            found["/".join(layer.path)] = layer.weight_rule, layer.activation_rule
+        return call(*args, **kwargs)
+
+    def trace() -> Any:
+        with nn.intercept_methods(note):
+            images = jnp.zeros((2, *image_shape))
+            return model.init_with_output(jax.random.key(0), images, train=False)
+
+    try:
+        logits, _ = jax.eval_shape(trace)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{name} cannot be called on images of shape {image_shape} as"
+            f" model(images, train=False): {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
+        raise UsageError(
+            f"{name} maps 2 images to {jax.tree.map(jnp.shape, logits)}; expected logits of shape"
+            " [images, classes]."
+        )
+    wanted = weight_rule, activation_rule
+    for layer, rules in found.items():
+        if rules[0] == REAL:
+            continue
+        for rule, own, expected in zip(("weight", "activation"), rules, wanted, strict=True):
+            if own not in (expected, REAL):
+                raise UsageError(
+                    f"the layer {layer} of {name} has the {rule} rule {own!r}, but"
+                    f" --config.model.{rule}_rule is {expected!r}, by which training goes. Set the"
+                    f" field to {own!r}, or let the function take {rule}_rule."
+                )

@@ -1,0 +1,122 @@
+"""Data of one's own: arrays handed over in Python, and sources outside the package."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_training import small_config
+
+import siman_jax
+from siman_jax.data import class_names, load_dataset
+from siman_jax.data.arrays import dataset_of, describe
+from siman_jax.devices.mesh import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.runs.train import evaluate_run, train
+from siman_jax.runs.trained_on import read_trained_on
+from siman_jax.runs.workdir import read_config
+from tests.own_data import stripes
+
+
+def config_of_stripes():
+    config = small_config()
+    config.epochs = 1
+    config.model.name = "tests.own_networks:plain"  # it compiles fast
+    config.data.source = "tests.own_data:stripes"
+    config.data.num_classes = 2
+    config.data.crop_padding = 0
+    config.data.flip = False
+    return config
+
+
+def arrays():
+    data = stripes(small_config().data)
+    return tuple((split.images, split.labels) for split in (data.train, data.test))
+
+
+def test_a_source_outside_the_package_is_trained_on_and_evaluated(tmp_path):
+    config = config_of_stripes()
+    results = train(config, tmp_path / "run", make_mesh(1))
+    assert read_trained_on(tmp_path / "run").classes == ("horizontal", "vertical")
+    assert class_names(config.data) == ("horizontal", "vertical")
+    assert evaluate_run(config, tmp_path / "run", make_mesh(1)) == results
+
+
+def test_arrays_are_trained_on_like_the_same_data_from_a_source(tmp_path):
+    data = arrays()
+    config = describe(config_of_stripes(), dataset_of(*data))
+    found = siman_jax.train(config_of_stripes(), tmp_path / "arrays", data=data, devices=1)
+    config.data.source = "tests.own_data:stripes"
+    assert found == train(config, tmp_path / "source", make_mesh(1))
+    stored = read_config(tmp_path / "arrays").data
+    images = data[0][0] / 255
+    assert (stored.source, stored.num_classes, stored.image_size) == ("arrays", 2, 8)
+    np.testing.assert_allclose(stored.mean, [images.mean()], atol=1e-4)
+    np.testing.assert_allclose(stored.std, [images.std()], atol=1e-4)
+
+
+def test_a_run_on_arrays_goes_on_and_asks_for_them(tmp_path):
+    config = config_of_stripes()
+    first = siman_jax.train(
+        config, tmp_path / "run", data=arrays(), classes=["lying", "standing"], devices=1
+    )
+    again = siman_jax.train(
+        config, tmp_path / "run", data=arrays(), classes=["lying", "standing"], devices=1
+    )
+    assert first == again
+    assert read_trained_on(tmp_path / "run").classes == ("lying", "standing")
+    with pytest.raises(UsageError, match=r"hand them over again, by\s+siman_jax\.train"):
+        load_dataset(read_config(tmp_path / "run").data)
+    with pytest.raises(UsageError, match="other classes"):
+        siman_jax.train(config, tmp_path / "run", data=arrays(), devices=1)
+
+
+IMAGES, LABELS = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("train_part", "test_part", "classes", "message"),
+    [
+        ((IMAGES / 255, LABELS), (IMAGES, LABELS), None, "train images are float64"),
+        ((IMAGES[:, :4], LABELS), (IMAGES, LABELS), None, r"\(4, 4, 8, 3\); expected uint8"),
+        ((np.moveaxis(IMAGES, 3, 1), LABELS), (IMAGES, LABELS), None, "expected uint8"),
+        ((IMAGES[..., :2], LABELS), (IMAGES, LABELS), None, "1 or 3 channels"),
+        ((IMAGES, LABELS[:3]), (IMAGES, LABELS), None, r"int64 \(3,\) for 4 images"),
+        ((IMAGES, LABELS / 2), (IMAGES, LABELS), None, "float64"),
+        ((IMAGES, LABELS - 1), (IMAGES, LABELS), None, "label is -1"),
+        ((IMAGES, LABELS), (IMAGES[..., :1], LABELS), None, "test images"),
+        ((IMAGES, LABELS), (IMAGES, LABELS), ["a"], "but there are 1 class names"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(train_part, test_part, classes, message):
+    with pytest.raises(UsageError, match=message):
+        dataset_of(train_part, test_part, classes)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("tests.own_data:nothing", "gave NoneType; expected a function"),
+        ("tests.own_data:stripe", "has no function 'stripe'; it has: nothing, stripes"),
+        ("tests.other:stripes", "importing tests.other failed"),
+        ("digit", "unknown data source"),
+    ],
+)
+def test_sources_that_do_not_fit_are_refused(source, message, tmp_path):
+    config = config_of_stripes()
+    config.data.source = source
+    with pytest.raises(UsageError, match=message):
+        train(config, tmp_path / "run", make_mesh(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_importing_the_package_imports_neither_jax_nor_flax():
+    program = (
+        "import sys, siman_jax; dir(siman_jax)\n"
+        "assert not {'jax', 'flax', 'ml_collections'} & sys.modules.keys(), sys.modules.keys()\n"
+        "assert siman_jax.BinaryConv.__name__ == 'BinaryConv' and 'flax' in sys.modules\n"
+        "for name in siman_jax.__all__: getattr(siman_jax, name)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'binary_conv'"):
+        siman_jax.binary_conv  # noqa: B018

@@ -1,0 +1,97 @@
+"""Networks outside the package, by `--config.model.name=PACKAGE.MODULE:FUNCTION`."""
+
+import numpy as np
+import pytest
+from cli import TINY, call, run
+from test_training import small_config
+
+from siman_jax import export, models
+from siman_jax.devices.mesh import make_mesh
+from siman_jax.errors import UsageError
+from siman_jax.models.own import build_own
+from siman_jax.runs.log import read_rows
+from siman_jax.runs.train import evaluate_run, train
+from siman_jax.runs.workdir import read_config
+
+BRANCHES = "tests.own_networks:branches"
+
+
+def config_of(name):
+    config = small_config()
+    config.epochs = 2
+    config.model.name = name
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("own") / "run"
+    return workdir, train(config_of(BRANCHES), workdir, make_mesh(1))
+
+
+def epochs(workdir):
+    return [row for row in read_rows(workdir) if "test_loss" in row]
+
+
+def test_it_trains(trained):
+    workdir, _ = trained
+    first, second = epochs(workdir)
+    assert second["train_loss"] < first["train_loss"]
+    assert second["flips"].keys() == {"left", "right", "dense"}
+    assert read_config(workdir).model.name == BRANCHES
+
+
+def test_its_evaluation_is_that_of_the_log(trained):
+    workdir, results = trained
+    assert evaluate_run(config_of(BRANCHES), workdir, make_mesh(1)) == results
+
+
+def test_a_finished_run_stays_finished(trained):
+    workdir, _ = trained
+    before = epochs(workdir)
+    train(config_of(BRANCHES), workdir, make_mesh(1))
+    assert epochs(workdir) == before
+
+
+def test_its_summary_names_its_layers():
+    done = run("main", *TINY, f"--config.model.name={BRANCHES}", "--mode=summary")
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("left", "right", "dense", "classifier"))
+
+
+def test_packing_is_refused_plainly(trained, tmp_path):
+    with pytest.raises(UsageError, match=r"only those of siman_jax\.models can be packed"):
+        call(export.main, trained[0], f"--out={tmp_path / 'model.safetensors'}")
+
+
+def test_a_network_without_batch_norm_or_bits_trains(tmp_path):
+    config = config_of("tests.own_networks:plain")
+    train(config, tmp_path / "run", make_mesh(1))
+    assert np.isfinite(epochs(tmp_path / "run")[-1]["test_loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tests.own_networks:branch", "has no function 'branch'; it has: always_bnn, branches"),
+        ("tests.own_network:branches", "importing tests.own_network failed"),
+        ("tests.own_networks:nothing", "gave int; expected a function"),
+        ("tests.own_networks:image", "expected logits of shape"),
+        ("tests.own_networks:always_bnn", "has the weight rule 'bnn'.*Set the field to 'bnn'"),
+        ("cifar.resnet2", "unknown model.*cifar.resnet20_1w1a"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_any_work(name, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        train(config_of(name), tmp_path / "run", make_mesh(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_would_have_no_effect_is_refused():
+    with pytest.raises(UsageError, match="takes no argument norm_groups"):
+        build_own("tests.own_networks:plain", 10, norm_groups=2)
+
+
+def test_no_model_file_names_a_module():
+    with pytest.raises(UsageError, match="unknown model"):
+        models.build_model("tests.own_networks:plain", 10)
