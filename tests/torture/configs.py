@@ -74,7 +74,7 @@ _BY_TYPE = {
 
 
 class Configs:
-    seconds = 300
+    seconds = 1200
     lifetime = 300
 
     def __init__(self, scratch: Path) -> None:
