@@ -1,8 +1,10 @@
 """What commands print, and where to: help, pipes, encodings, names with odd characters."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 
 import numpy as np
@@ -76,14 +78,15 @@ def test_names_are_shown_and_not_sent(model_file, image, tmp_path, capsys):
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_narrow_encodings_lose_no_table(model_file, image, encoding):
     """By the command as a user gives it; the name of a file may be no text at all, too."""
-    raw = os.fsencode(image.parent) + b"/\xff.png"
-    os.link(image, raw)
-    result = run(
-        *("predict", model_file, image),
-        os.fsdecode(raw),
-        env={**os.environ, "PYTHONIOENCODING": encoding},
-        text=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:  # whose name is too short for the table to wrap
+        raw = os.fsencode(folder) + b"/\xff.png"
+        shutil.copy(image, raw)
+        result = run(
+            *("predict", model_file, image),
+            os.fsdecode(raw),
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            text=False,
+        )
     assert result.returncode == 0, result.stderr
     printed = result.stdout.decode(encoding)
     assert "probability" in printed

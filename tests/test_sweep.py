@@ -325,7 +325,7 @@ def test_every_sweep_builds(path, monkeypatch):
     shape = image_shape(sweep.base)
     part = Split(np.zeros((1000, *shape), np.uint8), np.zeros(1000, np.int32))
     data = Dataset(part, part, tuple("0123456789"))
-    monkeypatch.setattr(task_module, "load_dataset", lambda config: data)
+    monkeypatch.setattr(task_module, "load_dataset", lambda config, given: data)
     seen = set()
     for variant in sweep.variants:
         runs = sweep.runs(variant, Path("sweep"))
