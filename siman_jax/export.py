@@ -21,9 +21,9 @@ from siman_jax.command import run
 from siman_jax.data import class_names
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.found import is_outside
 from siman_jax.models import build_model
 from siman_jax.output import check_output, write_whole
+from siman_jax.outside import is_outside
 from siman_jax.packed.file import PackedNetwork, write_network
 from siman_jax.packed.inference import export_program
 from siman_jax.packed.layers import WORDS

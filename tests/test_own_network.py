@@ -92,6 +92,11 @@ def test_what_would_have_no_effect_is_refused():
         build_own("tests.own_networks:plain", 10, norm_groups=2)
 
 
+def test_a_width_without_effect_is_told(caplog):
+    build_own("tests.own_networks:plain", 10, width=4)
+    assert "--config.model.width=4 has no effect" in caplog.text
+
+
 def test_no_model_file_names_a_module():
     with pytest.raises(UsageError, match="unknown model"):
         models.build_model("tests.own_networks:plain", 10)

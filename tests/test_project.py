@@ -38,7 +38,7 @@ CONFIGS = [
 # The rooms of the package, folders and single files, each after the rooms that it imports.
 ROOMS = {
     "errors": "",
-    "found": "errors",
+    "outside": "errors",
     "stop": "",
     "streams": "stop",
     "output": "errors",
@@ -46,12 +46,12 @@ ROOMS = {
     "terminal": "",
     "native": "",
     "rules": "errors native",
-    "models": "errors found terminal native rules",
+    "models": "errors outside terminal native rules",
     "packed": "errors output paths native rules models",
     "pytorch": "errors paths rules models",
     "devices": "errors stop",
-    "data": "errors found paths devices",
-    "training": "errors found native rules models devices data",
+    "data": "errors outside paths devices",
+    "training": "errors outside native rules models devices data",
     "analysis": "rules models data training",
     "runs": "errors stop output terminal native models packed devices data training analysis",
     "siman_jax": "errors paths models rules packed devices data runs",
@@ -59,7 +59,8 @@ ROOMS = {
     "report": "errors output paths terminal devices training analysis runs command",
     "main": "errors stop streams paths terminal models devices training runs command",
     "sweep": "errors stop streams output paths terminal devices training runs command",
-    "export": "errors found output paths terminal models packed devices data training runs command",
+    "export": "errors outside output paths terminal models packed devices data training runs"
+    " command",
     "convert": "errors output paths terminal models packed pytorch devices data training runs"
     " command",
     "predict": "errors paths terminal packed data command",

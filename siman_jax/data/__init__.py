@@ -10,7 +10,7 @@ from siman_jax.data import arrays, digits, image_folder, tfds
 from siman_jax.data.dataset import Dataset, Records, Split, evenly_spaced
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
-from siman_jax.found import find_function, is_outside
+from siman_jax.outside import find_function, is_outside
 
 SOURCES: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": digits.load,

@@ -1,6 +1,7 @@
 """Networks outside this package, named by where their function is: PACKAGE.MODULE:FUNCTION."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from siman_jax.errors import UsageError
-from siman_jax.found import find_function
 from siman_jax.models import MODELS
 from siman_jax.models.layers import BinaryConv, BinaryDense
+from siman_jax.outside import find_function
 from siman_jax.rules.siman import REAL
+
+_log = logging.getLogger(__name__)
 
 # What a function may leave out only where it has this value, or what has no effect then.
 _LEFT_OUT = {"norm_groups": 1, "dtype": jnp.float32}
@@ -22,7 +25,8 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     """Import a function by its name and build the network that it describes.
 
     The function takes `num_classes`, and by keyword those of `arguments` that its signature names;
-    a function that does not name `width` or a rule chooses these itself.
+    a function that does not name a rule or `width` chooses these itself; of the latter a warning
+    tells.
 
     Args:
       name: "PACKAGE.MODULE:FUNCTION". The module is imported from where Python finds modules, and
@@ -44,6 +48,10 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
                 f"{name} takes no argument {key}, which this config sets to {arguments[key]}. Let"
                 " the function take it and hand it to its layers."
             )
+    if "width" in arguments and "width" not in taken:
+        _log.warning(
+            "%s takes no width, so --config.model.width=%s has no effect", name, arguments["width"]
+        )
     model = function(num_classes, **taken)
     if not isinstance(model, nn.Module):
         raise UsageError(

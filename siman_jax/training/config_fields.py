@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError, choose
-from siman_jax.found import is_outside
+from siman_jax.outside import is_outside
 
 WHOLE, NUMBER, TEXT, BOOL, LIST = "a whole number", "a number", "a text", "True or False", "a list"
 _IS: dict[str, Callable[[Any], bool]] = {

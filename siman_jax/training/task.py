@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from siman_jax.data import load_dataset, num_classes
 from siman_jax.data.dataset import Dataset, steps_in_epoch
 from siman_jax.errors import UsageError, choose
-from siman_jax.found import is_outside
 from siman_jax.models import build_model
 from siman_jax.models.own import build_own, check_rules
+from siman_jax.outside import is_outside
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.config_check import check_config
 from siman_jax.training.optimizer import (

@@ -1,4 +1,4 @@
-"""Functions outside this package, found by name: PACKAGE.MODULE:FUNCTION."""
+"""Functions outside this package, imported by their names: PACKAGE.MODULE:FUNCTION."""
 
 import importlib
 import inspect
