@@ -27,12 +27,14 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=0, help="most of a kind; 0: what time allows")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--keep", type=Path, default=FINDINGS, help="folder for what finds a fault")
-    parser.add_argument("--add-up", type=Path, nargs="+", help="results to add up")
+    parser.add_argument("--add-up", type=Path, nargs="+", help="results, or sums, to add up")
     parser.add_argument("--report", type=Path, help="page to write of them")
     flags = parser.parse_args()
     if flags.add_up:
-        runs = [json.loads(path.read_text()) for path in sorted(flags.add_up)]
-        kinds = add_up(runs)
+        campaigns = [json.loads(path.read_text()) for path in sorted(flags.add_up)]
+        kinds = add_up(campaigns)
+        # A sum, which is added to, names its own campaigns.
+        runs = [run for campaign in campaigns for run in campaign.get("runs", [campaign])]
         for name, row in kinds.items():
             print_kind(name, row)
         if flags.json:

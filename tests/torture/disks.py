@@ -41,13 +41,13 @@ class Disks:
             "export": ["export", str(run), f"--out={self._disk}/model", "--overwrite"],
         }
         finish(["export", str(run), f"--out={scratch}/model"], self._output)
-        # What is needed, in pages and inodes.
+        # What is needed, in pages and inodes; the disk's own folder is one inode more.
         files = [path for path in run.rglob("*") if path.is_file()]
         self._pages = {
             "training": sum(-(-path.stat().st_size // _PAGE) for path in files),
             "export": -(-(scratch / "model").stat().st_size // _PAGE),
         }
-        self._inodes = {"training": 2 * len(list(run.rglob("*"))), "export": 3}
+        self._inodes = {"training": 1 + len(list(run.rglob("*"))), "export": 1}
 
     def make(self, rng: np.random.Generator) -> bytes:
         what = choose(rng, ["training", "training", "training", "export"])
@@ -62,7 +62,7 @@ class Disks:
         if plan["short of"] == "size":
             options = f"size={_PAGE * (1 + int(plan['share'] * self._pages[what]))}"
         else:
-            options = f"nr_inodes={2 + int(plan['share'] * self._inodes[what])}"
+            options = f"nr_inodes={1 + int(plan['share'] * self._inodes[what])}"
         self._mount(options)
         try:
             status = wait(start(words, self._output))
