@@ -78,10 +78,11 @@ class Norm:
     dtype: DTypeLike
 
     def moments(self, x: Array, scale: Array | None, near: Array) -> Moments:
-        """Take the statistics of x `[batch, ..., channels]` in one pass.
+        """Take the statistics of x `[batch, ..., channels]`: one pass in float32, two in float64.
 
-        The squares are of distances from an estimate of the mean: without it, a mean that is large
-        against the deviation would cost the variance its digits.
+        In one pass, the squares are of distances from an estimate of the mean. An estimate that is
+        far off costs the variance digits: few in float32 beside its own rounding, but in float64,
+        which is for exact comparisons, a hundredfold error. So there the mean itself comes first.
 
         Args:
           x: floating or integer.
@@ -96,7 +97,10 @@ class Norm:
             near = jnp.where(scale == 0, 0, near / jnp.where(scale == 0, 1, scale))
         distance = x - self._by_channel(near, x)
         shift = jnp.mean(distance, axes)
-        var = jnp.mean(jnp.square(distance), axes) - jnp.square(shift)
+        if distance.dtype == jnp.float64:
+            var = jnp.mean(jnp.square(distance - self._by_channel(shift, distance)), axes)
+        else:
+            var = jnp.mean(jnp.square(distance), axes) - jnp.square(shift)
         return Moments(shift + near[None], jnp.maximum(var, 0))
 
     def apply(self, x: Array, scale: Array | None, moments: Moments, affine: Affine) -> Array:
