@@ -1,7 +1,9 @@
 """Commands of the project, called in the tests' own process or as a user calls them."""
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -36,3 +38,14 @@ def run(module, *arguments, **options):
         check=False,
         **{"text": True, **options},
     )
+
+
+@contextlib.contextmanager
+def started(line, **options) -> Iterator[subprocess.Popen]:
+    """A process; it is waited for, but where a test fails it is killed instead."""
+    with subprocess.Popen(line, cwd=REPOSITORY, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise

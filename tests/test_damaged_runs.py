@@ -5,8 +5,8 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cli import REPOSITORY, TINY
+from cli import TINY, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -223,13 +223,46 @@ def test_a_checkpoint_that_training_replaces_while_it_is_read(run, tmp_path, mon
     assert not caplog.records
 
 
+def test_a_checkpoint_that_training_removes_file_by_file(run, tmp_path, monkeypatch, caplog):
+    """The later one is read, without a word, although the folder is still there for a moment."""
+    caplog.set_level(logging.WARNING, "siman_jax")
+    for read in (partial(load_run, best=True), report, verify):
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(run, folder)
+        checkpoints = folder / "checkpoints"
+        shutil.copytree(checkpoints / "0", checkpoints / "7")
+        (checkpoints / "0" / "metrics" / "metrics").unlink()
+        (checkpoints / "0" / "_CHECKPOINT_METADATA").unlink()
+        removal = threading.Timer(0.5, shutil.rmtree, [checkpoints / "0"])
+        removal.start()
+        read(small_config(), folder, make_mesh(1))
+        removal.join()
+    assert not said(caplog)
+
+
+def said(caplog):
+    """Without the words of orbax on a file that is gone."""
+    return [record for record in caplog.records if record.name != "absl"]
+
+
+def verify(config, folder, mesh):
+    assert all(whole for _, whole, _ in verify_run(folder))
+
+
+def report(config, folder, mesh):
+    (folder / "log.jsonl").write_text(json.dumps(ROW) + "\n")
+    found = read_run(folder, "run", mesh)
+    assert found.problems == []
+    assert [checkpoint.step for checkpoint in found.checkpoints] == [7]
+
+
 @pytest.mark.slow
 def test_what_reads_a_run_reads_one_that_trains(tmp_path, caplog):
     """By the command, which keeps one checkpoint and makes the next as fast as it can."""
     caplog.set_level(logging.WARNING, "siman_jax")
     line = [sys.executable, "-m", "siman_jax.main", *TINY, f"--workdir={tmp_path}"]
     more = ["--config.epochs=99999", "--config.keep_checkpoints=1"]
-    with subprocess.Popen([*line, *more], cwd=REPOSITORY) as training:
+    with started([*line, *more]) as training:
         deadline = time.monotonic() + 300
         while len(read_rows(tmp_path)) < 2:
             assert training.poll() is None
@@ -245,4 +278,4 @@ def test_what_reads_a_run_reads_one_that_trains(tmp_path, caplog):
         training.send_signal(signal.SIGTERM)
     assert training.returncode == 75
     assert after > before + 3
-    assert not caplog.records
+    assert not said(caplog)

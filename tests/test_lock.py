@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from cli import REPOSITORY, TINY
+from cli import REPOSITORY, TINY, started
 
 from configs import digits
 from siman_jax.devices.mesh import make_mesh
@@ -31,12 +31,8 @@ with RunLock(Path(sys.argv[1])):
 
 
 def test_a_lock_names_its_holder_and_goes_with_kill_9(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
+    line = [sys.executable, "-c", HOLDER, tmp_path]
+    with started(line, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "locked\n"
         for _ in range(2):
             with (
@@ -88,7 +84,7 @@ def test_a_warning_where_locks_do_not_work(tmp_path, monkeypatch, caplog):
 def test_of_two_trainings_in_one_folder_one_goes_on(tmp_path):
     line = [sys.executable, "-m", "siman_jax.main", *TINY, f"--workdir={tmp_path}"]
     line.append("--config.epochs=9999")
-    with subprocess.Popen(line, cwd=REPOSITORY) as first:
+    with started(line) as first:
         deadline = time.monotonic() + 300
         while len(read_rows(tmp_path)) < 2:
             assert first.poll() is None

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cli import REPOSITORY, call
+from cli import REPOSITORY, call, started
 from test_rules import two_convolutions
 from test_training import leaves_of
 
@@ -480,7 +480,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     small = ["--set=model.width=4", "--set=epochs=3", "--set=batch_size=64"]
     words = [DIGITS, f"--workdir={tmp_path}", "--only=bnn", "--seeds_at_once=2", *small]
     line = [sys.executable, "-m", "siman_jax.sweep", *words]
-    with subprocess.Popen(line, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+    with started(line, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 300
         while not (tmp_path / "bnn" / "seed1" / "log.jsonl").exists():
             assert process.poll() is None, "ended before it could be stopped"

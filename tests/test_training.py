@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cli import REPOSITORY
+from cli import REPOSITORY, started
 from jax.experimental import multihost_utils
 
 from configs import digits
@@ -245,7 +245,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
         "--config.data.crop_padding=1",
         "--config.data.flip=True",
     ]
-    with subprocess.Popen(command(killed, *small), cwd=REPOSITORY, env=ENVIRONMENT) as process:
+    with started(command(killed, *small), env=ENVIRONMENT) as process:
         deadline = time.monotonic() + 300
         while not (killed / "checkpoints" / "5").is_dir():
             assert process.poll() is None, "ended before it could be killed"

@@ -19,7 +19,7 @@ from siman_jax.analysis.measures import (
 )
 from siman_jax.errors import UsageError
 from siman_jax.runs.log import FILE_NAME, read_rows
-from siman_jax.runs.stored_run import FAILURE_FILE, kept_steps, load_step
+from siman_jax.runs.stored_run import FAILURE_FILE, is_removed, kept_steps, load_step
 from siman_jax.runs.workdir import read_config
 from siman_jax.training.step import TrainState
 
@@ -127,7 +127,7 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
         try:
             state = load_step(config, workdir, mesh, step).progress.state
         except UsageError as error:
-            if step in kept_steps(workdir):  # else the run goes on, and keeps later ones instead
+            if not is_removed(workdir, step):
                 run.problems.append(str(error))
             continue
         kernels = list(binary_kernels(state.params))

@@ -8,9 +8,10 @@ import json
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ State = TypeVar("State")
 
 _METRIC = "top1"
 _NOT_EVALUATED = -math.inf
+_SECONDS_OF_REMOVAL = 2.0  # what removing a folder takes at most, on a busy machine
 _DESCRIPTION = "_CHECKPOINT_METADATA"  # of a checkpoint: orbax's file, which holds our checksums
 _log = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ def restore_best(directory: Path, like: State) -> State | None:
 
     def accuracy_then_step(step: int) -> tuple[float, int]:
         top1 = _top1(directory, step)
-        if top1 is None:
+        if top1 is None and not removed_meanwhile(directory / str(step)):
             _log.warning("the accuracy of checkpoint %d cannot be read; it may be the best", step)
         return (-math.inf if top1 is None else top1, step)
 
@@ -218,6 +220,20 @@ def saved_steps(directory: Path) -> list[int]:
     return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
 
 
+def removed_meanwhile(path: Path) -> bool:
+    """Whether a checkpoint that could not be read is gone: a run that trains removed it.
+
+    Its files go one by one, so where a later checkpoint exists this waits a little for the last.
+    """
+    deadline = time.monotonic() + _SECONDS_OF_REMOVAL
+    while path.exists():
+        later = max(saved_steps(path.parent), default=0) > int(path.name)
+        if not later or time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
     """Shape of one leaf in the latest checkpoint whose description can be read, None if none can.
 
@@ -230,7 +246,8 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
         try:
             tree, _ = _describe(path)
         except Exception as error:  # orbax and tensorstore raise whatever damage leads to
-            _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
+            if not removed_meanwhile(path):
+                _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
             continue
         for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jax.tree_util.keystr(place, simple=True, separator="/") == name:
@@ -248,7 +265,7 @@ def _restore_first(directory: Path, like: State, preference: Callable[[int], Any
         restored, error = _try_restore(path, abstract)
         if error is None:
             return restored
-        if all_agree(not path.exists()):
+        if all_agree(removed_meanwhile(path)):
             continue
         failures[step] = error
         _log.warning("checkpoint %d cannot be read; trying another: %s", step, failures[step])
@@ -272,6 +289,7 @@ def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
         raise
     except Exception as caught:  # orbax and tensorstore raise whatever damage leads to
         error = caught
+        _ignore_dropped_reads()
     if all_agree(error is None):
         wrong = mismatch(leaf_checksums(restored), stored) if stored else None
         error = OSError(wrong) if wrong else None
@@ -347,6 +365,15 @@ def _set_aside(checkpoint: Path) -> None:
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
     """False for errors that orbax's threads log, a thousand lines each, and `save` raises."""
     return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+
+@cache
+def _ignore_dropped_reads() -> None:
+    """Drop Python's reports, a page each, on reads that orbax gave up after another one failed."""
+    sys.unraisablehook = partial(_unless_loop_is_closed, sys.unraisablehook)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: not record.getMessage().startswith("Task exception was never retrieved")
+    )
 
 
 def _unless_loop_is_closed(hook: Callable[[Any], Any], unraisable: Any) -> None:

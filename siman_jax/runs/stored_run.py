@@ -13,6 +13,7 @@ from siman_jax.errors import UsageError
 from siman_jax.runs.checkpoint import (
     CheckpointWriter,
     leaf_shape,
+    removed_meanwhile,
     restore_best,
     restore_latest,
     restore_step,
@@ -65,6 +66,11 @@ def load_step(config: ConfigDict, workdir: Path, mesh: Mesh, step: int) -> Snaps
 def kept_steps(workdir: Path) -> list[int]:
     """Steps of the checkpoints that a run kept, earliest first."""
     return sorted(saved_steps(workdir / CHECKPOINTS))
+
+
+def is_removed(workdir: Path, step: int) -> bool:
+    """Whether a checkpoint that could not be read is gone, since the run still trains."""
+    return removed_meanwhile(workdir / CHECKPOINTS / str(step))
 
 
 def saved_step(workdir: Path) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from siman_jax.errors import UsageError
 from siman_jax.runs.checkpoint import saved_steps, verify_checkpoint
 from siman_jax.runs.log import FILE_NAME, read_rows
-from siman_jax.runs.stored_run import CHECKPOINTS
+from siman_jax.runs.stored_run import CHECKPOINTS, is_removed
 from siman_jax.runs.trained_on import read_trained_on
 from siman_jax.runs.workdir import read_config
 
@@ -109,7 +109,7 @@ def _checkpoints(workdir: Path) -> Iterator[Finding]:
         try:
             checked = verify_checkpoint(workdir / CHECKPOINTS, step)
         except UsageError as error:
-            if step in saved_steps(workdir / CHECKPOINTS):  # else a training removed it meanwhile
+            if not is_removed(workdir, step):
                 yield Finding(name, False, str(error))
             continue
         text = "all checksums match" if checked else "can be read; it has no checksums"
