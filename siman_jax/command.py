@@ -1,4 +1,4 @@
-"""How every command of the project starts, reads its flags and says what was wrong with them."""
+"""Start a command: read its flags, run it, and report errors."""
 
 import logging
 import os
@@ -14,24 +14,24 @@ from siman_jax.native.library import keep_freed_memory
 from siman_jax.stop import EXIT_CODE, Preempted
 from siman_jax.terminal import accept_any_text, say, shown
 
-# What a shell says of a program that a closed pipe ended (128 + SIGPIPE).
+# Exit status of a program that writes to a closed pipe (128 + SIGPIPE), as shells report it.
 CLOSED_PIPE = 141
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Run a command, which ends with status 0, or as the errors that it raises say.
+    """Run a command and exit with its status.
 
-    `UsageError`: 2, after `error: ...`; `Preempted`: 75, since the same command goes on; Ctrl-C,
-    where the command does not handle it: 130. Output that nobody reads any more, as in `| head`,
-    ends it with 141 and without a word.
+    The status is 0 on success, 2 for a `UsageError`, which is printed as `error: ...`, 75 for
+    `Preempted`, 130 for Ctrl-C that the command does not handle, and 141, silently, when nobody
+    reads the output any more, as in `| head`.
     """
 
     def start(argv: list[str]) -> None:
-        _log_plainly()  # absl sets up its own log before
+        _log_plainly()  # after absl has set up its own log
         keep_freed_memory()
         main(argv)
 
-    flags.FLAGS.set_gnu_getopt(True)  # flags may follow what is no flag
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow other arguments
     accept_any_text()
     try:
         try:
@@ -40,21 +40,21 @@ def run(main: Callable[[list[str]], None]) -> None:
             say(f"error: {error}")
             sys.exit(2)
         except Preempted as stop:
-            say(f"{stop}; the same command goes on from there.")
+            say(f"{stop}; run the same command to continue from there.")
             sys.exit(EXIT_CODE)
         except KeyboardInterrupt:
             say("stopped by Ctrl-C.")
             sys.exit(128 + signal.SIGINT)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # else Python does so at its end, and complains
+                sys.stdout.flush()  # otherwise Python flushes at exit, and prints an error
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
 
 
 def lock_config(config: ConfigDict) -> ConfigDict:
-    """Read what flags set in fields that hold several values, and refuse new fields from here on.
+    """Split the values of `--config.FIELD=a,b` at commas, and refuse new fields from now on.
 
     Raises:
       UsageError: the config's file could not be loaded.
@@ -62,16 +62,13 @@ def lock_config(config: ConfigDict) -> ConfigDict:
     try:
         _split_commas(config)
         config.lock()
-    except OSError as error:  # a file that could not be loaded says so at its first use
+    except OSError as error:  # a file that cannot be loaded raises at its first use
         raise UsageError(str(error)) from error
     return config
 
 
 def _split_commas(config: ConfigDict) -> None:
-    """Make two names of the one in `("a,b",)`, in every field that holds a tuple.
-
-    That is what the flag `--config.FIELD=a,b` gives.
-    """
+    """Replace `("a,b",)`, which `--config.FIELD=a,b` gives, by `("a", "b")` in all tuples."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             _split_commas(value)
@@ -84,22 +81,22 @@ def _split_commas(config: ConfigDict) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Set the flags that `argv` holds and return the rest of it.
+    """Parse the flags in `argv` and return the other arguments.
 
     Raises:
-      UsageError: a flag or a field of a config is unknown, or its value is of no use.
+      UsageError: a flag or config field is unknown, or its value cannot be used.
     """
     try:
         return flags.FLAGS([_expand_home(argument) for argument in argv])
-    except SystemExit:  # --help and its kin print, and then end with status 1
+    except SystemExit:  # --help prints, and then exits with status 1
         sys.exit(0)
-    except Exception as error:  # the flags' own errors, and whatever a config file raises
+    except Exception as error:  # errors of flags, and anything that a config file raises
         cause: BaseException = error
         while cause.__context__:
             cause = cause.__context__
-        if isinstance(cause, UsageError):  # raised by get_config, wrapped twice since
+        if isinstance(cause, UsageError):  # raised by get_config and wrapped twice
             raise cause from None
-        if isinstance(cause, KeyError):  # the error in hand knows the nearest field
+        if isinstance(cause, KeyError):  # the outer error names the nearest field
             raise UsageError(f"unknown config field {_text(error)}") from None
         if not isinstance(error, flags.Error) or "Traceback" in str(error):
             given = " ".join(arg for arg in argv if arg.startswith("--config"))
@@ -108,7 +105,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _expand_home(argument: str) -> str:
-    """Expand the `~` of `--NAME=~/...`, which shells leave as it is."""
+    """Expand the `~` in `--NAME=~/...`, which shells do not expand."""
     flag, equals, value = argument.partition("=")
     return flag + equals + os.path.expanduser(value) if flag.startswith("-") else argument
 
@@ -120,7 +117,7 @@ def _text(error: object) -> str:
 
 
 def _log_plainly() -> None:
-    """Show what this package reports, without absl's prefixes and other libraries' chatter."""
+    """Show this package's log messages, without absl's prefixes; hide those of other libraries."""
     logging.getLogger().setLevel(logging.WARNING)
     logger = logging.getLogger("siman_jax")
     logger.setLevel(logging.INFO)

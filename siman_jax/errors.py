@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, worded so that the user can."""
+"""Errors caused by bad input; messages say how to fix them."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ T = TypeVar("T")
 
 
 class UsageError(ValueError):
-    """Something the user gave is wrong.
+    """Bad input: a flag, a config, a file or data that cannot be used.
 
-    The message says what was wrong, what was expected and what to do; the command line prints
+    The message says what was wrong, what was expected and what to do. The command line prints
     it without a traceback and exits with status 2.
     """
 
 
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
-    """Look `name` up in `table`, or say which names there are.
+    """Return `table[name]`.
 
     Args:
       table: the choices by name.
@@ -24,7 +24,7 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
       what: what is being chosen, for the message, such as "weight rule".
 
     Raises:
-      UsageError: `name` is not in `table`; the nearest name is suggested.
+      UsageError: `name` is not in `table`; the message lists the names and suggests the nearest.
 
     >>> choose({"half_half": 1}, "half_hlaf", "weight rule")
     Traceback (most recent call last):

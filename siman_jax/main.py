@@ -1,13 +1,13 @@
-"""Command line: train, evaluate or summarize the network of a config, or verify a run's files.
+"""Command line: train, evaluate or summarize a network, or verify a run's files.
 
     python -m siman_jax.main --config=configs/digits.py
     python -m siman_jax.main --config=configs/cifar10.py:resnet18 --workdir=runs/mine
 
-Exit status: 0; 2, what was given cannot be used; 69, another process of the run is gone (134,
-SIGABRT, where JAX's runtime notices first); 75, stopped by SIGTERM or Ctrl-C with everything saved.
+Exit status: 0, success; 2, bad input; 69, another process of the run is gone (134, SIGABRT, if
+JAX's runtime notices first); 75, stopped by SIGTERM or Ctrl-C with everything saved.
 """
 
-if __name__ == "__main__":  # the imports below take seconds, in which a signal may come
+if __name__ == "__main__":  # a signal may arrive during the imports below, which take seconds
     from siman_jax.stop import stop_at_once
 
     stop_at_once()
@@ -35,25 +35,25 @@ from siman_jax.streams import outlive_streams
 from siman_jax.terminal import say, shown, wide_console
 from siman_jax.training.task import image_shape, model_from_config
 
-# What a process exits with that lost another one of its run (EX_UNAVAILABLE).
+# Exit status of a process that lost contact with another process of its run (EX_UNAVAILABLE).
 LOST_A_PROCESS = 69
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File of the run's settings: configs/NAME.py or configs/NAME.py:VARIANT."
+    "config", None, "The run's settings: configs/NAME.py or configs/NAME.py:VARIANT."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run: log, curves, checkpoints. By default runs/NAME or runs/NAME-VARIANT, by the"
-    " config.",
+    "Folder of the run: log, curves, checkpoints. Default: runs/NAME or runs/NAME-VARIANT, named"
+    " after the config.",
 )
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "eval", "summary", "verify"],
-    "What to do with the network; verify checks a run's files, and needs no --config.",
+    "What to do; verify checks a run's files, and needs no --config.",
 )
-_DEVICES = flags.DEFINE_integer("devices", 0, "How many devices to use; 0 for all.", lower_bound=0)
+_DEVICES = flags.DEFINE_integer("devices", 0, "Number of devices to use; 0: all.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
@@ -61,15 +61,15 @@ _DISTRIBUTED = flags.DEFINE_bool(
     " TPU); implied by --coordinator.",
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.", 1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", 0)
 _HOST_TIMEOUT = flags.DEFINE_integer(
-    "host_timeout", 60, "Seconds until the others give up a process that is silent.", 5
+    "host_timeout", 60, "Seconds after which a silent process counts as lost.", 5
 )
 
 
 def main(argv: list[str]) -> None:
-    """Do what the flags say."""
+    """Run the mode that the flags select."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --NAME=VALUE.")
     if _MODE.value == "verify":
@@ -93,8 +93,8 @@ def main(argv: list[str]) -> None:
         if jax.process_count() == 1:
             raise
         say(f"error: {error}")
-        # An orderly end would wait for the others. Process 0 serves their runtime, and its end
-        # aborts them, so it lets those go first that found the same error.
+        # A normal exit would wait for the other processes. Process 0 serves their runtime and
+        # would abort them by exiting, so it lets those that hit the same error exit first.
         time.sleep(5 if is_first_process() else 0)
         os._exit(2)
     if is_first_process():
@@ -102,11 +102,11 @@ def main(argv: list[str]) -> None:
 
 
 def _leave_the_others(error: Exception) -> NoReturn:
-    """End this process at once: an orderly end would wait for the one that is gone."""
+    """Exit at once; a normal exit would wait for the process that is gone."""
     say(
         f"{error}\nerror: process {jax.process_index()} stopped, most likely because another"
-        " process of this run did; their output says why. Start them all again: the run goes on"
-        " from its latest checkpoint."
+        " process of this run did; see their output for the cause. Start all of them again to"
+        " continue from the latest checkpoint."
     )
     os._exit(LOST_A_PROCESS)
 
@@ -125,7 +125,7 @@ def _workdir() -> Path:
         raise UsageError("--workdir is missing; it names the folder of the run.")
     workdir = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not _PROCESS_ID.value:
-        print(shown(f"the run's folder is {workdir}; --workdir names another"), flush=True)
+        print(shown(f"the run's folder is {workdir}; to change it, set --workdir"), flush=True)
     return workdir
 
 
@@ -140,7 +140,7 @@ def _verify(workdir: Path) -> None:
     damaged = [name for name, whole, _ in findings if not whole]
     if damaged:
         raise UsageError(
-            f"damaged in {workdir}: {', '.join(damaged)}. Training and evaluation pass over damaged"
+            f"damaged in {workdir}: {', '.join(damaged)}. Training and evaluation skip damaged"
             " checkpoints; restore other files from a copy."
         )
 

@@ -1,4 +1,4 @@
-"""Files that commands write: whole or not at all, and never by accident over another."""
+"""Writing files: completely or not at all, and never over another file by accident."""
 
 import contextlib
 import os
@@ -11,36 +11,41 @@ _DRAFT = ".draft"
 
 
 def check_output(path: Path, flag: str, overwrite: bool) -> None:
-    """Refuse, before any work, a file that could not be written; nothing is written.
+    """Check, before any work starts, that a file can be written; nothing is written.
 
     Args:
-      path: of the file.
-      flag: that named it, for the message.
-      overwrite: whether a file may be there already.
+      path: the file to write.
+      flag: the flag that named it, for the message.
+      overwrite: whether the file may exist already.
 
     Raises:
-      UsageError: it exists, or its folder does not, or may not be written in.
+      UsageError: the file exists, or its folder does not exist or is not writable.
     """
     if path.is_dir():
         raise UsageError(f"--{flag}={path} is a folder; name a file in it.")
     if path.is_symlink() and not path.exists():
-        raise UsageError(f"--{flag}={path} is a link to what is not there; name another file.")
+        raise UsageError(f"--{flag}={path} is a broken link; name another file.")
     if path.exists() and not overwrite:
         raise UsageError(
             f"--{flag}={path} exists; name another file, or replace it by --overwrite."
         )
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UsageError(f"--{flag}={path}: there is no folder {path.parent}; make it first.")
+        raise UsageError(
+            f"--{flag}={path}: the folder {path.parent} does not exist; create it first."
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"--{flag}={path}: there is no permission to write in {path.parent}.")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside `path`, then rename; of several that write at the same time, one's is there.
+    """Write a file beside `path`, then rename it, so that `path` is never half-written.
+
+    Several processes may write the same path at once; one of them wins.
 
     Raises:
-      UsageError: it cannot be written, for want of space for instance; what was there is as it was.
+      UsageError: the file cannot be written, for example because the disk is full; an older file
+        at `path` is unchanged.
     """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_DRAFT}")
     try:
@@ -53,7 +58,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what killed processes left half-written; call it where no other one writes."""
+    """Remove half-written files of killed processes; no other process may write in `folder`."""
     for draft in folder.glob(f"*{_DRAFT}"):
         with contextlib.suppress(OSError):
             draft.unlink()

@@ -1,4 +1,4 @@
-"""Functions outside this package, imported by their names: PACKAGE.MODULE:FUNCTION."""
+"""Import functions outside this package by name: PACKAGE.MODULE:FUNCTION."""
 
 import importlib
 import inspect
@@ -11,32 +11,32 @@ from siman_jax.errors import UsageError
 
 
 def is_outside(name: str) -> bool:
-    """Whether `name` is that of a function outside this package."""
+    """Whether `name` names a function outside this package."""
     return ":" in name
 
 
 def find_function(name: str, field: str, known: Iterable[str]) -> Callable[..., Any]:
-    """Import a function, from where Python finds modules or from the working folder.
+    """Import a function from Python's search path or the working folder.
 
     Args:
       name: "PACKAGE.MODULE:FUNCTION".
-      field: of the config that names it, for messages.
-      known: names that the field may have instead.
+      field: the config field that names it, for messages.
+      known: other values that the field may have, for messages.
 
     Raises:
       UsageError: the module cannot be imported, or has no such function.
     """
     module_name, _, function_name = name.partition(":")
     here = os.getcwd()
-    if here not in sys.path:  # as `python -m` has it, but not an installed command
+    if here not in sys.path:  # `python -m` adds it, an installed command does not
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise UsageError(
             f"--config.{field} is {name!r}, but importing {module_name or 'nothing'} failed:"
-            f" {error}. Name a function as PACKAGE.MODULE:FUNCTION, and start where Python finds"
-            f" the package; or choose one of: {', '.join(sorted(known))}."
+            f" {error}. Write PACKAGE.MODULE:FUNCTION and run the command where Python finds the"
+            f" package, or choose one of: {', '.join(sorted(known))}."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

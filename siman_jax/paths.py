@@ -1,4 +1,4 @@
-"""Paths that users name."""
+"""Paths given by users."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,14 @@ from siman_jax.errors import UsageError
 
 
 def local_path(name: str | Path, flag: str) -> Path:
-    """The path that a user named, with `~` taken for the home folder.
+    """Convert a user's text to a path; `~` stands for the home folder.
 
     Args:
-      name: what was given.
-      flag: that gave it, or another word for it, for the message.
+      name: the text.
+      flag: the flag that gave it, or another name for it, for the message.
 
     Raises:
-      UsageError: it is an address, such as gs://bucket/run, or of a user whom the system lacks.
+      UsageError: it is an address, such as gs://bucket/run, or names the home of an unknown user.
 
     >>> local_path("s3://bucket/run", "--workdir")
     Traceback (most recent call last):
@@ -22,8 +22,8 @@ def local_path(name: str | Path, flag: str) -> Path:
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(name)):
         raise UsageError(
-            f"{flag}={name} is an address, and files are read and written on this machine alone."
-            " Mount the bucket or share as a folder and name that, or copy what you need."
+            f"{flag}={name} is an address; only files on this machine can be read and written."
+            " Mount the bucket or share as a folder and name that folder."
         )
     try:
         return Path(name).expanduser()
@@ -32,14 +32,14 @@ def local_path(name: str | Path, flag: str) -> Path:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """Read a file or what stands for one, such as a pipe, of at most `most` bytes.
+    """Read a file, or a pipe, of at most `most` bytes.
 
     Raises:
-      UsageError: it holds more.
-      OSError: it is not there, or cannot be read.
+      UsageError: it is larger.
+      OSError: it does not exist or cannot be read.
     """
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise UsageError(f"{path} holds more than {most:,} bytes.")
+        raise UsageError(f"{path} is larger than {most:,} bytes.")
     return data

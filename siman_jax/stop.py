@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C: a command ends at once, but for a loop that saves its work first.
+"""Handlers of SIGTERM and Ctrl-C: exit at once, unless a loop saves its work first.
 
-This imports nothing that takes time, so that a command can begin with it.
+This module imports nothing slow, so a command can import it first.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-# Exit status of a command that was asked to stop and lost nothing (EX_TEMPFAIL): start it again.
+# Exit status of a command that was asked to stop and lost nothing (EX_TEMPFAIL); run it again.
 EXIT_CODE = 75
 
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
@@ -19,40 +19,40 @@ _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 Handler = Callable[[int, FrameType | None], None]
 
 
-class Preempted(Exception):  # noqa: N818, no error: the run is whole
-    """Training was asked to stop, and stopped with everything saved."""
+class Preempted(Exception):  # noqa: N818, not an error: everything is saved
+    """Training stopped on request, with everything saved."""
 
 
 def stop_at_once() -> None:
-    """End this process with status 75 on SIGTERM or Ctrl-C from here on.
+    """Make SIGTERM and Ctrl-C end this process with status 75.
 
-    For a command that loses nothing by it: what it writes is written whole, and a loop with work to
-    save handles the signals itself while it runs.
+    This is safe where files are written completely or not at all, and where loops with work to
+    save handle the signals themselves.
     """
     set_handlers(_leave)
 
 
 def set_handlers(handler: Handler) -> dict[int, Any]:
-    """Set the handler of SIGTERM and Ctrl-C; call it from the main thread.
+    """Set the handler of SIGTERM and Ctrl-C; must be called from the main thread.
 
-    A command that a shell started in the background ignores Ctrl-C, which is not meant for it; it
-    stays so.
+    Ctrl-C stays ignored where it is ignored now, as in a command that a shell started in the
+    background.
 
     Returns:
-      The handlers before, by signal, for `restore_handlers`.
+      The previous handlers by signal, for `restore_handlers`.
     """
     numbers = [n for n in _NAMES if n != signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in numbers}
 
 
 def restore_handlers(handlers: dict[int, Any]) -> None:
-    """Set each signal's handler, as `set_handlers` returned them."""
+    """Set the handlers that `set_handlers` returned."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 def signal_name(number: int) -> str:
-    """What messages call a signal.
+    """Name of a signal, for messages.
 
     >>> signal_name(15)
     'SIGTERM'
@@ -61,14 +61,14 @@ def signal_name(number: int) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line to standard error from a signal handler, where `print` may be in use."""
+    """Print a line to standard error; safe in a signal handler, where `print` is not."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     del frame
-    with contextlib.suppress(Exception):  # it may be in use, closed or full
+    with contextlib.suppress(Exception):  # the stream may be in use, closed or full
         sys.stdout.flush()
-    say(f"stopped by {signal_name(number)}, with nothing to save; the same command goes on.")
+    say(f"stopped by {signal_name(number)}; nothing is lost, run the same command to continue.")
     os._exit(EXIT_CODE)

@@ -1,4 +1,4 @@
-"""Standard output and standard error that fail without ending a run."""
+"""Standard output and error streams whose failure does not end a run."""
 
 import io
 import os
@@ -9,11 +9,11 @@ from siman_jax.stop import say
 
 
 def outlive_streams() -> None:
-    """Let a command go on where its output is closed, or fails later: a full disk, `| head`.
+    """Let a command continue when its output is closed or fails: a full disk, `| head`.
 
-    What is printed then is lost; for standard output, a line on standard error says so once.
+    Output after the failure is lost. If standard output fails, one line on standard error says so.
     """
-    for number in (0, 1, 2):  # else the next file that is opened takes the number
+    for number in (0, 1, 2):  # a closed number would be reused by the next file that is opened
         try:
             os.fstat(number)
         except OSError:
@@ -24,7 +24,7 @@ def outlive_streams() -> None:
 
 
 def _outliving(stream: TextIO | Any, number: int) -> TextIO:
-    """A stream like the given one, which None stands for where it was closed."""
+    """Make a stream like `stream`, which is None if it was closed, that survives failures."""
     if stream is not None:
         stream.flush()
     return io.TextIOWrapper(
@@ -37,7 +37,7 @@ def _outliving(stream: TextIO | Any, number: int) -> TextIO:
 
 
 class _Output(io.FileIO):
-    """A stream's end; where it fails, /dev/null takes its place."""
+    """A file descriptor that is replaced by /dev/null when writing to it fails."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -52,4 +52,4 @@ class _Output(io.FileIO):
 
 
 def _tell(reason: str) -> None:
-    say(f"warning: standard output cannot be written ({reason}); the command goes on without it.")
+    say(f"warning: cannot write to standard output ({reason}); continuing without it.")

@@ -1,13 +1,13 @@
-"""Command line: train a grid of variants and seeds, and sum up how well each variant did.
+"""Command line: train a grid of variants and seeds, and summarize the accuracy of each variant.
 
     python -m siman_jax.sweep configs/sweeps/digits.py --workdir=runs/sweep
 
-Runs are ordinary ones, in WORKDIR/VARIANT/seedN. The same command skips what is done and goes on
-where it stopped. Exit status: 0; 2, what was given cannot be used, or some run cannot be done; 75,
-stopped by SIGTERM or Ctrl-C with everything saved.
+Each run is an ordinary run, in WORKDIR/VARIANT/seedN. The same command skips finished runs and
+continues the others. Exit status: 0, success; 2, bad input, or a run that failed; 75, stopped by
+SIGTERM or Ctrl-C with everything saved.
 """
 
-if __name__ == "__main__":  # the imports below take seconds, in which a signal may come
+if __name__ == "__main__":  # a signal may arrive during the imports below, which take seconds
     from siman_jax.stop import stop_at_once
 
     stop_at_once()
@@ -43,27 +43,27 @@ from siman_jax.training.task import build_task
 SWEEP_FILE = "sweep.json"
 SUMMARY_FILE = "summary.json"
 
-# Other commands have flags of some of these names, and tests import several commands.
+# Tests import several commands, and other commands have flags with some of these names.
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the sweep; a run is in VARIANT/seedN below it.", allow_override=True
+    "workdir", None, "Folder of the sweep, with a run in each VARIANT/seedN.", allow_override=True
 )
 _SET = flags.DEFINE_multi_string(
-    "set", [], "FIELD=VALUE of the config that all runs share, such as --set=epochs=2; repeatable."
+    "set", [], "FIELD=VALUE to set in the config of all runs, such as --set=epochs=2; repeatable."
 )
 _SEEDS_AT_ONCE = flags.DEFINE_integer(
     "seeds_at_once",
     0,
-    "How many seeds of a variant to train as one program; 0: one on the CPU, all elsewhere.",
+    "Number of seeds of a variant to train as one program; 0: one on the CPU, all elsewhere.",
     lower_bound=0,
 )
-_ONLY = flags.DEFINE_list("only", [], "Variants to train now, comma-separated; all if not given.")
+_ONLY = flags.DEFINE_list("only", [], "Variants to train now, separated by commas; default: all.")
 _DEVICES = flags.DEFINE_integer(
-    "devices", 0, "How many devices to use; 0 for all.", lower_bound=0, allow_override=True
+    "devices", 0, "Number of devices to use; 0: all.", lower_bound=0, allow_override=True
 )
 
 
 def main(argv: list[str]) -> None:
-    """Do what the flags say."""
+    """Run the sweep and print its summary."""
     if len(argv) != 2:
         raise UsageError(
             "name one sweep's file, such as configs/sweeps/digits.py; flags are --NAME=VALUE."
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     if failures:
         lines = [f"{name}: {text}" for name, text in failures.items()]
         raise UsageError(
-            "\n  ".join([f"{len(failures)} runs cannot be done:", *lines])
+            "\n  ".join([f"{len(failures)} runs failed:", *lines])
             + f"\nTo try one again, remove {FAILURE_FILE} from its folder."
         )
 
@@ -97,27 +97,27 @@ def run_sweep(
     seeds_at_once: int = 0,
     only: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Train what is not done yet; the rest is skipped.
+    """Train the runs that are not finished.
 
-    A run whose loss stops being finite is left out, now and in later calls, and so is one that is
-    trained but has lost the end of its log; the others go on.
+    A run fails if its loss stops being finite, or if it is trained but the end of its log is lost.
+    Failed runs are skipped, now and in later calls; the others continue.
 
     Args:
       sweep: the grid.
-      folder: of the sweep; made if there is none.
+      folder: the sweep's folder; created if needed.
       mesh: the devices to train on.
-      seeds_at_once: how many seeds of a variant to train as one program; 0: one on the CPU, whose
+      seeds_at_once: number of seeds of a variant to train as one program; 0: one on the CPU, whose
         cores a single run keeps busy, and all elsewhere.
       only: variants to train now; all if empty.
 
     Returns:
-      The summary that is written to `folder`/summary.json: "name" and "variants", each as
-      `summarize_variant` gives it from the runs that are done.
+      The summary that is written to `folder`/summary.json: "name", and "variants" with the result
+      of `summarize_variant` over the finished runs.
 
     Raises:
-      UsageError: a variant or its data cannot be used, or `folder` holds something else; all this
+      UsageError: a variant or its data cannot be used, or `folder` is not this sweep's; raised
         before any training.
-      Preempted: SIGTERM or Ctrl-C came; everything is saved, and the same call goes on from there.
+      Preempted: stopped by SIGTERM or Ctrl-C with everything saved; call again to continue.
     """
     _check_folder(sweep, folder)
     runs = {variant: sweep.runs(variant, folder) for variant in sweep.variants}
@@ -128,7 +128,7 @@ def run_sweep(
     for configs in pending.values():
         for workdir in configs:
             check_resumable(workdir)
-        for config in list(configs.values())[:1]:  # seeds do not differ in what could be wrong
+        for config in list(configs.values())[:1]:  # one is enough: seeds cannot be wrong
             build_task(config, mesh)
     _write_json(folder / SWEEP_FILE, _description(sweep))
 
@@ -138,7 +138,7 @@ def run_sweep(
         count = len(runs[variant])
         print(shown(f"{variant}: {count - len(configs)} of {count} seeds done"))
         for group in _groups(configs, at_once):
-            if stop.should_stop(0):  # a signal came after the last step of the run before
+            if stop.should_stop(0):  # a signal came after the last step of the previous run
                 raise Preempted(f"stopped by {stop.name} between runs")
             _train_group(group, mesh, stop)
     summary = {
@@ -152,9 +152,9 @@ def run_sweep(
 
 
 def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path, ConfigDict]]:
-    """Part runs into those that train together: up to `at_once`, from the same step on.
+    """Group runs to train together: at most `at_once`, all at the same step.
 
-    What was stopped midway comes first.
+    Runs that were stopped midway come first.
     """
     by_step: dict[int, list[Path]] = {}
     for workdir in configs:
@@ -165,7 +165,7 @@ def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path
 
 
 def _train_group(group: dict[Path, ConfigDict], mesh: Mesh, stop: StopSignals) -> None:
-    """Train runs together; those that cannot be done get a file that says why."""
+    """Train runs together; write a file with the reason for those that fail."""
     print(shown(f"training {', '.join(map(str, group))}"), flush=True)
     try:
         train_together(group, mesh, stop)
@@ -174,10 +174,10 @@ def _train_group(group: dict[Path, ConfigDict], mesh: Mesh, stop: StopSignals) -
             (workdir,) = group
             _write_failure(workdir, str(error))
             return
-        for workdir, config in _unfinished(group).items():  # alone, none stops the others
+        for workdir, config in _unfinished(group).items():  # one by one: only some diverge
             _train_group({workdir: config}, mesh, stop)
         return
-    for workdir in _unfinished(group):  # its last epoch was saved before
+    for workdir in _unfinished(group):  # trained to the end, but not logged to the end
         _write_failure(workdir, "its log lacks the last epoch, which is trained; restore log.jsonl")
 
 
@@ -218,14 +218,14 @@ def _description(sweep: Sweep) -> dict[str, Any]:
 
 
 def _check_folder(sweep: Sweep, folder: Path) -> None:
-    """Refuse a folder that holds something else; nothing is written."""
+    """Refuse a folder that is not this sweep's; nothing is written."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--workdir={folder} is a file; name a folder.")
     check_writable(folder)
     path = folder / SWEEP_FILE
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} holds something else than a sweep; name a new folder.")
+            raise UsageError(f"{folder} is not empty and holds no sweep; name a new folder.")
         return
     try:
         name = json.loads(path.read_text())["name"]
@@ -236,7 +236,7 @@ def _check_folder(sweep: Sweep, folder: Path) -> None:
     if name != sweep.name:
         raise UsageError(
             f"{folder} holds the sweep {name!r}, and this is {sweep.name!r}; name another"
-            " --workdir."
+            " folder with --workdir."
         )
 
 

@@ -1,7 +1,7 @@
-r"""Text for terminals, which obey some characters and cannot show others.
+r"""Safe text for terminals: control characters are shown as escapes, such as \x1b.
 
-Names of files and classes may hold anything. Commands show their odd characters as escapes, such as
-\x1b, and send none of them.
+Names of files and classes may contain any character. Some of them would control the terminal, and
+others cannot be shown.
 """
 
 import sys
@@ -9,18 +9,18 @@ import unicodedata
 
 from rich.console import Console
 
-# Controls, among them those that turn the direction of text; surrogates; odd ends of lines.
+# Control characters, including those that change the direction of text; surrogates; separators.
 _ODD = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-_JOINERS = "\u200c\u200d"  # Cf too, and needed to write some languages
+_JOINERS = "\u200c\u200d"  # of class Cf, but some languages need them
 _WIDTH = 120
 
 
 def shown(text: str, keep: str = "") -> str:
-    r"""Escape what a terminal would obey, and surrogates.
+    r"""Escape control characters and surrogates.
 
     Args:
-      text: any.
-      keep: characters to leave as they are, such as "\n" in a text of several lines.
+      text: the text to show.
+      keep: control characters to leave unchanged, such as "\n" in a text of several lines.
 
     >>> print(shown("cat\x1b[2J\n"))
     cat\x1b[2J\n
@@ -34,21 +34,21 @@ def shown(text: str, keep: str = "") -> str:
 
 
 def say(text: str) -> None:
-    """Print a message on standard error."""
+    """Print a message to standard error."""
     print(shown(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 def accept_any_text() -> None:
-    """Let output streams escape what their encoding lacks, where they would raise errors."""
+    """Make output streams escape characters that their encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def wide_console() -> Console:
-    """A console for tables, which cuts nothing off where no terminal limits the width.
+    """Make a console for tables; without a terminal it is wide enough to cut nothing off.
 
-    Brackets in what it prints are text, not markup.
+    Brackets are printed as they are, not read as markup.
     """
     console = _Console(markup=False)
     return console if console.is_terminal else _Console(markup=False, width=_WIDTH)
@@ -56,5 +56,5 @@ def wide_console() -> Console:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave a closed pipe to `command.run`, where rich would end with status 1."""
-        raise  # the error that is being handled
+        """Let `command.run` handle a closed pipe; rich would exit with status 1."""
+        raise  # the BrokenPipeError that is being handled

@@ -166,8 +166,8 @@ def test_paths_in_the_home_folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("workdir", "message"),
     [
-        ("gs://bucket/run", "is an address, and files are read and written on this"),
-        ("s3://bucket/run", "is an address, and files are read and written on this"),
+        ("gs://bucket/run", "is an address; only files on this machine can be read"),
+        ("s3://bucket/run", "is an address; only files on this machine can be read"),
         ("run\udcff", "is not UTF-8 text, as checkpoints need it; name another folder"),
     ],
 )
@@ -180,10 +180,10 @@ def test_folders_that_cannot_hold_a_run_are_refused(workdir, message):
 def test_links_to_what_is_not_there_are_named(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "gone" / "model")
-    with pytest.raises(UsageError, match=r"--out=.*link is a link to what is not there"):
+    with pytest.raises(UsageError, match=r"--out=.*link is a broken link"):
         check_output(link, "out", overwrite=True)
     for folder in (link, link / "run"):
-        with pytest.raises(UsageError, match=r"link is a link to what is not there"):
+        with pytest.raises(UsageError, match=r"link is a broken link"):
             check_writable(folder)
     with pytest.raises(UsageError, match=r"link is no file"):
         read_network(link)

@@ -222,7 +222,7 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path):
         "name one run's folder": [out],
         "--out is missing": [tmp_path],
         "expected its config.json": [tmp_path / "empty", out],
-        "there is no folder": [tmp_path, f"--out={tmp_path / 'no' / 'model'}"],
+        "does not exist": [tmp_path, f"--out={tmp_path / 'no' / 'model'}"],
         "is a folder": [tmp_path, f"--out={tmp_path}"],
         "name the same file": [tmp_path, out, f"--stablehlo={tmp_path / 'model'}"],
         "checkpoint": [tmp_path, out, "--checkpoint=first"],

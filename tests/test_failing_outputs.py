@@ -37,7 +37,7 @@ EXPECTED = [f"error {number}" for number in range(3)]
 
 
 def warning(reason):
-    return f"warning: standard output cannot be written ({reason}); the command goes on without it."
+    return f"warning: cannot write to standard output ({reason}); continuing without it."
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_processes_stop_together_resume_and_do_not_outwait_a_dead_one(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--config.batch_size=255"], "does not fall evenly on 2 devices in 2 processes"),
+        (["--config.batch_size=255"], "does not divide evenly among 2 devices in 2 processes"),
         (["--config.batch_size=1"], "set it to 2"),
         (["--devices=1"], "this run has 2 devices in 2 processes"),
     ],

@@ -42,7 +42,7 @@ def test_a_signal_counts_before_jax_is_imported(tmp_path, command, number):
     _, rest = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, rest
     name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
-    assert rest.splitlines()[-1].startswith(f"stopped by {name}, with nothing to save")
+    assert rest.splitlines()[-1].startswith(f"stopped by {name}; nothing is lost")
     assert "jax" not in seen + [line.split("|")[-1].strip() for line in rest.splitlines()]
     assert not (tmp_path / "run").exists()
 
@@ -66,7 +66,7 @@ def test_ctrl_c_saves_like_sigterm(tmp_path):
     *before, last = errors.splitlines()
     saved = kept_steps(tmp_path)[-1]
     assert last == (
-        f"stopped by Ctrl-C; step {saved} is saved in {tmp_path}; the same command goes on from"
+        f"stopped by Ctrl-C; step {saved} is saved in {tmp_path}; run the same command to continue from"
         " there."
     )
     assert not any("Ctrl-C" in line or "Traceback" in line for line in before)

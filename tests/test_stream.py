@@ -226,7 +226,7 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(
         ("data.image_size", 24, "more than --config.data.shorter_side, 20"),
         ("seed", -1, "seed is -1; it must be from 0"),
         ("batch_size", 100, "has only 22 examples"),
-        ("batch_size", 5, "does not fall evenly on 2 devices"),
+        ("batch_size", 5, "does not divide evenly among 2 devices"),
         ("accumulation_steps", 3, "cannot be taken in as many equal parts"),
         ("batch_norm_devices", 3, "does not divide the 2 devices"),
     ],

@@ -471,7 +471,7 @@ def test_a_table_names_variants_and_failures(copy, monkeypatch, capsys):
 
     monkeypatch.setattr(command, "train_together", diverge)
     shutil.rmtree(copy / "bnn" / "seed1")
-    with pytest.raises(UsageError, match=r"1 runs cannot be done:\n  bnn/seed1: not finite"):
+    with pytest.raises(UsageError, match=r"1 runs failed:\n  bnn/seed1: not finite"):
         call(command.main, DIGITS, f"--workdir={copy}")
 
 
@@ -490,7 +490,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate()
     assert process.returncode == 75, said
-    assert "the same command goes on from there" in said
+    assert "run the same command to continue" in said
     again = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "going on from step" in again.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())

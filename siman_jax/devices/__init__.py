@@ -1,1 +1,1 @@
-"""Devices: the mesh, what they exchange, and stopping when the system asks."""
+"""Devices: the mesh, the traffic between devices, and stopping on a signal."""

@@ -1,4 +1,4 @@
-"""What devices tell each other in a step, counted from the compiled program."""
+"""Count the communication between devices in a compiled program."""
 
 import re
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ _BYTES = {
     "s64": 8,
     "u64": 8,
 }
-# An instruction: its name, the type of its result, its operation. On GPUs and TPUs a collective is
-# a pair, started and waited for; its start is what counts.
+# An instruction: name, type of the result, operation. On GPUs and TPUs a collective is a pair, a
+# start and a wait; the start is counted.
 _INSTRUCTION = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(_KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 class Traffic(NamedTuple):
-    """Operations of one kind in a program.
+    """Collective operations of one kind.
 
     Attributes:
-      operations: how many.
-      bytes: size of their results, added up.
+      operations: their number.
+      bytes: total size of their results.
     """
 
     operations: int
@@ -39,15 +39,13 @@ class Traffic(NamedTuple):
 
 
 def communication(program: str) -> dict[str, Traffic]:
-    """Count the collective operations of a compiled program.
-
-    A loop's body counts once.
+    """Count the collective operations of a compiled program; the body of a loop counts once.
 
     Args:
-      program: optimised HLO, as `jax.stages.Compiled.as_text` gives it.
+      program: optimized HLO, as returned by `jax.stages.Compiled.as_text`.
 
     Returns:
-      Traffic of each kind of operation that occurs.
+      The traffic by kind of operation; only kinds that occur.
 
     >>> communication("%sum = (f32[3,2]{1,0}, f32[]) all-reduce(%a, %b), to_apply=%add")
     {'all-reduce': Traffic(operations=1, bytes=28)}
@@ -55,8 +53,8 @@ def communication(program: str) -> dict[str, Traffic]:
     traffic: dict[str, Traffic] = {}
     for result, kind, start in _INSTRUCTION.findall(program):
         arrays = [_size(*found) for found in _ARRAY.findall(result)]
-        # The start of an asynchronous pair, other than an all-reduce's, returns its operands
-        # first, then as many results.
+        # The start of an asynchronous pair returns its operands first, then as many results;
+        # that of an all-reduce returns results only.
         size = sum(arrays if not start or kind == "all-reduce" else arrays[len(arrays) // 2 :])
         before = traffic.get(kind, Traffic(0, 0))
         traffic[kind] = Traffic(before.operations + 1, before.bytes + size)
@@ -64,7 +62,7 @@ def communication(program: str) -> dict[str, Traffic]:
 
 
 def describe(traffic: Mapping[str, Traffic], devices: int) -> str:
-    """One line on the traffic between `devices` in a step."""
+    """Describe the traffic between `devices` devices in a step, in one line."""
     if not traffic:
         return f"the {devices} devices exchange nothing"
     parts = [f"{t.operations} {kind} ({t.bytes / 1e6:.2f} MB)" for kind, t in traffic.items()]

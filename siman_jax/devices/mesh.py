@@ -1,7 +1,7 @@
-"""Devices and hosts: one mesh with one axis, and what lies where on it.
+"""Devices and hosts: one mesh with one axis, and the layout of arrays on it.
 
-Batches are sharded over the axis `data`, everything else is replicated, the optimiser's state
-optionally sharded. Programs are written for the whole batch; the compiler divides them.
+Batches are sharded over the axis `data`. Everything else is replicated, except that the optimizer
+state may be sharded. Programs are written for the global batch, and the compiler partitions them.
 """
 
 from collections import Counter
@@ -24,27 +24,28 @@ AXIS = "data"
 def join_hosts(
     coordinator: str | None, count: int | None, index: int | None, host_timeout: int
 ) -> None:
-    """Make one run of the processes that were started for it, one or more on each host.
+    """Join the processes of one run, one or more on each host.
 
-    Call it before any computation. What is None is found from the environment of SLURM, Open MPI,
-    Kubernetes or a Cloud TPU.
+    Call it before any computation. Arguments that are None are read from the environment of SLURM,
+    Open MPI, Kubernetes or a Cloud TPU.
 
     Args:
       coordinator: `HOST:PORT` of process 0.
       count: number of processes.
-      index: which of them this is, from 0.
+      index: number of this process, from 0.
       host_timeout: seconds after which a silent process counts as dead; the others then end with
         JAX's message that another task died.
 
     Raises:
-      UsageError: the environment does not say what was left out, or the processes do not meet.
+      UsageError: an argument is missing and the environment does not give it, or the processes do
+        not find each other.
     """
     try:
         jax.distributed.initialize(
             coordinator,
             count,
             index,
-            # Where all is said, no scheduler needs to be asked.
+            # No need to look for a scheduler when everything is given.
             cluster_detection_method=None if None in (coordinator, count, index) else "deactivate",
             heartbeat_timeout_seconds=host_timeout,
             shutdown_timeout_seconds=host_timeout,
@@ -58,46 +59,47 @@ def join_hosts(
 
 
 def is_first_process() -> bool:
-    """Whether this process writes what one process writes for all of them."""
+    """Whether this is process 0, which writes files on behalf of all processes."""
     return jax.process_index() == 0
 
 
 def make_mesh(count: int = 0) -> Mesh:
-    """Arrange devices along one axis, each process's own next to each other.
+    """Make a mesh of one axis; the devices of each process are adjacent.
 
     Args:
-      count: how many to use, all processes' together; 0 for all there are.
+      count: number of devices to use, over all processes; 0: all.
 
     Raises:
-      UsageError: there are fewer than `count`, or `count` leaves out some while several processes
-        take part, or these have different numbers of devices.
+      UsageError: there are fewer than `count` devices, or `count` is not all devices of several
+        processes, or the processes have different numbers of devices.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     shares = Counter(device.process_index for device in devices)
     if len(set(shares.values())) > 1:
         raise UsageError(
-            f"the processes have different numbers of devices, {dict(shares)}; give each as many."
+            f"the processes have different numbers of devices: {dict(shares)}. Give each process"
+            " the same number."
         )
     if count > len(devices) or (0 < count < len(devices) and jax.process_count() > 1):
         raise UsageError(
             f"--devices is {count}, but this run has {len(devices)} devices in"
-            f" {jax.process_count()} processes; leave --devices out to use them all."
+            f" {jax.process_count()} processes; omit --devices to use all of them."
         )
     return Mesh(np.array(devices[: count or None]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-    """The first axis divided among the devices."""
+    """Sharding that divides the first axis among the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def largest_axis_sharded(mesh: Mesh, tree: Any) -> Any:
-    """For each leaf, its longest axis that the devices divide evenly; replicated if none."""
+    """For each leaf, shard its longest axis that divides evenly; replicate it if there is none."""
 
     def sharding(leaf: Any) -> NamedSharding:
         sizes = [size if size % mesh.size == 0 else 0 for size in leaf.shape]
@@ -110,27 +112,27 @@ def largest_axis_sharded(mesh: Mesh, tree: Any) -> Any:
 
 
 def check_divides(mesh: Mesh, batch_size: int, what: str) -> None:
-    """Refuse a batch that does not fall evenly on the devices.
+    """Check that a batch divides evenly among the devices.
 
     Args:
-      mesh: of all devices.
+      mesh: the mesh of all devices.
       batch_size: examples in the global batch.
-      what: how the message calls it, such as "--config.batch_size".
+      what: name of the size for the message, such as "--config.batch_size".
 
     Raises:
-      UsageError: with the nearest sizes that do.
+      UsageError: it does not; the message gives the nearest sizes that do.
     """
     if batch_size % mesh.size:
         below = batch_size - batch_size % mesh.size
         sizes = " or ".join(str(size) for size in (below, below + mesh.size) if size)
         raise UsageError(
-            f"{what} is {batch_size}, which does not fall evenly on {mesh.size} devices in"
+            f"{what} is {batch_size}, which does not divide evenly among {mesh.size} devices in"
             f" {jax.process_count()} processes; set it to {sizes}."
         )
 
 
 def put_replicated(mesh: Mesh, tree: Any) -> Any:
-    """Copy host arrays, the same in every process, whole to every device."""
+    """Copy host arrays to every device; they must be equal in all processes."""
     sharding = replicated(mesh)
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index]),
@@ -139,7 +141,7 @@ def put_replicated(mesh: Mesh, tree: Any) -> Any:
 
 
 def put_local_rows(mesh: Mesh, tree: Any) -> Any:
-    """Join each process's own rows to global arrays: process 0's rows first, then the next's."""
+    """Make global arrays of the rows of each process, in the order of the processes."""
     return jax.tree.map(
         partial(jax.make_array_from_process_local_data, by_example(mesh)),
         jax.tree.map(np.asarray, tree),
@@ -147,10 +149,10 @@ def put_local_rows(mesh: Mesh, tree: Any) -> Any:
 
 
 def make_replica_check(mesh: Mesh) -> Callable[[Any], bool]:
-    """Compile a function that tells whether replicated arrays are bit for bit the same everywhere.
+    """Compile a function that checks that replicated arrays are bitwise equal on all devices.
 
-    Projection and bits are computed on every device from its own replica, so a device that
-    rounds differently would leave the others for good.
+    Every device computes projection and bits from its own replica, so a device that rounds
+    differently would diverge from the others.
     """
 
     @jax.jit
@@ -165,14 +167,14 @@ def make_replica_check(mesh: Mesh) -> Callable[[Any], bool]:
             mesh=mesh,
             in_specs=PartitionSpec(),
             out_specs=PartitionSpec(),
-            check_vma=False,  # whether replicas agree is the question
+            check_vma=False,  # the replicas may differ; that is what is tested
         )(tree)
 
     return lambda tree: bool(equal(tree))
 
 
 def all_agree(local: bool) -> bool:
-    """Whether `local` is true in every process; each of them must ask."""
+    """Whether `local` is true in every process; all processes must call this."""
     if jax.process_count() == 1:
         return local
     return bool(np.all(multihost_utils.process_allgather(np.asarray(local))))

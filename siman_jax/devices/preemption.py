@@ -1,4 +1,4 @@
-"""Stopping in order when the machine is taken away: SIGTERM asks, a checkpoint answers."""
+"""Stop cleanly on SIGTERM, at the same step in every process."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from siman_jax.stop import restore_handlers, say, set_handlers, signal_name
 
 
 class StopSignals:
-    """Tells all processes of a run to stop after the same step, once any got SIGTERM or Ctrl-C.
+    """Tells all processes to stop after the same step, once any of them gets SIGTERM or Ctrl-C.
 
-    Use it as a context manager around each loop that saves when it is told to stop; what one loop
-    heard, the next one hears too. With one process it is a signal handler; with several, JAX's
+    Use it as a context manager around each loop that saves before it stops; a signal that arrives
+    in one loop also stops the next. With one process it is a signal handler; with several, JAX's
     preemption service agrees on a step. A second Ctrl-C ends the process at once.
 
     Attributes:
-      name: of the signal that came.
+      name: name of the signal that arrived.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class StopSignals:
         if self._alone:
             self._previous = set_handlers(self._note)
         elif signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            # SIGTERM is JAX's, whose service would not hear of it from a handler here.
+            # JAX's service handles SIGTERM; a handler set here would hide the signal from it.
             self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
         return self
 
@@ -47,14 +47,13 @@ class StopSignals:
         restore_handlers(self._previous)
 
     def should_stop(self, step: int) -> bool:
-        """Whether to stop now, or should have before; every process asks after the same steps.
+        """Whether to stop now; every process must ask after the same steps.
 
         Args:
-          step: steps taken since training began; orbax too tells JAX's service of these.
+          step: steps taken since training began; orbax reports the same numbers to JAX's service.
         """
         if not self._alone:
-            # The service agrees on a step, the first one if nobody has asked yet, and answers yes
-            # for that alone: so none may be left out.
+            # The service says yes at one step only, so every step must be asked about.
             for passed in range(self._asked + 1, step + 1):
                 self._stopping |= multihost_utils.reached_preemption_sync_point(passed)
             self._asked = max(self._asked, step)
@@ -73,7 +72,7 @@ class StopSignals:
 
 
 def _end_at_the_next() -> None:
-    """Leave a second Ctrl-C to the system, which ends the process even in the middle of a step."""
+    """Let a second Ctrl-C end the process at once, even in the middle of a step."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.stderr is not None and sys.stderr.isatty():
-        say("Ctrl-C: saving after this step; once more to stop at once, without saving.")
+        say("Ctrl-C: saving after this step; press it again to stop at once without saving.")
