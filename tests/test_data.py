@@ -114,8 +114,8 @@ def test_what_is_left_out_is_counted_by_reason(config, folder, caplog):
     np.testing.assert_array_equal(dataset.train.labels, [0, 0, 0, 1, 1, 1])
     (line,) = (text for text in caplog.messages if "left out of" in text)
     assert set(line.partition(": ")[2].partition(";")[0].split(", ")) == {
-        "2 linked to what is not there",
-        "1 linked to a folder around itself",
+        "2 with a broken link",
+        "1 linked to a folder that contains it",
         "1 neither file nor folder",
         "1 .tmp",
         "1 hidden",

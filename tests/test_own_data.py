@@ -65,7 +65,7 @@ def test_a_run_on_arrays_goes_on_and_asks_for_them(tmp_path):
     )
     assert first == again
     assert read_trained_on(tmp_path / "run").classes == ("lying", "standing")
-    with pytest.raises(UsageError, match=r"hand them over again, by\s+siman_jax\.train"):
+    with pytest.raises(UsageError, match=r"pass them again, with\s+siman_jax\.train"):
         load_dataset(read_config(tmp_path / "run").data)
     with pytest.raises(UsageError, match="other classes"):
         siman_jax.train(config, tmp_path / "run", data=arrays(), devices=1)

@@ -304,7 +304,7 @@ REFUSED = {
     "PFM": (b"Pf 4 4 -1.0\n" + bytes(64), "F pixels, whose range is not known"),
     "a transparent colour of 16 bits": (
         png(16, 2, [bytes(6 * SIZE)] * SIZE, bytes(6)),
-        "calls a colour of 16 bits transparent",
+        "has a transparent colour of 16 bits",
     ),
     "PostScript": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n",

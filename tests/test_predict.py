@@ -111,7 +111,7 @@ def test_a_folder_is_read_as_training_reads_it(folder, caplog):
     expected = ["a[0].png", "b.png", "below/c.PNG", *(f"x.png/{name}" for name in names)]
     assert list_images([str(folder)]) == [str(folder / name) for name in expected]
     assert list_images([str(folder / "x.png")]) == [str(folder / "x.png" / name) for name in names]
-    assert "2 hidden, 1 .txt, 1 linked to what is not there; images end in .jpg" in caplog.text
+    assert "2 hidden, 1 .txt, 1 with a broken link; names of images end in .jpg" in caplog.text
     with pytest.raises(UsageError, match=r"gone.png is a broken link"):
         list_images([str(folder / "gone.png")])
 

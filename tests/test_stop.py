@@ -66,8 +66,8 @@ def test_ctrl_c_saves_like_sigterm(tmp_path):
     *before, last = errors.splitlines()
     saved = kept_steps(tmp_path)[-1]
     assert last == (
-        f"stopped by Ctrl-C; step {saved} is saved in {tmp_path}; run the same command to continue from"
-        " there."
+        f"stopped by Ctrl-C; step {saved} is saved in {tmp_path}; run the same command to continue"
+        " from there."
     )
     assert not any("Ctrl-C" in line or "Traceback" in line for line in before)
 

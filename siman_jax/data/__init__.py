@@ -1,4 +1,4 @@
-"""Data sources by name, and the checks that hold for all of them."""
+"""Load and check the data of a config."""
 
 import math
 from collections.abc import Callable
@@ -28,21 +28,19 @@ CLASS_NAMES: dict[str, Callable[[ConfigDict], tuple[str, ...]]] = {
 
 
 def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
-    """Load the data set that `config` describes and check it against that description.
+    """Load the data set that `config` describes, and check that it matches the config.
 
     Args:
-      config: with `source`, a key of `SOURCES` or PACKAGE.MODULE:FUNCTION, the name of a function
-        from this config to a data set; `resident`, whether to decode everything into
-        memory at once, `image_size`, `channels` and what the source itself reads; those that are
-        kept in memory may have `train_examples`, how many of the training images to keep.
-      given: the data set, where the source is `arrays`.
+      config: `config.data`. `source` is a key of `SOURCES`, or PACKAGE.MODULE:FUNCTION, a function
+        from this config to a data set.
+      given: the data set, if the source is `arrays`.
 
     Returns:
-      The data set, both splits of type `Split` if `config.resident`, else `Records`.
+      The data set. Both splits are of type `Split` if `config.resident`, otherwise `Records`.
 
     Raises:
-      UsageError: no source has that name, the source cannot give the data, or images or
-        classes are not what `config` says.
+      UsageError: the source is unknown, cannot load the data, or gives other images or classes
+        than `config` says.
     """
     load = _source(config.source)
     if config.channels not in (1, 3):
@@ -54,15 +52,15 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
         or min(config.std) <= 0
     ):
         raise UsageError(
-            f"--config.data.mean {config.mean} and --config.data.std {config.std} must hold a"
-            f" number for each of the {config.channels} channels, such as"
+            f"--config.data.mean is {config.mean} and --config.data.std {config.std}; each must"
+            f" have one number for each of the {config.channels} channels, such as"
             f" {','.join(['0.5'] * config.channels)}, and std must be above 0."
         )
     background = config.get("background", 0)
     if not (type(background) is int and 0 <= background <= 255):
         raise UsageError(
-            f"--config.data.background is {background}; it must be a whole number from 0, black, to"
-            " 255, white."
+            f"--config.data.background is {background}; it must be a whole number from 0 (black) to"
+            " 255 (white)."
         )
     dataset = load(config) if given is None else given
     if not isinstance(dataset, Dataset):
@@ -78,15 +76,15 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
     if isinstance(dataset.train, Split):
         if not config.resident:
             raise UsageError(
-                f"the data set {config.source!r} is in memory anyway; set"
+                f"the data source {config.source!r} always loads into memory; set"
                 " --config.data.resident=True."
             )
         _check_images(dataset.train, config)
     elif config.resident:
         if "resize" not in config:
             raise UsageError(
-                f"the data set {config.source!r} holds encoded images; set"
-                " --config.data.resident=False, or build on a config that has data.resize."
+                f"the data source {config.source!r} gives encoded images; set"
+                " --config.data.resident=False, or start from a config that has data.resize."
             )
         dataset = decode_dataset(dataset, config)
     if wanted := config.get("train_examples", 0):
@@ -103,13 +101,13 @@ def _source(name: str) -> Callable[[ConfigDict], Dataset]:
 def _part(split: Split | Records, wanted: int) -> Split:
     if not isinstance(split, Split):
         raise UsageError(
-            "--config.data.train_examples takes a part of data in memory; set"
-            " --config.data.resident=True, or it to 0."
+            "--config.data.train_examples works only for data in memory; set it to 0, or set"
+            " --config.data.resident=True."
         )
     if not 0 < wanted <= len(split):
         raise UsageError(
-            f"--config.data.train_examples is {wanted}; it must be 0, for all, or at most"
-            f" {len(split)}, the training examples that there are."
+            f"--config.data.train_examples is {wanted}; it must be 0 (all) or at most"
+            f" {len(split)}, the size of the training split."
         )
     return evenly_spaced(split, wanted)
 
@@ -119,25 +117,26 @@ def _check_images(split: Split, config: ConfigDict) -> None:
     found = split.images.shape[1:]
     if found != expected:
         raise UsageError(
-            f"images are {found} (height, width, channels), but the config says {expected}; set"
+            f"images are {found} (height, width, channels), but the config says {expected}; change"
             " --config.data.image_size and --config.data.channels."
         )
 
 
 def num_classes(config: ConfigDict) -> int:
-    """`config.num_classes`, or for 0 the number of class folders below `config.root`."""
+    """Return `config.num_classes`, or if it is 0 the number of class folders in `config.root`."""
     if config.num_classes:
         return config.num_classes
     if "root" not in config:
-        raise UsageError("--config.data.num_classes is 0; name the number of classes.")
+        raise UsageError("--config.data.num_classes is 0; set it to the number of classes.")
     return len(image_folder.class_names(config))
 
 
 def class_names(config: ConfigDict) -> tuple[str, ...]:
-    """Names of the classes in the order of their labels; no image is read.
+    """Return the names of the classes in the order of their labels; no image is read.
 
     Raises:
-      UsageError: no source has that name, or it cannot tell, such as a folder that is not there.
+      UsageError: the source is unknown, or cannot name its classes, for example because its folder
+        does not exist.
     """
     if is_outside(config.source):
         return _source(config.source)(config).classes

@@ -1,4 +1,4 @@
-"""Data sets made of arrays that are in memory already."""
+"""Data sets made from arrays in memory."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,32 +10,37 @@ from numpy.typing import ArrayLike
 from siman_jax.data.dataset import Dataset, Split
 from siman_jax.errors import UsageError
 
-# The source that a config names where its data are handed over in Python.
+# The name of the source when data are passed in from Python.
 ARRAYS = "arrays"
 
 Examples = tuple[ArrayLike, ArrayLike]
 
 
 def dataset_of(train: Examples, test: Examples, classes: Sequence[str] | None = None) -> Dataset:
-    """Make a data set of arrays.
+    """Make a data set from arrays.
 
     Args:
-      train: images uint8 `[n, size, size, channels]`, with 1 or 3 channels, and labels `[n]`,
+      train: uint8 images `[n, size, size, channels]`, with 1 or 3 channels, and labels `[n]`,
         whole numbers from 0.
-      test: likewise, of the same size.
-      classes: name of each label; by default "0", "1", ...
+      test: test images of the same size, and their labels.
+      classes: name of each label; default "0", "1", ...
 
     Raises:
-      UsageError: an array has another shape or dtype, or a label has no name.
+      UsageError: an array has a wrong shape or dtype, or a label has no name.
     """
     splits = _split("train", *train), _split("test", *test)
     shapes = [split.images.shape[1:] for split in splits]
     if shapes[0] != shapes[1]:
-        raise UsageError(f"training images are {shapes[0]} and test images {shapes[1]}.")
+        raise UsageError(
+            f"training images are {shapes[0]} and test images {shapes[1]}; expected the same shape."
+        )
     count = 1 + max(int(split.labels.max()) for split in splits)
     names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
     if len(names) < count:
-        raise UsageError(f"labels go up to {count - 1}, but there are {len(names)} class names.")
+        raise UsageError(
+            f"the largest label is {count - 1}, but there are {len(names)} class names; give"
+            f" {count} of them."
+        )
     return Dataset(*splits, names)
 
 
@@ -47,22 +52,22 @@ def _split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:
             f"{name} images are {images.dtype} {shape}; expected uint8 [n, size, size, channels]."
         )
     if shape[3] not in (1, 3):
-        raise UsageError(f"{name} images are {shape}; expected 1 or 3 channels, which come last.")
+        raise UsageError(f"{name} images are {shape}; expected 1 or 3 channels as the last axis.")
     if labels.shape != shape[:1] or labels.dtype.kind not in "iu" or len(labels) == 0:
         raise UsageError(
             f"{name} labels are {labels.dtype} {labels.shape} for {shape[0]} images; expected a"
-            " whole number for each image, and one image at least."
+            " whole number for each image, and at least one image."
         )
     if labels.min() < 0:
-        raise UsageError(f"a {name} label is {labels.min()}; expected numbers from 0.")
+        raise UsageError(f"a {name} label is {labels.min()}; expected whole numbers from 0.")
     return Split(np.ascontiguousarray(images), labels.astype(np.int32))
 
 
 def describe(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """Copy a run's config, with the fields of `config.data` that follow from a data set.
+    """Copy a run's config and set the fields of `config.data` that the data set determines.
 
-    These are the source, sizes, classes, and mean and deviation of the training images by channel.
-    Others, such as `crop_padding` and `flip`, stay.
+    These are the source, the sizes, the number of classes, and mean and standard deviation of the
+    training images by channel. Others, such as `crop_padding` and `flip`, keep their values.
     """
     assert isinstance(dataset.train, Split)
     images = dataset.train.images
@@ -88,13 +93,13 @@ def describe(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 
 
 def load(config: ConfigDict) -> NoReturn:
-    """Say that only Python can hand these data over.
+    """Refuse to load: arrays can only be passed in from Python.
 
     Raises:
       UsageError: always.
     """
     del config
     raise UsageError(
-        "this run was trained on arrays in memory; hand them over again, by"
+        "this run was trained on arrays in memory; pass them again, with"
         " siman_jax.train(config, workdir, data=...)."
     )

@@ -1,4 +1,4 @@
-"""Random crop and flip, inside the compiled program."""
+"""Random crop and flip, as part of the compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jax import Array, lax
 
 
 def random_crop(key: Array, images: Array, padding: int) -> Array:
-    """Pad with zeros on every side, then cut each image out at a random place.
+    """Pad with zeros on every side, then crop each image at a random position.
 
     Args:
       key: PRNG key.
@@ -14,7 +14,7 @@ def random_crop(key: Array, images: Array, padding: int) -> Array:
       padding: pixels on each side.
 
     Returns:
-      Array of the shape and dtype of `images`.
+      Array with the shape and dtype of `images`.
     """
     n, *shape = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -31,7 +31,7 @@ def random_flip(key: Array, images: Array) -> Array:
 
 
 def augment(key: Array, images: Array, crop_padding: int, flip: bool) -> Array:
-    """Crop with `crop_padding` (0 for none) and flip, if asked to."""
+    """Crop with `crop_padding` pixels of padding (0: no crop), and flip if `flip` is set."""
     crop_key, flip_key = jax.random.split(key)
     if crop_padding:
         images = random_crop(crop_key, images, crop_padding)

@@ -1,4 +1,4 @@
-"""Decoded images in a file, found by the bytes that they were decoded from and the rules for it."""
+"""A cache of decoded images in files; the key is the encoded bytes and the decoding rules."""
 
 import hashlib
 import logging
@@ -16,36 +16,36 @@ from ml_collections import ConfigDict
 from siman_jax.data.dataset import Record, Split
 from siman_jax.paths import local_path
 
-_VERSION = 1  # to be raised when other pixels are made of the same bytes
+_VERSION = 1  # increase it when the same bytes decode to other pixels
 _DECODERS = ("pillow", "simplejpeg")
 _FIELDS = ("image_size", "channels", "resize", "background", "exif_orientation")
-_ENTRY = re.compile(r"[0-9a-f]{32}([-.][0-9a-f]{32})*\.npz")  # drafts, and older versions', too
-_DAYS = 30  # that an entry is kept after its last use
+_ENTRY = re.compile(r"[0-9a-f]{32}([-.][0-9a-f]{32})*\.npz")  # also drafts and older formats
+_DAYS = 30  # an entry is removed so long after its last use
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where a data set's decoded images are kept, one entry at a time.
+    """The cached images of one data set; there is one entry at a time.
 
-    An entry is replaced when an image changes, or a program that decodes, and goes when it was not
-    used for a month.
+    The entry is replaced when an image or the version of a decoder changes, and removed when it
+    was not used for a month.
 
     Attributes:
-      folder: of all entries.
-      data_set: digest of where the image files are and what is asked of them.
+      folder: folder of all entries.
+      data_set: digest of the place of the image files and of the decoding rules.
     """
 
     folder: Path
     data_set: str
 
     def read(self, digest: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Split] | None:
-        """Read what bytes of a digest were decoded to, if it is there and whole.
+        """Read the entry for a digest; None if there is none or it is damaged.
 
         Args:
-          digest: as `digest_of` gives it.
-          shapes: that the images of each split must have.
+          digest: result of `digest_of`.
+          shapes: expected shape of the images of each split.
         """
         path = self._path(digest)
         try:
@@ -58,18 +58,18 @@ class Cache:
                 images, labels = splits[split].images, splits[split].labels
                 if (images.shape, labels.shape) != (shape, shape[:1]) or images.dtype != np.uint8:
                     raise ValueError(f"the {split} split has another shape")
-            path.touch()  # the time of its last use
+            path.touch()  # records the time of the last use
         except FileNotFoundError:
             return None
-        except Exception as error:  # any damage whatever means decoding again
-            _log.warning("decoding again: cache %s is damaged (%s)", path, error)
+        except Exception as error:  # damage of any kind means decoding again
+            _log.warning("the cache %s is damaged (%s); decoding again", path, error)
             return None
         return splits
 
     def write(self, digest: str, splits: dict[str, Split]) -> None:
-        """Keep decoded images instead of those that the data set had before."""
+        """Write decoded images, and remove the previous entry of the data set."""
         path = self._path(digest)
-        draft = path.with_suffix(f".{uuid.uuid4().hex}.npz")  # other hosts may write the same
+        draft = path.with_suffix(f".{uuid.uuid4().hex}.npz")  # other hosts may write the same entry
         arrays = {
             f"{name}_{field}": getattr(split, field)
             for name, split in splits.items()
@@ -78,11 +78,11 @@ class Cache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(draft, **arrays)
-            draft.replace(path)  # so that no half-written entry is ever read
+            draft.replace(path)  # so that a half-written entry is never read
             self._remove_old(path)
         except OSError as error:
             draft.unlink(missing_ok=True)
-            _log.warning("decoded images are not cached: %s", error)
+            _log.warning("decoded images cannot be cached: %s", error)
 
     def _path(self, digest: str) -> Path:
         return self.folder / f"{self.data_set}-{digest}.npz"
@@ -97,7 +97,7 @@ class Cache:
 
 
 def cache_of(config: ConfigDict) -> Cache | None:
-    """The cache that `config.data` describes, or None where it names no folder for it."""
+    """The cache of the data set that `config` describes; None if `cache_dir` is empty."""
     if not config.get("cache_dir"):
         return None
     root = Path(config.get("root", "")).expanduser().resolve()
@@ -108,12 +108,12 @@ def cache_of(config: ConfigDict) -> Cache | None:
 
 
 def digest_of_example(record: Record) -> bytes:
-    """Digest of an example's bytes and label."""
+    """Return the digest of an example's bytes and label."""
     return record.label.to_bytes(4) + hashlib.sha256(record.data).digest()
 
 
 def digest_of(examples: Iterable[bytes]) -> str:
-    """Digest of the digests of all examples, in order, and of what decodes them."""
+    """Return the digest of the examples' digests, in order, and of the decoders' versions."""
     versions = [str(_VERSION), *(f"{name} {version(name)}" for name in _DECODERS)]
     return _digest([*(text.encode() for text in versions), *examples])
 

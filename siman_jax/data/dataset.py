@@ -1,4 +1,4 @@
-"""What a data source gives: two splits, in memory or encoded, and the names of the classes."""
+"""A data set: two splits, in memory or encoded, and the names of the classes."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -8,11 +8,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Split:
-    """Images in memory and their labels.
+    """Decoded images in memory, with their labels.
 
     Attributes:
       images: uint8 `[n, height, width, channels]`.
-      labels: int32 `[n]`, index of the class.
+      labels: int32 `[n]`, indices of classes.
     """
 
     images: np.ndarray
@@ -24,18 +24,18 @@ class Split:
 
 
 def evenly_spaced(split: Split, n: int) -> Split:
-    """Keep `n` examples at equal distances, so that a split sorted by class keeps its balance."""
+    """Keep `n` evenly spaced examples, so that a split sorted by class stays balanced."""
     rows = np.arange(n) * len(split) // n
     return Split(split.images[rows], split.labels[rows])
 
 
 class Record(NamedTuple):
-    """One image as it is stored.
+    """One encoded image.
 
     Attributes:
-      data: the image file, encoded.
+      data: bytes of the image file.
       label: index of the class.
-      name: what to call the image in a message.
+      name: name of the image for messages.
     """
 
     data: bytes
@@ -44,33 +44,34 @@ class Record(NamedTuple):
 
 
 class DamagedImage(ValueError):  # noqa: N818
-    """An image cannot be decoded, or not all of it; the message says why."""
+    """An image cannot be decoded completely; the message says why."""
 
 
 class Records(Protocol):
-    """Encoded images that can be read in any order, by several processes at once.
+    """Encoded images, read one by one in any order.
 
-    Instances can be pickled; reading one record neither needs nor changes what others read.
+    Instances must be picklable and must not change when a record is read, because several
+    processes read at once.
     """
 
     def __len__(self) -> int:
         """Number of images."""
 
     def __getitem__(self, index: int) -> Record:
-        """Image number `index`, from 0."""
+        """The image with number `index`, from 0."""
 
 
 def steps_in_epoch(split: Split | Records, batch_size: int) -> int:
-    """Full batches in a split; what is left over sits out the epoch."""
+    """Number of full batches in a split; the remaining examples are left out of an epoch."""
     return len(split) // batch_size
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training split, a test split and what their labels are called.
+    """A training split, a test split, and the names of the classes.
 
     Attributes:
-      train: examples to learn from.
+      train: examples to train on.
       test: examples to evaluate on.
       classes: name of each label, in order.
     """

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a network's image, for training, evaluation and prediction."""
+"""Decode an image file to a network's input, for training, evaluation and prediction."""
 
 import math
 from dataclasses import replace
@@ -10,9 +10,9 @@ from PIL import Image, ImageOps
 from siman_jax.data.dataset import DamagedImage
 from siman_jax.data.pixels import MAX_PIXELS, Box, Header, PixelRules, decode, read_header
 
-_SOFTENED = 1.3  # up to this scale the filter would change little
+_SOFTENED = 1.3  # smoothing changes little below this scale
 
-cv2.setNumThreads(0)  # loaders work on many images at a time, so that each needs one core only
+cv2.setNumThreads(0)  # loaders decode many images in parallel, so one thread per image is enough
 
 
 def random_box(
@@ -23,17 +23,17 @@ def random_box(
     area: tuple[float, float] = (0.08, 1.25),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draw a box inside an image: area and place uniform, aspect log-uniform.
+    """Draw a random box inside an image: area and position uniform, aspect ratio log-uniform.
 
-    A box that does not fit is drawn again, and an area above 1 never fits; after ten draws the
-    largest central box of an admissible aspect is taken.
+    A box that does not fit is drawn again, up to ten times; an area above 1 never fits. After that
+    the largest central box with an allowed aspect ratio is taken.
 
     Args:
-      rng: advanced by the draws.
-      height: of the image.
-      width: of the image.
-      area: least and greatest area, as shares of the image's.
-      aspect: least and greatest width / height.
+      rng: random generator, advanced by the draws.
+      height: height of the image.
+      width: width of the image.
+      area: smallest and largest area, as fractions of the image's area.
+      aspect: smallest and largest width / height.
     """
     for _ in range(10):
         share, slant, down, across = rng.random(4).tolist()
@@ -58,27 +58,27 @@ def training_image(
     flip: bool,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Decode a random box of an image, scale it to a square, and mirror it half of the time.
+    """Decode a random box of an image, scale it to a square, and mirror half of the images.
 
-    A JPEG is decoded only down to the box, and at 1/2, 1/4 or 1/8 of the resolution where the box
-    keeps at least `size` pixels each way; its edges move to whole pixels there. Scaling antialiases
-    like Pillow's bilinear filter.
+    A JPEG is decoded only down to the end of the box, and at 1/2, 1/4 or 1/8 of the resolution if
+    the box keeps at least `size` pixels each way; its edges are then rounded to whole pixels.
+    Scaling antialiases like Pillow's bilinear filter.
 
     Args:
       data: the file's bytes.
-      rng: advanced by the draws; nothing else is random.
-      rules: for what the file leaves open.
+      rng: random generator, advanced by the draws; nothing else is random.
+      rules: how to decode.
       size: height and width of the result.
-      min_area: least area of the box, as a share of the image's.
-      max_area: greatest area of the box.
-      flip: whether to mirror.
-      out: where to write the result, if not to a new array.
+      min_area: smallest area of the box, as a fraction of the image's area.
+      max_area: largest area of the box.
+      flip: whether to mirror half of the images.
+      out: array for the result; default: a new one.
 
     Returns:
       uint8 `[size, size, channels]`.
 
     Raises:
-      DamagedImage: the data cannot be decoded, or end too early.
+      DamagedImage: the data cannot be decoded or end too early.
     """
     header = read_header(data, rules)
     box = random_box(rng, *header.shape, area=(min_area, max_area))
@@ -102,20 +102,20 @@ def evaluation_image(
 ) -> np.ndarray:
     """Decode an image, scale its shorter side to `resize`, and take the central square.
 
-    Pixel for pixel what torchvision's Resize(resize) and CenterCrop(size) make of a Pillow image.
+    The pixels equal those of torchvision's Resize(resize) and CenterCrop(size) on a Pillow image.
 
     Args:
       data: the file's bytes.
-      rules: for what the file leaves open.
+      rules: how to decode.
       size: height and width of the result, at most `resize`.
-      resize: what the shorter side becomes.
-      out: where to write the result, if not to a new array.
+      resize: length of the shorter side after scaling.
+      out: array for the result; default: a new one.
 
     Returns:
       uint8 `[size, size, channels]`.
 
     Raises:
-      DamagedImage: the data cannot be decoded, or end too early, or would be huge once scaled.
+      DamagedImage: the data cannot be decoded or end too early, or the scaled image would be huge.
     """
     header = read_header(data, rules)
     height, width = header.shape
@@ -135,24 +135,24 @@ def evaluation_image(
 
 
 class WrongSize(ValueError):  # noqa: N818
-    """An image has another size than the network's; the message names both."""
+    """An image has another size than the network's input; the message gives both."""
 
 
 def whole_image(data: bytes, *, rules: PixelRules, size: int, resize: bool) -> np.ndarray:
-    """Decode all of an image, as small data sets take images.
+    """Decode a whole image, for data sets of small images.
 
     Args:
       data: the file's bytes.
-      rules: for what the file leaves open.
+      rules: how to decode.
       size: height and width of the result.
-      resize: scale and crop an image of another size to fit.
+      resize: whether to scale and crop images of another size.
 
     Returns:
       uint8 `[size, size, channels]`.
 
     Raises:
-      WrongSize: it has another size, and `resize` is False.
-      DamagedImage: the data cannot be decoded, or end too early.
+      WrongSize: the image has another size, and `resize` is False.
+      DamagedImage: the data cannot be decoded or end too early.
     """
     header = read_header(data, rules)
     height, width = header.shape
@@ -165,16 +165,16 @@ def whole_image(data: bytes, *, rules: PixelRules, size: int, resize: bool) -> n
 
 
 def _whole(data: bytes, header: Header, rules: PixelRules) -> Image.Image:
-    """Decode and turn an image; luma is made of the colours, as Pillow makes it."""
+    """Decode and turn an image; Pillow converts colours to luma if one channel is asked for."""
     image = Image.fromarray(header.turned(decode(data, header, replace(rules, channels=3))))
     return image if rules.channels == 3 else image.convert("L")
 
 
 def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
-    """Scale to a square like Pillow's bilinear filter, a triangle as wide as two result pixels.
+    """Scale to a square like Pillow's bilinear filter, a triangle two result pixels wide.
 
-    A Gaussian adds to OpenCV's interpolation, a triangle two pixels wide, the variance that the
-    wider triangle has. What is far larger is averaged by whole factors first.
+    OpenCV's interpolation is a triangle two source pixels wide. A Gaussian blur before it adds the
+    missing variance. Much larger images are first averaged by a whole factor.
     """
     size, (height, width) = len(out), pixels.shape[:2]
     if max(height, width) > 3 * size:
@@ -189,11 +189,11 @@ def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
 
 
 def _gaussian(scale: float) -> tuple[int, float]:
-    """Number of taps, and the deviation that OpenCV is to draw them from."""
-    variance = (scale**2 - 1) / 6  # scale**2 / 6 wanted, 1 / 6 by interpolation
+    """Number of taps and standard deviation of the Gaussian, for OpenCV."""
+    variance = (scale**2 - 1) / 6  # scale**2 / 6 in all, of which interpolation adds 1 / 6
     if scale <= _SOFTENED:
         return 1, 1.0
     if variance > 0.5:
         return 5, math.sqrt(variance)
-    outer = variance / (2 - 2 * variance)  # three taps, 1 in the middle, have the variance exactly
+    outer = variance / (2 - 2 * variance)  # gives taps (outer, 1, outer) exactly this variance
     return 3, math.sqrt(-0.5 / math.log(outer))

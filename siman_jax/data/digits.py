@@ -1,4 +1,4 @@
-"""Handwritten digits from scikit-learn: 1,797 real 8x8 images that ship inside its wheel."""
+"""Handwritten digits: 1,797 images of 8x8 pixels, included in scikit-learn."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ _TEST_EXAMPLES = 360
 
 
 def load(config: ConfigDict) -> Dataset:
-    """Load 1,437 training and 360 test images, `[8, 8, 1]`, always split the same way."""
+    """Load 1,437 training and 360 test images, `[8, 8, 1]`; the split is always the same."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -27,6 +27,6 @@ def load(config: ConfigDict) -> Dataset:
 
 
 def class_names(config: ConfigDict) -> tuple[str, ...]:
-    """Names of the ten digits."""
+    """Return the names of the ten digits."""
     del config
     return tuple("0123456789")

@@ -1,4 +1,4 @@
-"""What feeds the training loop: batches on the devices, from memory or from a stream."""
+"""Batches on the devices, and the protocol of the classes that provide them."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ class Batch(NamedTuple):
 
     Attributes:
       images: uint8 `[n, height, width, channels]`.
-      labels: int32 `[n]`; a negative one marks an example that does not count.
+      labels: int32 `[n]`; examples with a negative label do not count.
     """
 
     images: Array
@@ -19,12 +19,12 @@ class Batch(NamedTuple):
 
 
 class Feed(Protocol):
-    """Batches of training examples, a pure function of the step: so its position is the step.
+    """Batches of training examples; a batch depends on the step only, so the step is the position.
 
     Attributes:
       steps_per_epoch: full batches in the training split.
-      abstract: shapes and shardings of one call's inputs.
-      steps_per_call: the most steps that one call takes.
+      abstract: shapes and shardings of the inputs of one call.
+      steps_per_call: largest number of steps in one call.
     """
 
     steps_per_epoch: int
@@ -32,14 +32,14 @@ class Feed(Protocol):
     steps_per_call: int
 
     def calls(self, step: int) -> Iterator[tuple[Any, int]]:
-        """The calls of the compiled program that take `step` to the end of its epoch.
+        """Iterate over the calls of the compiled program from `step` to the end of its epoch.
 
         Yields:
-          Inputs on the devices, and how many steps to take with them.
+          Inputs on the devices, and the number of steps to take with them.
         """
 
     def take(self, inputs: Any, step: Array) -> Batch:
-        """The batch of `step`, augmented; part of the compiled program."""
+        """Return the augmented batch of `step`; part of the compiled program."""
 
     def close(self) -> None:
-        """Stop what reads ahead."""
+        """Stop reading ahead."""

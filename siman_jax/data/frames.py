@@ -1,4 +1,4 @@
-"""Files of several images, such as animations: the first one is taken, which is said once."""
+"""Files with several images, such as animations: the first image is used, with one warning."""
 
 import io
 import logging
@@ -13,18 +13,18 @@ _log = logging.getLogger(__name__)
 
 
 def has_more_frames(data: bytes) -> bool:
-    """Whether an image file that can be decoded holds more than one image."""
-    if data.startswith(b"\xff\xd8"):  # a second image in a JPEG is a preview or a depth map
+    """Whether a file contains more than one image; it must be decodable."""
+    if data.startswith(b"\xff\xd8"):  # further images in a JPEG are previews or depth maps
         return False
     try:
         with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
             return bool(getattr(image, "is_animated", False))
-    except Exception:  # whatever is odd behind the first image
+    except Exception:  # damage behind the first image does not matter
         return False
 
 
 def say_first_frame(name: str) -> None:
-    """Say of the first such file of this process that only its first image is taken."""
+    """Warn, once per process, that only the first image of a file is used."""
     if not _said.is_set():
         _said.set()
-        _log.warning("%s holds several images; of it and others like it the first is taken", name)
+        _log.warning("%s holds several images; the first is used, here and in other files", name)

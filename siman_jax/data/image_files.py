@@ -1,4 +1,4 @@
-"""Images to predict: which files are meant, and their pixels as evaluation would have seen them."""
+"""Images to predict: find the files, and prepare their pixels as evaluation does."""
 
 import sys
 from collections import Counter
@@ -18,17 +18,18 @@ STANDARD_INPUT = "-"
 
 
 def list_images(names: Sequence[str]) -> list[str]:
-    """Files that `names` stand for.
+    """List the image files that a user named.
 
     Args:
-      names: files, whatever their extension; folders, for all images in them and below, sorted, of
-        which what is left out is said; or "-", for one encoded image on standard input.
+      names: files with any extension; folders, which stand for all images in them and their
+        subfolders, sorted; or "-", one encoded image on standard input. A warning says what is
+        left out of a folder.
 
     Raises:
-      UsageError: one is not there, a folder holds no image, or "-" occurs twice.
+      UsageError: a file or folder does not exist, a folder contains no image, or "-" occurs twice.
     """
     if list(names).count(STANDARD_INPUT) > 1:
-        raise UsageError("standard input (-) holds one image; name it once.")
+        raise UsageError("- (standard input) is named more than once; it holds a single image.")
     found: list[str] = []
     for name in names:
         path = Path(name)
@@ -37,7 +38,7 @@ def list_images(names: Sequence[str]) -> list[str]:
         elif path.is_dir():
             found.extend(_images_of(path))
         elif path.is_symlink():
-            raise UsageError(f"{name} is a link to what is not there.")
+            raise UsageError(f"{name} is a broken link.")
         else:
             raise UsageError(f"there is no file or folder {name}.")
     return found
@@ -48,22 +49,24 @@ def _images_of(folder: Path) -> list[str]:
     images = sorted(images_below(folder, left_out), key=lambda name: Path(name).parts)
     warn_of_left_out(folder, left_out)
     if not images:
-        raise UsageError(f"the folder {folder} holds no images ({' '.join(EXTENSIONS)}).")
+        raise UsageError(
+            f"the folder {folder} holds no images; names of images end in {' '.join(EXTENSIONS)}."
+        )
     return images
 
 
 def read_pixels(
     name: str, rules: PixelRules, *, size: int, shorter_side: int | None, resize: bool
 ) -> np.ndarray:
-    """Read one image the way that evaluation prepares it.
+    """Read one image and prepare it as evaluation does.
 
     Args:
       name: file, or "-" for standard input.
-      rules: for what the file leaves open.
+      rules: how to decode.
       size: height and width of the network's images.
-      shorter_side: what to scale the shorter side to, before the central crop; None for images
-        that are taken whole.
-      resize: of images taken whole, whether to scale and crop those of another size.
+      shorter_side: length of the shorter side after scaling, before the central crop; None to use
+        whole images.
+      resize: whether to scale and crop whole images of another size.
 
     Returns:
       uint8 `[size, size, channels]`.

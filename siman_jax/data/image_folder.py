@@ -1,4 +1,4 @@
-"""A folder of images by class: ROOT/SPLIT/CLASS/**/*.jpg, or another format of `listing`."""
+"""A folder of images by class: ROOT/SPLIT/CLASS/**/*.jpg, or another format in `listing`."""
 
 import os
 from collections import Counter
@@ -23,12 +23,12 @@ from siman_jax.paths import local_path
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, read when they are asked for.
+    """The image files of a split, read on access.
 
     Attributes:
-      folder: of the split.
-      names: of the files, from there, in a fixed order; strings, since worker processes get a
-        copy and a million paths are slow to copy.
+      folder: folder of the split.
+      names: paths relative to `folder`, in a fixed order; strings, because every worker process
+        gets a copy and a million `Path`s are slow to copy.
       labels: index of each file's class.
     """
 
@@ -45,14 +45,13 @@ class ImageFiles:
 
 
 def load(config: ConfigDict) -> Dataset:
-    """List the images of both splits; none is opened.
+    """List the images of both splits; no file is opened.
 
-    Folders within a class's folder are searched, too. Names that begin with a dot are left out, as
-    are files that are no images by their names, and what stands beside the class folders; a warning
-    says how many, and why.
+    Subfolders of class folders are searched too. Hidden files, files without an image's extension,
+    and files beside the class folders are left out; a warning says how many, and why.
 
     Args:
-      config: with `root`, the folder, and `train_split` and `test_split`, the folders below it.
+      config: with `root`, the folder, and `train_split` and `test_split`, folders in it.
 
     Raises:
       UsageError: a folder is missing or empty, or the splits have different classes.
@@ -67,10 +66,10 @@ def load(config: ConfigDict) -> Dataset:
 
 
 def class_names(config: ConfigDict) -> tuple[str, ...]:
-    """Names of the class folders of the training split, sorted.
+    """Return the names of the class folders of the training split, sorted.
 
     Raises:
-      UsageError: there is no such folder, or no folder in it.
+      UsageError: the split does not exist or has no class folders.
     """
     train = _root(config) / config.train_split
     if not train.is_dir():
@@ -97,7 +96,7 @@ def _list_files(folder: Path, classes: Sequence[str], config: ConfigDict) -> Ima
     if others:
         raise UsageError(
             f"{folder} and its sibling {config.train_split} have different class folders:"
-            f" {sorted(others)[:5]} stand in only one of them. Give both splits the same classes."
+            f" {sorted(others)[:5]} are in only one of them. Give both splits the same classes."
         )
     names: list[str] = []
     labels: list[int] = []
@@ -124,18 +123,18 @@ def _folders(folder: Path) -> set[str]:
 
 
 def _check_not_flat(folder: Path, config: ConfigDict) -> None:
-    """Refuse a folder that holds images and no folders, as ImageNet's validation set comes.
+    """Check that a split's images are not directly in its folder, as in ImageNet's validation set.
 
     Raises:
-      UsageError: it is such a folder.
+      UsageError: the folder holds images and no folders.
     """
     files = (entry for entry in entries(folder) if not is_folder(entry))
     images = [entry.name for entry in files if not why_left_out(entry)]
     if images and not _folders(folder):
         raise UsageError(
-            f"{folder} is flat: it holds {len(images)} images and no class folders, as ImageNet's"
-            " validation images come. Move each into the folder of its class, such as"
-            f" {folder / 'CLASS' / min(images)}, with the same names of classes as in"
+            f"{folder} is flat: it holds {len(images)} images and no class folders, like ImageNet's"
+            " validation images. Move each image into the folder of its class, such as"
+            f" {folder / 'CLASS' / min(images)}; the names of classes are those in"
             f" {config.train_split}."
         )
 
@@ -144,6 +143,6 @@ def _layout(config: ConfigDict) -> str:
     train, test = config.train_split, config.test_split
     return (
         f"expected ROOT/{train}/CLASS/*.jpg and ROOT/{test}/CLASS/*.jpg (or"
-        f" {' '.join(EXTENSIONS[1:])}); the folders' names are --config.data.train_split and"
-        " --config.data.test_split"
+        f" {' '.join(EXTENSIONS[1:])}); --config.data.train_split and --config.data.test_split"
+        " name the folders"
     )

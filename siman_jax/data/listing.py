@@ -1,4 +1,4 @@
-"""Which files below a folder are images, and why the others are left out."""
+"""Find the image files in a folder, and count the files that are left out by reason."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from siman_jax.errors import UsageError
 
-# The only formats that are opened, none of which needs another program, and how names end.
+# The formats that are opened, by the endings of file names. None needs an external program.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
@@ -24,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 def images_below(folder: Path | str, left_out: Counter[str]) -> Iterator[str]:
-    """Paths of the images in a folder and the folders below it, in any order.
+    """Iterate over the paths of the images in a folder and its subfolders, in any order.
 
     Links are followed.
 
     Args:
-      folder: where to look.
-      left_out: counts what is left out, by reason; a folder that is left out counts once.
+      folder: folder to search.
+      left_out: counter of the files left out, by reason; a folder that is left out counts once.
 
     Raises:
       UsageError: a folder cannot be listed.
@@ -46,7 +46,7 @@ def _walk(folder: str, around: tuple[str, ...], left_out: Counter[str]) -> Itera
             link = entry.is_symlink()
             inside = os.path.realpath(entry) if link else os.path.join(around[-1], entry.name)
             if inside in around:
-                left_out["linked to a folder around itself"] += 1
+                left_out["linked to a folder that contains it"] += 1
             else:
                 yield from _walk(entry.path, (*around, inside), left_out)
         elif reason := why_left_out(entry):
@@ -56,22 +56,22 @@ def _walk(folder: str, around: tuple[str, ...], left_out: Counter[str]) -> Itera
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; links in a circle are not, nor an error."""
+    """Whether an entry is a folder or a link to one; circular links are not."""
     return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def why_left_out(entry: os.DirEntry[str]) -> str:
-    """Why what is no folder is not taken for an image; "" where it is."""
+    """Return the reason why a file is left out, "" if it is an image; the file is not a folder."""
     if entry.name.startswith("."):
         return "hidden"
     if not (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
-        return "linked to what is not there" if entry.is_symlink() else "neither file nor folder"
+        return "with a broken link" if entry.is_symlink() else "neither file nor folder"
     extension = os.path.splitext(entry.name)[1].lower()
     return "" if extension in EXTENSIONS else extension or "without an extension"
 
 
 def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """What stands in a folder.
+    """List a folder.
 
     Raises:
       UsageError: it cannot be listed.
@@ -84,8 +84,10 @@ def entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def warn_of_left_out(folder: Path | str, left_out: Counter[str]) -> None:
-    """Say how many files of a folder were left out, and why, if any were."""
+    """Warn how many files of a folder were left out, and why, if there are any."""
     if left_out:
         ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
         reasons = ", ".join(f"{count} {reason}" for reason, count in ordered)
-        _log.warning("left out of %s: %s; images end in %s", folder, reasons, " ".join(EXTENSIONS))
+        _log.warning(
+            "left out of %s: %s; names of images end in %s", folder, reasons, " ".join(EXTENSIONS)
+        )

@@ -1,4 +1,4 @@
-"""Whole data sets decoded into memory, once: later runs read the result from a cache file."""
+"""Decode a whole data set into memory; later runs read the result from a cache file."""
 
 import logging
 from collections.abc import Callable
@@ -19,13 +19,13 @@ def decode_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
     """Decode every image of both splits.
 
     Args:
-      dataset: with records in both splits.
-      config: `config.data`, with `image_size`, pixels; `channels`, 1 or 3; `resize`, whether to
+      dataset: data set with `Records` in both splits.
+      config: `config.data`, with `image_size`, in pixels; `channels`, 1 or 3; `resize`, whether to
         scale and crop images of other sizes instead of refusing them; and `cache_dir`, the folder
-        for what they decode to, where that is to be cached.
+        of the cache, "" for none.
 
     Raises:
-      UsageError: an image cannot be read or has another size; files are named.
+      UsageError: an image cannot be read or has another size; the message names the files.
     """
     parts = {"train": dataset.train, "test": dataset.test}
     records = {name: part for name, part in parts.items() if not isinstance(part, Split)}
@@ -40,13 +40,13 @@ def decode_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
         _log.info("decoding %d images", sum(map(len, records.values())))
         decoded = {name: _decode_all(part, config) for name, part in records.items()}
         splits = {name: split for name, (split, _) in decoded.items()}
-        if cache:  # by what was decoded, since files may have changed meanwhile
+        if cache:  # the digest is of the decoded bytes: files may have changed since the first read
             cache.write(digest_of([x for _, digests in decoded.values() for x in digests]), splits)
     return Dataset(splits["train"], splits["test"], dataset.classes)
 
 
 def _digests(records: Records) -> list[bytes]:
-    """Digest of each example; none of those that cannot be read, which decoding will name."""
+    """Digest of each example; b"" for unreadable ones, which decoding will report."""
 
     def digest(index: int) -> bytes:
         try:
@@ -59,7 +59,7 @@ def _digests(records: Records) -> list[bytes]:
 
 
 def _decode_all(records: Records, config: ConfigDict) -> tuple[Split, list[bytes]]:
-    """Decode all examples, and give the digest of each."""
+    """Decode all examples, and return the digest of each."""
     n, size = len(records), config.image_size
     images = np.empty((n, size, size, config.channels), np.uint8)
     labels = np.empty(n, np.int32)
@@ -67,7 +67,7 @@ def _decode_all(records: Records, config: ConfigDict) -> tuple[Split, list[bytes
     decode = _decoder(config)
 
     def read(index: int) -> tuple[str, str]:
-        """What is wrong with an image, and its name where it is the first of several."""
+        """Read one image; return what is wrong with it, and its name if its file holds several."""
         try:
             record = records[index]
         except OSError as error:
@@ -84,7 +84,7 @@ def _decode_all(records: Records, config: ConfigDict) -> tuple[Split, list[bytes
     failures = [failure for failure, _ in outcomes if failure]
     if failures:
         raise UsageError(
-            f"{len(failures)} of {n} images cannot be used; mend or remove them:\n  "
+            f"{len(failures)} of {n} images cannot be used; fix or remove them:\n  "
             + "\n  ".join(failures[:5])
             + ("\n  ..." if len(failures) > 5 else "")
         )
@@ -94,7 +94,7 @@ def _decode_all(records: Records, config: ConfigDict) -> tuple[Split, list[bytes
 
 
 def _decoder(config: ConfigDict) -> Callable[[Record], np.ndarray]:
-    """What makes pixels of a record, or raises ValueError with the reason."""
+    """Make a function that decodes a record, or raises ValueError with the reason."""
     from siman_jax.data.decode import WrongSize, whole_image
     from siman_jax.data.pixels import pixel_rules
 
@@ -107,8 +107,8 @@ def _decoder(config: ConfigDict) -> Callable[[Record], np.ndarray]:
             )
         except WrongSize as error:
             raise ValueError(
-                f"{error}; set --config.data.image_size, or scale and crop with"
-                " --config.data.resize=True"
+                f"{error}; change --config.data.image_size, or set --config.data.resize=True to"
+                " scale and crop"
             ) from error
 
     return decode

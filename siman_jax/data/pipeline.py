@@ -1,8 +1,8 @@
-"""Images read, decoded and cropped on the host, in threads or worker processes, by Grain.
+"""Read, decode and crop images on the host, in threads or worker processes, with Grain.
 
-The order of the examples and each one's crop depend on the seed and the position alone, so batch
-number s of a run is the same for any number of processes and workers, and reading can begin at
-any s.
+The order of the examples and the crop of each depend only on the seed and the position. So the
+batch of a step is the same for any number of processes and workers, and reading can start at any
+step.
 """
 
 import multiprocessing
@@ -26,14 +26,14 @@ _THREADS = 4  # each holds a whole batch
 
 
 class HostBatch(NamedTuple):
-    """Rows of a batch that one process reads.
+    """The rows of a batch that one process reads.
 
     Attributes:
-      images: uint8 `[n, size, size, channels]`; black where none could be decoded.
-      labels: int32 `[n]`; -1 there, and beyond the end of the data set.
+      images: uint8 `[n, size, size, channels]`; black for images that cannot be decoded.
+      labels: int32 `[n]`; -1 for those images, and past the end of the data set.
       indices: int64 `[n]`, numbers of the examples in the data set.
-      damage: a line for each image that could not be decoded.
-      first_frames: names of the images that are the first of several in a file.
+      damage: one line for each image that cannot be decoded.
+      first_frames: names of files with several images.
     """
 
     images: np.ndarray
@@ -45,22 +45,22 @@ class HostBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of each batch this process reads: part `index` of `count` equal ones."""
+    """The rows of each batch that a process reads: part `index` of `count` equal parts."""
 
     index: int
     count: int
 
 
 def training_batches(records: Records, config: ConfigDict, share: Share, step: int) -> Any:
-    """Rows of the batches from `step` to the end of training.
+    """Make the batches from `step` to the end of training.
 
-    An epoch is the full batches of a fresh permutation; the rest sits out that epoch.
+    An epoch is the full batches of a new permutation; the remaining examples are left out of it.
 
     Args:
       records: the training split.
-      config: of the run; with `seed`, and `batch_size` of all processes together.
+      config: the run's config; `batch_size` counts the examples of all processes.
       share: the rows to read.
-      step: of the first batch.
+      step: step of the first batch.
 
     Returns:
       `grain.MapDataset` of `HostBatch`.
@@ -87,13 +87,13 @@ def training_batches(records: Records, config: ConfigDict, share: Share, step: i
 
 
 def evaluation_batches(records: Records, config: ConfigDict, share: Share, batch_size: int) -> Any:
-    """Rows of the batches that hold every example once, in order.
+    """Make batches that contain every example once, in order.
 
     Args:
       records: the test split.
-      config: of the run.
+      config: the run's config.
       share: the rows to read.
-      batch_size: of all processes together; the last batch is filled up with label -1.
+      batch_size: examples of all processes; the last batch is padded with label -1.
 
     Returns:
       `grain.MapDataset` of `HostBatch`.
@@ -120,14 +120,15 @@ def read_ahead(batches: Any, workers: int) -> Any:
 
     Args:
       batches: `grain.MapDataset`.
-      workers: processes to read in, each a batch at a time; 0 for a few threads of this one.
+      workers: number of processes, each of which reads a batch at a time; 0: a few threads of this
+        process.
 
     Returns:
       `grain.IterDataset` of the same elements in the same order.
     """
     import grain
 
-    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own; a notebook has none
+    if not flags.FLAGS.is_parsed():  # Grain reads flags, which a notebook does not parse
         flags.FLAGS.mark_as_parsed()
     threads = 1 if workers else min(os.cpu_count() or 1, _THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
@@ -138,15 +139,15 @@ def read_ahead(batches: Any, workers: int) -> Any:
 
 
 def start_reading(batches: Any) -> None:
-    """Start threads and workers, which leave SIGTERM and Ctrl-C to the process that trains.
+    """Start threads and workers that ignore SIGTERM and Ctrl-C, which the training handles.
 
-    A whole process group gets these signals, and a worker may while it still imports modules: so
-    they are blocked from its birth, which it inherits from the thread that starts it.
+    These signals go to the whole process group, and may reach a worker while it still imports
+    modules. So they are blocked in this thread while it starts the workers, which inherit that.
 
     Args:
       batches: iterator of `grain.experimental.ThreadPrefetchIterDataset`.
     """
-    resource_tracker.ensure_running()  # it unblocks them in the thread that it is started from
+    resource_tracker.ensure_running()  # now, because starting it unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         batches.start_prefetch()
@@ -167,9 +168,9 @@ def _end_with_parent() -> None:
 
 
 def _own_batches(numbers: Any, batch_size: int, share: Share, first: int) -> Any:
-    """Positions and numbers of examples, in this process's parts of the batches from `first` on.
+    """Positions and numbers of this process's examples, in the batches from `first` on.
 
-    The parts of all processes lie side by side in the order, so that together they are the batch.
+    The parts of all processes are adjacent in the order, and together they are the batch.
     """
     parts = numbers.batch(batch_size // share.count).map_with_index(_with_positions)
     return parts[first * share.count + share.index :: share.count]
@@ -181,13 +182,14 @@ def _with_positions(part: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class _ReadBatch:
-    """From positions and numbers of examples to a batch of them.
+    """Reads a batch, given the positions and numbers of its examples.
 
     Attributes:
-      records: where they are read from.
-      decode: from the bytes to pixels, written to `out`; takes a generator too, if there is a seed.
-      shape: of an image.
-      seed: what an example's generator is drawn from, beside its position; None for none.
+      records: the examples.
+      decode: function from bytes to pixels, which it writes to `out`; with a seed, it also takes a
+        random generator.
+      shape: shape of an image.
+      seed: seed of the examples' generators, beside their positions; None for no generators.
     """
 
     records: Records
@@ -220,16 +222,16 @@ class _ReadBatch:
 
 
 class _Generators:
-    """A random generator for each position, all in one object: founding one takes 10 us."""
+    """A random generator for each position; one object is reused, since making one takes 10 us."""
 
     def __init__(self, seed: int) -> None:
-        # Philox takes any key as it is; other generators would first hash it, which is slower.
+        # Philox uses its key directly; other generators hash it first, which is slower.
         self._bits = np.random.Philox(key=seed << 64)
         self._start = self._bits.state
         self._generator = np.random.Generator(self._bits)
 
     def at(self, position: int) -> np.random.Generator:
-        """The generator, at the start of what a position draws."""
+        """The generator, reset to the start of the numbers for a position."""
         self._start["state"]["key"][0] = position
         self._bits.state = self._start
         return self._generator

@@ -1,10 +1,9 @@
-"""From the bytes of an image file to uint8 pixels, by one decoder for all that reads images.
+"""Decode image files to uint8 pixels; all code that reads images uses this decoder.
 
-JPEG is decoded by libjpeg-turbo through simplejpeg, all else by Pillow, both without the
-interpreter lock. Of 16 bits the upper eight are taken, transparent parts show a background, and of
-several images in a file the first is taken. Colour profiles are ignored, as torchvision ignores
-them, and so is EXIF orientation unless it is asked for. The orientation of a TIFF file, a part of
-that format, is always followed.
+JPEG is decoded by libjpeg-turbo through simplejpeg, other formats by Pillow; both release the
+interpreter lock. Pixels of 16 bits keep the upper eight, transparent parts show a background, and
+the first of several images in a file is used. Colour profiles are ignored, as in torchvision, and
+so is EXIF orientation unless it is switched on. The orientation tag of TIFF is always followed.
 """
 
 import io
@@ -27,17 +26,17 @@ MAX_PIXELS = 2**26
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and of TIFF
 _WHITE_IS_ZERO = 0
 
-# The limit above is stricter than the one that Pillow warns of.
+# MAX_PIXELS is a stricter limit than Pillow's.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
 class PixelRules:
-    """What files leave open about their pixels.
+    """How to decode pixels, where a file leaves it open.
 
     Attributes:
       channels: 3 for RGB, 1 for luma.
-      background: grey level behind transparent parts, from 0, black, to 255, white.
+      background: grey level behind transparent parts, from 0 (black) to 255 (white).
       exif_orientation: whether to turn images as their EXIF data say.
     """
 
@@ -65,12 +64,12 @@ class Box(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What the start of a file says.
+    """The header of an image file.
 
     Attributes:
       height, width: in pixels, as stored.
-      jpeg: whether it is a usual JPEG; CMYK and whatever else is odd is left to Pillow.
-      orientation: how to turn what is stored, by EXIF's numbers: 1 is as it is, 5 to 8 transposed.
+      jpeg: whether it is a JPEG that simplejpeg decodes; Pillow decodes CMYK and other rare kinds.
+      orientation: how to turn the stored pixels, a number of EXIF: 1 not at all, 5 to 8 transposed.
     """
 
     height: int
@@ -80,11 +79,11 @@ class Header(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of the image once it is turned."""
+        """Height and width of the turned image."""
         return (self.height, self.width) if self.orientation < 5 else (self.width, self.height)
 
     def stored(self, box: Box) -> Box:
-        """Where a box of the turned image lies in what is stored."""
+        """Convert a box of the turned image to a box of the stored pixels."""
         top, left, rows, columns = box
         height, width = self.shape
         if self.orientation in _UPSIDE_DOWN:
@@ -96,7 +95,7 @@ class Header(NamedTuple):
         return Box(left, top, columns, rows)
 
     def turned(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn stored pixels `[height, width, channels]`, all of them or a box."""
+        """Turn stored pixels `[height, width, channels]` of the whole image or a box."""
         if self.orientation == 1:
             return pixels
         if self.orientation >= 5:
@@ -108,17 +107,17 @@ class Header(NamedTuple):
         return np.ascontiguousarray(pixels)
 
 
-_UPSIDE_DOWN, _MIRRORED = {3, 4, 7, 8}, {2, 3, 6, 7}  # once transposed, of 5 to 8
+_UPSIDE_DOWN, _MIRRORED = {3, 4, 7, 8}, {2, 3, 6, 7}  # for 5 to 8, after transposing
 
 
 @contextmanager
 def _library_errors() -> Iterator[None]:
-    """Turn whatever the libraries raise on bad bytes into DamagedImage."""
+    """Convert any error that the libraries raise on bad bytes to DamagedImage."""
     try:
         yield
     except DamagedImage:
         raise
-    except UnidentifiedImageError as error:  # its text has an address of memory
+    except UnidentifiedImageError as error:  # its text contains a memory address
         raise DamagedImage(f"cannot be decoded: it is none of {', '.join(FORMATS)}") from error
     except Exception as error:
         raise DamagedImage(f"cannot be decoded: {error}") from error
@@ -126,17 +125,17 @@ def _library_errors() -> Iterator[None]:
 
 @_library_errors()
 def read_header(data: bytes, rules: PixelRules) -> Header:
-    """Read the header, and refuse one so large before anything is allocated.
+    """Read the header of an image, and check its size before memory is allocated.
 
     Raises:
-      DamagedImage: it cannot be read, or there are more than `MAX_PIXELS` pixels.
+      DamagedImage: the header cannot be read, or has more than `MAX_PIXELS` pixels.
     """
     header = _jpeg_header(data)
     if header is None or rules.exif_orientation:
         with _open(data) as image:
             header = header or Header(image.height, image.width, jpeg=False)
             _check_size(header)
-            if rules.exif_orientation and image.format != "TIFF":  # which Pillow turns by itself
+            if rules.exif_orientation and image.format != "TIFF":  # Pillow turns TIFF itself
                 orientation = image.getexif().get(_ORIENTATION)
                 if isinstance(orientation, int) and 1 <= orientation <= 8:
                     header = header._replace(orientation=orientation)
@@ -168,14 +167,14 @@ def _jpeg_header(data: bytes) -> Header | None:
 def decode(
     data: bytes, header: Header, rules: PixelRules, *, factor: int = 1, rows: int | None = None
 ) -> np.ndarray:
-    """Decode an image, or the upper part of it, as it is stored.
+    """Decode the stored pixels of an image, or of its upper part.
 
     Args:
       data: the file's bytes.
-      header: of the file.
-      rules: for what the file leaves open; the orientation is left to `Header.turned`.
+      header: the file's header.
+      rules: how to decode; the image is not turned, see `Header.turned`.
       factor: 1, 2, 4 or 8; decode at 1/factor of the resolution.
-      rows: below so many, counted at full resolution, pixels may be missing.
+      rows: number of rows needed, at full resolution; rows below may be missing in the result.
 
     Returns:
       uint8 `[height, width, channels]`.
@@ -185,7 +184,7 @@ def decode(
     """
     if not header.jpeg:
         return _decode_with_pillow(data, header, rules, factor)
-    # One decoded row more, since the colours of the last one are interpolated from it.
+    # One more decoded row: the colours of the last row are interpolated from it.
     end = header.height if rows is None else rows + factor
     shortened, end = _end_below(data, end, header.height, header.width)
     height, width = -(-end // factor), -(-header.width // factor)
@@ -199,26 +198,26 @@ def decode(
             buffer=pixels,
         )
     except ValueError as error:
-        if "Invalid SOS parameters" in str(error):  # some phones' files, whole but for a formality
+        if "Invalid SOS parameters" in str(error):  # a harmless fault in files of some phones
             return _decode_with_pillow(data, header, rules, factor)
-        # The message is of the first fault; this one lies behind the last row, unless it lies
-        # before the first, which ends the decoding before it begins.
+        # The message names the first fault. Surplus bytes after the last row are harmless; before
+        # the first row they stop the decoder at once.
         surplus = "extraneous bytes before marker" + (" 0xd9" if shortened is data else "")
         if surplus not in str(error):
             raise
-        simplejpeg.decode_jpeg_header(shortened)  # raises at faults before the first row
+        simplejpeg.decode_jpeg_header(shortened)  # raises if the fault is before the first row
     return pixels
 
 
 def _end_below(data: bytes, rows: int, height: int, width: int) -> tuple[bytes, int]:
-    """Let the header of a JPEG state fewer rows, so that the decoder stops there.
+    """Write a smaller number of rows into the header of a JPEG, so that the decoder stops there.
 
-    Only baseline JPEG stores rows from the top down; other kinds are returned as they are.
+    Only baseline JPEG stores rows from top to bottom; other kinds are returned unchanged.
 
     Returns:
-      The data, and the rows that their header states.
+      The data, and the number of rows in their header.
     """
-    stated = b"\x08" + height.to_bytes(2) + width.to_bytes(2)  # after 8, the bits of a sample
+    stated = b"\x08" + height.to_bytes(2) + width.to_bytes(2)  # the 8 is the bits of a sample
     start = data.find(stated)
     if rows >= height or data[max(start - 4, 0) : start - 2] != b"\xff\xc0":
         return data, height
@@ -235,21 +234,23 @@ def _decode_with_pillow(data: bytes, header: Header, rules: PixelRules, factor: 
         elif image.mode != "L":
             image = image.convert("RGB")
         if image.size != (header.width, header.height):
-            raise DamagedImage(f"is {image.size} pixels, and {header.width, header.height} stated")
+            raise DamagedImage(
+                f"is {image.size} pixels, but its header says {header.width, header.height}"
+            )
         image = image.convert("RGB" if rules.channels == 3 else "L").reduce(factor)
     return np.asarray(image).reshape(image.height, image.width, rules.channels)
 
 
 def _over(background: int, image: Image.Image) -> Image.Image:
-    """Compose an image over a grey level."""
+    """Put a transparent image on a grey background."""
     behind = Image.new("RGBA", image.size, (background, background, background, 255))
     return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
 
 
 def _eight_bits(image: Image.Image, data: bytes, background: int) -> Image.Image:
-    """Scale grey pixels of 9 to 16 bits to 8; other images, once loaded, are returned as they are.
+    """Scale grey pixels of 9 to 16 bits to 8 bits; return other loaded images unchanged.
 
-    Pillow would clip instead, and forgets to scale the grey level that PNG may call transparent.
+    Pillow would clip instead, and does not scale the transparent grey level of a PNG.
 
     Raises:
       DamagedImage: pixels are floats or have 32 bits, or a transparent colour has 16.
@@ -274,6 +275,6 @@ def _eight_bits(image: Image.Image, data: bytes, background: int) -> Image.Image
             image.info["transparency"] = (key & white) * 255 // white
         elif image.mode == "RGB" and bits == 16:
             raise DamagedImage(
-                "calls a colour of 16 bits transparent, which cannot be told from similar ones"
+                "has a transparent colour of 16 bits, which 8 bits cannot tell from similar ones"
             )
     return image

@@ -1,4 +1,4 @@
-"""Data sets that fit on a device: uploaded once, shuffled and cut into batches there."""
+"""Data sets that fit in device memory: uploaded once, then shuffled and batched there."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,25 +17,25 @@ from siman_jax.devices.mesh import by_example, put_local_rows, put_replicated, r
 
 
 class ResidentFeed:
-    """Shuffling, cropping and flipping as part of the compiled program.
+    """Shuffles, crops and flips inside the compiled program.
 
-    One call takes many steps, so that the host has next to nothing to do. An epoch's order
-    depends on `order_key` and its number alone, a batch's augmentation on `augment_key` and its
-    step alone. An epoch is the full batches of a permutation; the rest sits out that epoch.
+    One call takes many steps, so the host has little to do. The order of an epoch depends only on
+    `order_key` and its number, the augmentation of a batch only on `augment_key` and its step. An
+    epoch is the full batches of a permutation; the remaining examples are left out of it.
 
     Args:
-      split: the training split; a copy of it goes to every device.
+      split: the training split; every device gets a copy.
       mesh: the devices.
-      config: of the run.
-      order_key, augment_key: PRNG keys, `[]`; or `[seeds]`, for batches of as many seeds at once,
-        each as it would be with that seed's keys alone.
+      config: the run's config.
+      order_key, augment_key: PRNG keys, `[]`; or `[seeds]`, for a batch of each seed at once, equal
+        to the batch with that seed's keys alone.
     """
 
     def __init__(
         self, split: Split, mesh: Mesh, config: ConfigDict, order_key: Array, augment_key: Array
     ) -> None:
         self.steps_per_epoch = steps_in_epoch(split, config.batch_size)
-        # XLA's CPU backend runs convolutions inside a loop far slower than outside.
+        # XLA's CPU backend runs convolutions much slower inside a loop than outside.
         automatic = 1 if jax.default_backend() == "cpu" else 100
         self.steps_per_call = min(config.steps_per_dispatch or automatic, self.steps_per_epoch)
         self._config = config
@@ -47,12 +47,12 @@ class ResidentFeed:
             draw = jax.vmap(draw, in_axes=(0, None))
             self._take = jax.vmap(self._take_one, in_axes=(None, 0, 0, None))
         self._order_of = partial(jax.jit(draw, out_shardings=replicated(mesh)), order_key)
-        # An argument of the compiled program and no constant of it, which so is every seed's.
+        # An argument of the compiled program, not a constant, so that all seeds can share it.
         self._augment_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))(augment_key)
         self.abstract = (self._data, self._order_of(0), self._augment_key)
 
     def calls(self, step: int) -> Iterator[tuple[Any, int]]:
-        """The same arrays for every call; see `Feed.calls`."""
+        """Yield the same arrays for every call; see `Feed.calls`."""
         epoch, first = divmod(step, self.steps_per_epoch)
         inputs = (self._data, self._order_of(epoch), self._augment_key)
         for start in range(first, self.steps_per_epoch, self.steps_per_call):
@@ -70,7 +70,7 @@ class ResidentFeed:
         return Batch(augment(key, batch.images, options.crop_padding, options.flip), batch.labels)
 
     def close(self) -> None:
-        """Nothing reads ahead."""
+        """Do nothing: nothing is read ahead."""
 
 
 def upload(split: Split, mesh: Mesh) -> Batch:
@@ -79,22 +79,22 @@ def upload(split: Split, mesh: Mesh) -> Batch:
 
 
 def epoch_order(key: Array, epoch: Array, n: int) -> Array:
-    """Order of the examples in an epoch: int32 `[n]`, a permutation drawn from key and epoch."""
+    """Draw the order of the examples in an epoch: a permutation, int32 `[n]`."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), n)
 
 
 def take_batch(data: Batch, order: Array, index: Array, batch_size: int) -> Batch:
-    """Batch number `index` of an epoch; the last n % batch_size examples of an order sit out."""
+    """Gather batch number `index` of an epoch with the given order."""
     rows = lax.dynamic_slice(order, (index * batch_size,), (batch_size,))
     return Batch(data.images[rows], data.labels[rows])
 
 
 def padded_batches(split: Split, mesh: Mesh, batch_size: int) -> list[Batch]:
-    """Every example in order, in batches of one shape; what fills up the last has label -1.
+    """Make batches of one shape with every example in order; the last is padded with label -1.
 
     Args:
-      split: examples, the same in every process.
-      mesh: the devices, each of which gets its share of every batch.
+      split: the examples, equal in all processes.
+      mesh: the devices; each gets its share of every batch.
       batch_size: a multiple of the number of devices.
     """
     batches = []

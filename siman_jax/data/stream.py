@@ -1,7 +1,7 @@
-"""Data sets that do not fit in memory, streamed to the devices while training runs.
+"""Data sets that do not fit in memory: streamed to the devices during training.
 
-The step in a checkpoint is the position in the stream: what is read after it neither repeats nor
-skips an example, on any number of devices.
+The step in a checkpoint is the position in the stream. A resumed run neither repeats nor skips an
+example, on any number of devices.
 """
 
 import logging
@@ -34,12 +34,12 @@ _log = logging.getLogger(__name__)
 
 
 class StreamFeed:
-    """Crops and flips made on the host; images cross to the devices as uint8.
+    """Crops and flips on the host, and sends uint8 images to the devices.
 
     Args:
       records: the training split.
       mesh: the devices.
-      config: of the run.
+      config: the run's config.
     """
 
     steps_per_call = 1
@@ -57,7 +57,7 @@ class StreamFeed:
         self._next_step = -1
 
     def calls(self, step: int) -> Iterator[tuple[Batch, int]]:
-        """One batch for every call; see `Feed.calls`."""
+        """Yield one batch for every call; see `Feed.calls`."""
         if step != self._next_step:
             self.close()
             local = training_batches(self._records, self._config, _own_share(), step)
@@ -68,7 +68,7 @@ class StreamFeed:
             yield next(self._batches), 1
 
     def take(self, inputs: Batch, step: Array) -> Batch:
-        """The batch as it came; see `Feed.take`."""
+        """Return the batch unchanged; see `Feed.take`."""
         del step
         return inputs
 
@@ -81,13 +81,13 @@ class StreamFeed:
 
 @dataclass(frozen=True)
 class EvaluationStream:
-    """Every example of a split once, in order, each time it is iterated over.
+    """Batches with every example of a split in order; can be iterated over again and again.
 
     Attributes:
       records: the split.
       mesh: the devices.
-      config: of the run.
-      batch_size: a multiple of the number of devices; what fills up the last batch has label -1.
+      config: the run's config.
+      batch_size: a multiple of the number of devices; the last batch is padded with label -1.
     """
 
     records: Records
@@ -109,7 +109,7 @@ def _own_share() -> Share:
 
 
 def _to_devices(batches: Any, mesh: Mesh, config: ConfigDict) -> Any:
-    """Iterate over what is read, already on the devices; log what was left out."""
+    """Put the batches that are read on the devices ahead of time; log damaged images."""
     from grain.experimental import ThreadPrefetchIterDataset
 
     def put(batch: HostBatch) -> Batch:
