@@ -1,1 +1,1 @@
-"""Training steps and epochs: the optimizer, the loss, and what a config describes."""
+"""Training steps and epochs: the loss, the optimizer, schedules, and checks of configs."""

@@ -1,4 +1,4 @@
-"""Bop, an optimiser of binary kernels that has no latent weights to speak of: it flips signs."""
+"""Bop, an optimizer that flips the signs of binary kernels."""
 
 from typing import NamedTuple
 
@@ -9,28 +9,28 @@ from jax import Array
 
 
 class BopState(NamedTuple):
-    """What Bop remembers.
+    """State of Bop.
 
     Attributes:
-      average: exponential moving average of the gradients, like the parameters.
+      average: exponential moving average of the gradients, in the shapes of the parameters.
     """
 
     average: optax.Params
 
 
 def bop(adaptivity: float, threshold: float) -> optax.GradientTransformation:
-    """Flip the sign of a weight when the gradient has pushed against it for long enough.
+    """Flip the sign of a weight after the gradient has pushed against it for long enough.
 
         m <- (1 - gamma) m + gamma g
         w <- -w where |m| > tau and sign(m) = sign(w), else w
 
-    Only signs of the weights mean anything, so any initial magnitude will do; where the rule's
-    backward is 1[|w| <= 1], as for BNN, it should not exceed 1. It has no learning rate. A weight
-    of 0 stays.
+    Only the signs of the weights matter. Their initial magnitude may be anything, but not above 1
+    if the backward pass of the rule is 1[|w| <= 1], as for BNN. There is no learning rate. A
+    weight of 0 stays 0.
 
     Args:
-      adaptivity: gamma in (0, 1]; published is 1e-4.
-      threshold: tau >= 0; published is 1e-8.
+      adaptivity: gamma in (0, 1]; 1e-4 in the paper.
+      threshold: tau >= 0; 1e-8 in the paper.
 
     Source: Helwegen et al., "Latent Weights Do Not Exist", arXiv 1906.02107 (2019).
 

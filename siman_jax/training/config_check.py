@@ -1,4 +1,4 @@
-"""Checks of a run's config, made before any work starts."""
+"""Check a run's config before any work starts."""
 
 import math
 
@@ -10,7 +10,7 @@ from siman_jax.errors import UsageError, choose
 from siman_jax.models.layers import LEAF_NAMES
 from siman_jax.training.config_fields import check_fields, flat
 
-# Least values of numbers.
+# Smallest allowed values.
 _LEAST = {
     "epochs": 1,
     "batch_size": 1,
@@ -35,14 +35,14 @@ _LEAST_OF_STREAMS = {
     "data.damaged_limit": 0,
     "data.shorter_side": 1,
 }
-# Greatest values: beyond them are typing errors, which would run out of memory or of int32. Model
-# files hold no larger width or image either.
+# Largest allowed values. Larger ones are typing errors, and would exhaust the memory or int32.
+# Model files have the same limits for width and image size.
 _MOST = {"model.width": 4096, "data.image_size": 4096, "data.crop_padding": 4096}
 _MOST_WHOLE, _MOST_NUMBER = 2**31 - 1, 1e30
 
 
 def check_config(config: ConfigDict, mesh: Mesh) -> None:
-    """Check the numbers and names of `config`, for a run on `mesh`.
+    """Check the numbers and names in `config`, for a run on `mesh`.
 
     Raises:
       UsageError: one of them cannot be used.
@@ -59,7 +59,7 @@ def _check_numbers(config: ConfigDict) -> None:
     values = flat(config.to_dict())
     for field, least in (_LEAST | more).items():
         value = values[field]
-        if not value >= least:  # nor is NaN
+        if not value >= least:  # true for NaN too
             raise UsageError(f"--config.{field} is {value}; it must be at least {least}.")
         if value == math.inf:
             raise UsageError(f"--config.{field} is {value}; it must be finite.")
@@ -68,7 +68,7 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UsageError(f"--config.{field} is {value}; it must be at most {most}.")
     if not config.data.resident and config.data.image_size > config.data.shorter_side:
         raise UsageError(
-            f"--config.data.image_size is {config.data.image_size}, more than"
+            f"--config.data.image_size is {config.data.image_size}; it must be at most"
             f" --config.data.shorter_side, {config.data.shorter_side}, from which evaluation crops."
         )
     if not 0 <= config.seed < 2**32:
@@ -76,7 +76,7 @@ def _check_numbers(config: ConfigDict) -> None:
     if not config.data.resident and not 0 < config.data.min_area <= config.data.max_area:
         raise UsageError(
             f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
-            f" {config.data.max_area}; the first must be above 0 and not above the second."
+            f" {config.data.max_area}; the first must be above 0 and at most the second."
         )
 
 
@@ -86,8 +86,8 @@ def _check_optimizer(config: ConfigDict) -> None:
         choose(dict.fromkeys(LEAF_NAMES), name, "leaf in --config.optimizer.undecayed")
     if optimizer.momentum >= 1:
         raise UsageError(
-            f"--config.optimizer.momentum is {optimizer.momentum}; it must be less than 1, or the"
-            " weights would never stop moving."
+            f"--config.optimizer.momentum is {optimizer.momentum}; it must be at least 0 and below"
+            " 1."
         )
     if optimizer.warmup_epochs > config.epochs:
         raise UsageError(
@@ -97,7 +97,7 @@ def _check_optimizer(config: ConfigDict) -> None:
     if not 0 <= optimizer.clip_percent < 50:
         raise UsageError(
             f"--config.optimizer.clip_percent is {optimizer.clip_percent}; it must be at least 0"
-            " and less than 50, where both percentiles would meet."
+            " and below 50, where both percentiles would be equal."
         )
 
 
@@ -110,13 +110,14 @@ def _check_estimator(config: ConfigDict) -> None:
     for name in ("first_tau", "last_tau"):
         if not 0.5 < config.estimator[name] < 1:
             raise UsageError(
-                f"--config.estimator.{name} is {config.estimator[name]}; it must lie between 0.5"
-                " and 1, where ReCU's limit is above 0."
+                f"--config.estimator.{name} is {config.estimator[name]}; it must be between 0.5"
+                " and 1, so that ReCU's limit is above 0."
             )
     if config.optimizer.bop and config.model.weight_rule != "bnn":
         raise UsageError(
-            "--config.optimizer.bop flips signs of weights, which are the bits by the rule bnn"
-            f" alone, but --config.model.weight_rule is {config.model.weight_rule!r}."
+            "--config.optimizer.bop is True, but --config.model.weight_rule is"
+            f" {config.model.weight_rule!r}. Bop flips signs, which are the bits only by the rule"
+            " bnn; set the rule to bnn, or bop to False."
         )
     if not 0 < config.optimizer.bop_adaptivity <= 1:
         raise UsageError(
@@ -130,10 +131,11 @@ def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
     if config.batch_size % (config.accumulation_steps * mesh.size):
         raise UsageError(
             f"--config.accumulation_steps is {config.accumulation_steps}, but a batch of"
-            f" {config.batch_size} on {mesh.size} devices cannot be taken in as many equal parts."
+            f" {config.batch_size} on {mesh.size} devices cannot be divided into so many equal"
+            " parts. Change one of the two."
         )
     if config.batch_norm_devices and mesh.size % config.batch_norm_devices:
         raise UsageError(
-            f"--config.batch_norm_devices is {config.batch_norm_devices}, which does not divide"
-            f" the {mesh.size} devices into groups of that size."
+            f"--config.batch_norm_devices is {config.batch_norm_devices}, but {mesh.size} devices"
+            " cannot be divided into groups of that size; set it to a divisor of their number."
         )

@@ -1,4 +1,4 @@
-"""One epoch on the devices: many training steps, or one evaluation, compiled for a mesh."""
+"""Run an epoch on the devices: many training steps, or an evaluation, compiled for a mesh."""
 
 import logging
 import time
@@ -33,11 +33,11 @@ Evaluator = Callable[[Any], dict[str, float]]
 
 @struct.dataclass
 class Progress:
-    """A state, and what its epoch has come to so far.
+    """A training state and the metrics of the current epoch.
 
     Attributes:
-      state: after the steps taken.
-      sums: loss and hits since the epoch's start.
+      state: the state after the last step.
+      sums: loss and hits since the start of the epoch.
     """
 
     state: TrainState
@@ -50,20 +50,20 @@ EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[int], bool]],
 def compile_steps(
     config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
 ) -> Compiled | Callable[..., Any]:
-    """Compile what one call of `feed` leads to; where JAX_DISABLE_JIT is set, do not.
+    """Compile the training steps of one call of `feed`; with JAX_DISABLE_JIT set, do not compile.
 
     Args:
-      config: of the run.
-      step: function of state, normalized images and labels; of several seeds at once, where
-        `feed` gives such batches.
-      feed: where batches come from.
-      progress: shapes and shardings of what a run carries on.
+      config: the run's config.
+      step: function of state, normalized images and labels; maps over seeds if the batches of
+        `feed` are of several seeds.
+      feed: the source of batches.
+      progress: the progress to start from; only its shapes and shardings matter.
       mesh: the devices.
 
     Returns:
-      Function of the progress, which is donated, the inputs of a call and the number of steps to
-      take with them. It gives the progress after them, the first step whose loss is not finite, or
-      -1, and the least number of examples that any seed has counted.
+      Function of the progress, which is donated, the inputs of a call, and the number of steps to
+      take. It returns the new progress, the first step whose loss is not finite (-1 if there is
+      none), and the number of examples counted in the epoch (the smallest over seeds).
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, progress)
 
@@ -97,20 +97,20 @@ def compile_steps(
 def make_epoch_runner(
     config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
 ) -> EpochRunner:
-    """Compile what trains for the rest of an epoch.
+    """Compile a function that trains to the end of the current epoch.
 
     Args:
-      config: of the run.
+      config: the run's config.
       step: as for `compile_steps`.
-      feed: where batches come from.
-      progress: shapes and shardings of what a run carries on.
+      feed: the source of batches.
+      progress: the progress to start from; only its shapes and shardings matter.
       mesh: the devices.
 
     Returns:
-      Function of the progress, a callback that is told how many steps were dispatched, and one
-      that is told the step reached and says whether to stop there; gives the progress where it
-      ended. It raises `Diverged` where the loss is not finite, of any seed, and `UsageError` where
-      more examples than `config.data.damaged_limit` could not be decoded, in all processes alike.
+      Function of the progress; `advance`, called with the number of steps dispatched; and
+      `should_stop`, called with the step reached, which returns whether to stop there. It returns
+      the new progress. It raises, in all processes, `Diverged` if the loss of any seed is not
+      finite, and `UsageError` if more examples than `config.data.damaged_limit` cannot be decoded.
     """
     compiled = compile_steps(config, step, feed, progress, mesh)
 
@@ -130,7 +130,7 @@ def make_epoch_runner(
 
         for inputs, count in feed.calls(at):
             progress, verdict = compiled(progress, inputs, jnp.int32(count))
-            # The call before the last: waiting for the last would leave the device idle.
+            # Check the previous call: waiting for this one would leave the device idle.
             if unchecked:
                 check(*unchecked)
             at += count
@@ -150,28 +150,28 @@ def make_evaluator(
 ) -> Evaluator:
     """Compile a function from variables to mean loss, top-1 and top-5 (percent) on `batches`.
 
-    The network is folded first, as for packing, so that a packed one predicts the same. Each time,
-    some images of the first batch show whether that gives the logits of `model.apply`. Where it
-    does not, `model.apply` evaluates, and a warning says so.
+    The network is folded first, as for packing, so that evaluation predicts what the packed network
+    predicts. Each evaluation compares the logits of a few images with those of `model.apply`. If
+    they differ, it uses `model.apply` instead, with a warning.
 
     Args:
-      config: of the run.
+      config: the run's config.
       model: the network.
-      batches: all of one shape; iterated over at each evaluation.
-      examples: how many they hold.
+      batches: batches of one shape; iterated over in each evaluation.
+      examples: number of examples in them.
       mesh: the devices.
 
     Returns:
-      The function; it raises `UsageError` in all processes alike where more examples than
-      `config.data.damaged_limit` could not be decoded.
+      The function. It raises `UsageError`, in all processes, if more examples than
+      `config.data.damaged_limit` cannot be decoded.
     """
     settle = jax.jit(partial(fold, model), out_shardings=replicated(mesh))
-    warn = cache(_log.warning)  # not every epoch
+    warn = cache(_log.warning)  # once, not every epoch
 
     def normalized(batch: Batch) -> Array:
         return normalize(batch.images, config.data.mean, config.data.std)
 
-    # A few images, so it should compile fast.
+    # Used on a few images only, so it should compile fast.
     options = {"xla_backend_optimization_level": 0}
 
     @partial(jax.jit, out_shardings=replicated(mesh), compiler_options=options)
@@ -183,10 +183,10 @@ def make_evaluator(
             folded = settle(variables)
             if compare(variables, folded, batch):
                 return folded
-            reason = "it would give other logits"
+            reason = "the folded network gives other logits"
         except NotFoldable as error:
             reason = str(error)
-        warn("evaluating by model.apply, since this network cannot be folded: %s", reason)
+        warn("evaluating by model.apply, because this network cannot be folded: %s", reason)
         return None
 
     @partial(jax.jit, donate_argnums=0, static_argnums=3, out_shardings=replicated(mesh))
@@ -207,7 +207,7 @@ def make_evaluator(
 
 
 def is_native(config: ConfigDict, mesh: Mesh) -> bool:
-    """Whether a run may use the library in C++, which computes on one device."""
+    """Whether a run may use the C++ library, which computes on one device only."""
     return config.native and mesh.size == 1
 
 
@@ -217,19 +217,20 @@ def no_sums(mesh: Mesh) -> Sums:
 
 
 class Diverged(UsageError):  # noqa: N818
-    """The loss or a parameter is no number any more."""
+    """The loss or a parameter is not finite."""
 
 
 def diverged(step: int) -> Diverged:
-    """The error of a run whose loss or parameters are no numbers any more."""
+    """Make the error of a run whose loss or a parameter is not finite at `step`."""
     return Diverged(
-        f"the loss or a parameter is not finite at step {step}; training stopped. Checkpoints, if"
-        " there are any, are from before. Lower --config.optimizer.learning_rate, in a new workdir."
+        f"the loss or a parameter is not finite at step {step}; training stopped. Checkpoints of"
+        " earlier steps are kept. Lower --config.optimizer.learning_rate, and train in a new"
+        " workdir."
     )
 
 
 def check_damage(config: ConfigDict, damaged: int, split: str) -> None:
-    """Refuse more damaged examples in an epoch, of all processes, than the config allows.
+    """Check that an epoch has no more damaged examples, over all processes, than config allows.
 
     Raises:
       UsageError: there are more.
@@ -238,7 +239,7 @@ def check_damage(config: ConfigDict, damaged: int, split: str) -> None:
     if damaged > limit:
         raise UsageError(
             f"{damaged} {split} images of this epoch could not be decoded, and"
-            f" --config.data.damaged_limit is {limit}; the warnings above, of whichever process"
-            " read them, name them. Mend or remove them, or raise the limit: then they are left"
-            " out, counted and logged."
+            f" --config.data.damaged_limit is {limit}. See the warnings above for their names, in"
+            " the output of all processes. Fix or remove them, or raise the limit to leave them"
+            " out."
         )

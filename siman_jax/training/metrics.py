@@ -1,4 +1,4 @@
-"""Losses and hits as sums on the device, turned into means on the host."""
+"""Loss and accuracy as sums on the device, converted to means on the host."""
 
 import jax.numpy as jnp
 import optax
@@ -10,7 +10,7 @@ METRICS = ("loss", "top1", "top5")
 
 @struct.dataclass
 class Sums:
-    """Sums over examples, so that batches of any size add up exactly.
+    """Sums over examples, so that batches of different sizes add up exactly.
 
     Attributes:
       loss: summed cross-entropy, in the dtype of the logits.
@@ -26,7 +26,7 @@ class Sums:
 
     @classmethod
     def zero(cls) -> "Sums":
-        """Sums over no examples; four buffers, so that all can be donated."""
+        """Sums over no examples, in four separate buffers, so that all can be donated."""
         return cls(jnp.zeros((), jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
     def __add__(self, other: "Sums") -> "Sums":
@@ -38,7 +38,7 @@ class Sums:
         )
 
     def means(self) -> dict[str, float]:
-        """The `METRICS`: mean loss, and hits in percent."""
+        """Return the `METRICS`: mean loss, and top-1 and top-5 accuracy in percent."""
         sums = float(self.loss), 100 * int(self.top1), 100 * int(self.top5)
         return {name: total / int(self.count) for name, total in zip(METRICS, sums, strict=True)}
 
@@ -49,7 +49,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def score(logits: Array, labels: Array) -> Sums:
-    """Sum up a batch.
+    """Compute the sums of a batch.
 
     Args:
       logits: `[batch, classes]`.
@@ -68,9 +68,9 @@ def score(logits: Array, labels: Array) -> Sums:
 
 
 def _rank(logits: Array, labels: Array) -> Array:
-    """Position of each label in the order of falling logits; among equal ones the first leads.
+    """Rank of each label by its logit, 0 for the largest; among equal logits the first class leads.
 
-    By counting, since a sort of sharded rows makes XLA gather them; what is no number leads.
+    NaN ranks first. Counts instead of sorting, because XLA gathers sharded rows to sort them.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(logits.shape[-1], dtype=labels.dtype)[None] < labels[:, None]

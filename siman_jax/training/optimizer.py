@@ -1,6 +1,6 @@
-"""SGD with schedules, weight decay that spares binary kernels, their projection and rotation.
+"""The optimizer, and the projection, bits and rotations of binary kernels.
 
-Binary kernels are told apart by the names of their leaves, never by their rank.
+Binary kernels are recognized by the names of their leaves.
 """
 
 from collections.abc import Callable, Collection
@@ -120,15 +120,14 @@ def _epoch(step: Array, steps_per_epoch: int, staircase: bool) -> Array:
 def build_optimizer(
     config: ConfigDict, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformation:
-    """Chain coupled L2 and SGD with momentum, as PyTorch's SGD does.
+    """Build SGD with momentum and coupled weight decay, as in PyTorch.
 
         v <- momentum * v + (g + weight_decay * w),   w <- w - lr * v
 
     Args:
-      config: with `momentum`, `nesterov`, `weight_decay` and `undecayed`, the names of the
-        leaves that weight decay leaves out; with `kernel_decay`, more of it for binary kernels;
-        with `bop` on, Bop flips the binary kernels instead, by `bop_adaptivity` and
-        `bop_threshold`.
+      config: with `momentum`, `nesterov`, `weight_decay`, and `undecayed`, the names of leaves
+        without weight decay; `kernel_decay`, additional decay of binary kernels; and `bop`, whether
+        Bop updates the binary kernels instead, with `bop_adaptivity` and `bop_threshold`.
       learning_rate: a number, or a function of the step.
     """
     decays = [
@@ -146,14 +145,14 @@ def build_optimizer(
 
 
 def decay_mask(params: Params, undecayed: Collection[str]) -> Params:
-    """True for every leaf whose own name is not in `undecayed`."""
+    """Return True for every leaf whose name is not in `undecayed`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: _leaf_name(path) not in undecayed, params
     )
 
 
 def project_binary_kernels(params: Params, percent: Array | float) -> Params:
-    """Apply `siman.project` to every binary kernel; other leaves stay as they are."""
+    """Apply `siman.project` to every binary kernel; other leaves are unchanged."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: project(leaf, percent) if _leaf_name(path) == BINARY_KERNEL else leaf,
         params,
@@ -163,15 +162,15 @@ def project_binary_kernels(params: Params, percent: Array | float) -> Params:
 def prepare_binary_kernels(
     params: Params, percent: Array | float, prepare: Prepare
 ) -> tuple[Params, Params]:
-    """Project all binary kernels and choose their bits, by a weight rule's function for both.
+    """Project all binary kernels and choose their bits, in one call of a rule's `prepare`.
 
     Args:
-      params: of the network.
-      percent: of the projection.
+      params: the network's parameters.
+      percent: percentage of the projection.
       prepare: `rules.WeightRule.prepare`.
 
     Returns:
-      The parameters, and their bits, which are the network's collection `chosen`.
+      The projected parameters, and the bits, for the network's collection `chosen`.
     """
     flat = flatten_dict(params)
     kernels = {path: leaf for path, leaf in flat.items() if path[-1] == BINARY_KERNEL}
@@ -184,11 +183,11 @@ def rotate_binary_kernels(params: Params, rotations: Params) -> Params:
     """Apply `rbnn.update_rotations` to the rotations of every binary kernel.
 
     Args:
-      params: of the network.
-      rotations: its collection of that name.
+      params: the network's parameters.
+      rotations: the network's collection `rotations`.
 
     Returns:
-      The collection after the update.
+      The updated collection.
     """
     modules = leaves_by_module(params, rotations)
     updated = {

@@ -1,7 +1,7 @@
-"""Several seeds of one config as one program: what they carry on is stacked along a first axis.
+"""Train several seeds of one config as one program, with their states stacked on a first axis.
 
-The step is the same for all of them, so that it stays one number: what it alone decides, such as
-when rotations are updated, is decided once. One seed is not stacked; it is the run it always was.
+The step is one number for all seeds, so decisions that depend on it alone, such as when to update
+rotations, are made once. A single seed is not stacked, and runs the usual program.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ Tree = TypeVar("Tree")
 
 
 def stack_seeds(seeds: Sequence[Progress]) -> Progress:
-    """Join the progress of seeds that stand at the same step; a single one is returned as it is.
+    """Stack the progress of seeds that are at the same step.
 
     Returns:
-      Leaves `[seeds, ...]` but for the step; of one seed, leaves as they are.
+      Progress with leaves `[seeds, ...]`, except the step; a single seed's progress unchanged.
     """
     if len(seeds) == 1:
         return seeds[0]
@@ -36,7 +36,7 @@ def make_splitter(like: Progress, count: int) -> Callable[[Progress], list[Progr
     """Compile the inverse of `stack_seeds`.
 
     Args:
-      like: the progress of one seed; only its shapes and shardings matter.
+      like: progress of one seed; only its shapes and shardings matter.
       count: number of seeds.
     """
     if count == 1:
@@ -56,15 +56,15 @@ def over_seeds(step: Step, state: TrainState, count: int) -> Step:
 
     Args:
       step: function of one seed's state, images and labels.
-      state: of one seed, or stacked; only its structure matters.
-      count: number of seeds; the step of a single one is returned as it is.
+      state: state of one seed, or stacked; only its structure matters.
+      count: number of seeds; for 1, `step` is returned unchanged.
     """
     if count == 1:
         return step
     axes = replace(jax.tree.map(lambda _: 0, state), step=None)
 
     def step_of_all(*arguments: Any) -> Any:
-        # The library would be left out under `vmap`, with its backward pass computed twice.
+        # Under `vmap` the C++ library is not used, but its backward pass would be computed twice.
         with native(False):
             return jax.vmap(step, in_axes=(axes, 0, 0), out_axes=(axes, 0))(*arguments)
 
@@ -72,12 +72,12 @@ def over_seeds(step: Step, state: TrainState, count: int) -> Step:
 
 
 def no_sums_yet(sums: Sums, count: int) -> Sums:
-    """Sums of no examples for each of `count` seeds, laid out as one seed's `sums` are."""
+    """Stack one seed's `sums` for `count` seeds."""
     return sums if count == 1 else _stack([sums] * count)
 
 
 def join_keys(keys: Sequence[Array]) -> Array:
-    """PRNG keys of the seeds, `[seeds]`; of a single one its own, `[]`."""
+    """Stack the PRNG keys of the seeds, `[seeds]`; a single seed's key stays `[]`."""
     return keys[0] if len(keys) == 1 else jnp.stack(keys)
 
 

@@ -1,4 +1,4 @@
-"""One step of training and one of evaluation, as pure functions of a state and a batch."""
+"""A training step and an evaluation step, as pure functions of a state and a batch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,13 +24,13 @@ from siman_jax.training.optimizer import (
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes.
+    """Everything that a training step updates.
 
     Attributes:
-      step: int32, steps taken.
+      step: int32, number of steps taken.
       params: float32 parameters.
       batch_stats: running mean and variance of every batch norm.
-      opt_state: state of the optax chain.
+      opt_state: state of the optimizer.
     """
 
     step: Array
@@ -39,13 +39,13 @@ class TrainState:
     opt_state: optax.OptState
 
     def variables(self) -> dict[str, Any]:
-        """What the network's `apply` takes."""
+        """Return the variables for the network's `apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 @struct.dataclass
 class RotatedState(TrainState):
-    """The state where the weight rule has rotations; checkpoints of other rules hold none.
+    """State of a network whose weight rule has rotations.
 
     Attributes:
       rotations: a pair of matrices for every binary layer.
@@ -54,14 +54,14 @@ class RotatedState(TrainState):
     rotations: Any
 
     def variables(self) -> dict[str, Any]:
-        """What the network's `apply` takes."""
+        """Return the variables for the network's `apply`."""
         return {**super().variables(), ROTATIONS: self.rotations}
 
 
 def create_state(
     model: nn.Module, optimizer: optax.GradientTransformation, key: Array, image_shape: tuple
 ) -> TrainState:
-    """Initial state for images of `image_shape`, `(height, width, channels)`."""
+    """Create the initial state for images of shape `(height, width, channels)`."""
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -182,14 +182,14 @@ def _prepare_of(model: nn.Module) -> Prepare | None:
 
 
 def _every_kth(x: Array, k: int) -> Array:
-    """Part i is x[i::k]: so each part lies on all devices that the batch is divided among."""
+    """Split a batch into k parts x[i::k], so that every part is spread over all devices."""
     return x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1)
 
 
 def eval_step(variables: Any, images: Array, labels: Array, *, model: nn.Module) -> Sums:
-    """Loss and hits of a batch; see `metrics.score` for labels that do not count.
+    """Compute the loss and hits of a batch; see `metrics.score` for labels that do not count.
 
-    Bits are recomputed from the kernels, unless `variables` hold the collection `bits`.
+    Bits are computed from the kernels, unless `variables` contain the collection `bits`.
     """
     logits: Any = model.apply(variables, images, train=False)
     return score(logits, labels)

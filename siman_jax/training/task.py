@@ -1,4 +1,4 @@
-"""What a config describes, built: network, data, schedules and optimiser."""
+"""Build the network, data, schedules and optimizer that a config describes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,11 +54,16 @@ class Task:
 
 
 def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> Task:
-    """Build what `config` describes, to run on `mesh`; data may be given.
+    """Build the task that `config` describes, for a run on `mesh`.
+
+    Args:
+      config: the run's config.
+      mesh: the devices.
+      given: the data set, if the source is `arrays`.
 
     Raises:
-      UsageError: the config names something unknown, does not fit the mesh, or its data cannot
-        be used.
+      UsageError: the config contains an unknown name, does not fit the mesh, or its data cannot be
+        used.
     """
     check_config(config, mesh)
     groups = mesh.size // config.batch_norm_devices if config.batch_norm_devices else 1
@@ -67,14 +72,14 @@ def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> 
     if config.batch_size > len(dataset.train):
         raise UsageError(
             f"--config.batch_size is {config.batch_size}, but the training split has only"
-            f" {len(dataset.train)} examples."
+            f" {len(dataset.train)} examples; set it to at most that number."
         )
     steps_per_epoch = steps_in_epoch(dataset.train, config.batch_size)
     steps = config.epochs * steps_per_epoch
     if steps >= 2**31:
         raise UsageError(
-            f"--config.epochs is {config.epochs}, which are {steps} steps; fewer than 2**31 can be"
-            " counted."
+            f"--config.epochs is {config.epochs}, or {steps} steps; it must be less than 2**31"
+            " steps."
         )
     scale = linear_scale(config.optimizer, config.batch_size)
     learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch, scale)
@@ -103,10 +108,10 @@ def _schedule(config: ConfigDict, steps_per_epoch: int) -> Callable[[Array], dic
 
 
 def activation_rule(config: ConfigDict) -> str:
-    """The rule that `config.model.activation_rule` names: itself, or the weight rule's own.
+    """Return the name of the activation rule; "default" stands for the weight rule's own.
 
     Raises:
-      UsageError: it, or the weight rule, is unknown.
+      UsageError: it or the weight rule is unknown.
     """
     return resolve_activation_rule(config.model.activation_rule, config.model.weight_rule)
 
@@ -115,11 +120,11 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
     """Build the network of `config.model` for the classes of `config.data`.
 
     Args:
-      config: of the run.
-      norm_groups: parts of the batch that are normalized apart.
+      config: the run's config.
+      norm_groups: number of parts of the batch that batch norm normalizes separately.
 
     Raises:
-      UsageError: the network, a rule or the dtype is unknown; or a network outside this package
+      UsageError: the network, a rule or the dtype is unknown, or a network outside this package
         does not fit the config.
     """
     arguments = dict(config.model)
@@ -136,5 +141,5 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """Height, width and channels of the images of `config.data`."""
+    """Return height, width and channels of the images of `config.data`."""
     return config.data.image_size, config.data.image_size, config.data.channels
