@@ -1,7 +1,7 @@
-"""Save and resume: the only file that knows orbax.
+"""Save and restore checkpoints; the only file that uses orbax.
 
-All processes of a run call these functions alike; each writes and reads what lies on its own
-devices, whatever mesh a checkpoint was written from.
+All processes of a run must call these functions with the same arguments. Each process writes and
+reads the arrays on its own devices. A checkpoint can be restored on another mesh.
 """
 
 import json
@@ -35,31 +35,31 @@ State = TypeVar("State")
 
 _METRIC = "top1"
 _NOT_EVALUATED = -math.inf
-_SECONDS_OF_REMOVAL = 2.0  # what removing a folder takes at most, on a busy machine
-_DESCRIPTION = "_CHECKPOINT_METADATA"  # of a checkpoint: orbax's file, which holds our checksums
+_SECONDS_OF_REMOVAL = 2.0  # enough to remove a folder, even on a busy machine
+_DESCRIPTION = "_CHECKPOINT_METADATA"  # orbax's file in a checkpoint; it holds our checksums
 _log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Saves the checkpoints of one run, and keeps the last few and the best.
+    """Saves the checkpoints of one run, and keeps the latest few and the best.
 
-    What stands in the way is moved to `damaged-checkpoints` beside the directory, with a
-    warning: checkpoints beyond `step`, and those whose metrics cannot be read.
+    Checkpoints beyond `step`, and those whose metrics cannot be read, are moved to the folder
+    `damaged-checkpoints` beside the directory, with a warning.
 
     Args:
-      directory: where checkpoints are kept, a folder for each step.
-      keep: how many of the latest to keep, beside the best; at equal accuracy the later one.
-      step: the step that training goes on from.
+      directory: folder of the checkpoints, with a folder for each step.
+      keep: number of latest checkpoints to keep, beside the best; of equals the latest is best.
+      step: step from which training continues.
 
     Raises:
-      UsageError: the directory cannot be made or written.
+      UsageError: the directory cannot be created or written.
     """
 
     def __init__(self, directory: Path, keep: int, step: int) -> None:
         self._directory, self._failed = directory, False
         logging.getLogger("absl").addFilter(_is_not_raised_too)
         policies = ocp.training.preservation_policies
-        with self._writing("old checkpoints could not be put in order in"):
+        with self._writing("old checkpoints could not be moved in"):
             if is_first_process():
                 for saved in saved_steps(directory):
                     if saved > step or _top1(directory, saved) is None:
@@ -77,22 +77,22 @@ class CheckpointWriter:
             )
 
     def save(self, step: int, state: Any, top1: float | None) -> None:
-        """Save `state` under `step`; return when it is safe on disk.
+        """Save `state` under `step`, and wait until it is on disk.
 
         Args:
-          step: optimiser steps taken.
+          step: number of optimizer steps taken.
           state: a tree of arrays.
-          top1: test accuracy in percent, by which the best is known; None where training was
-            interrupted before it could be measured.
+          top1: test accuracy in percent, which decides the best checkpoint; None if training was
+            interrupted before it was measured.
 
         Raises:
-          UsageError: it cannot be written, for want of space for instance; earlier checkpoints
-            are as they were.
+          UsageError: it cannot be written, for example because the disk is full; earlier
+            checkpoints are unchanged.
         """
         metrics = {_METRIC: _NOT_EVALUATED if top1 is None else top1}
         checksums = checksums_of(state, top1).as_json()
         with self._writing(f"the checkpoint of step {step} could not be written to"):
-            # An epoch that could not be evaluated is saved again when it is.
+            # An epoch that could not be evaluated is saved again once it is.
             exists = (self._directory / str(step)).exists()
             self._checkpointer.save(
                 step,
@@ -104,46 +104,46 @@ class CheckpointWriter:
             )
 
     def close(self) -> None:
-        """Release orbax's threads; an error that `save` raised is not raised again."""
+        """Stop orbax's threads; do not raise an error of `save` again."""
         try:
             self._checkpointer.close()
-        except Exception:  # orbax keeps the error of the last save
+        except Exception:  # orbax raises the error of the last save again
             if not self._failed:
                 raise
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
-        """Write with orbax; raise `UsageError` at once where the disk refuses."""
+        """Write with orbax; raise `UsageError` at once if the disk refuses."""
         context = ocp.Context()
-        # In the background orbax's threads would wait minutes for a folder that cannot be made.
+        # In the background, orbax's threads would wait minutes for a folder that cannot be created.
         context.asynchronous.create_directories_asynchronously = False
         hook = sys.unraisablehook
         sys.unraisablehook = partial(_unless_loop_is_closed, hook)
         try:
             with context:
                 yield
-            sys.unraisablehook = hook  # after a failure it stays, until all threads have ended
-        except jax.errors.JaxRuntimeError:  # another process is gone: no fault of the disk
+            sys.unraisablehook = hook  # not after a failure: threads may still be ending
+        except jax.errors.JaxRuntimeError:  # another process is gone; the disk is not at fault
             raise
-        except Exception as error:  # orbax and tensorstore raise whatever the disk's refusal led to
+        except Exception as error:  # when the disk refuses, orbax and tensorstore raise any error
             self._failed = True
             raise UsageError(
-                f"{what} {self._directory}: {_first_line(error)}\nEarlier checkpoints are as they"
-                " were. Make room, or mend the folder's permissions; then the same command goes on"
-                " from the latest."
+                f"{what} {self._directory}: {_first_line(error)}\nEarlier checkpoints are"
+                " unchanged. Free some space or fix the folder's permissions; then run the same"
+                " command to continue from the latest."
             ) from error
 
 
 def restore_latest(directory: Path, like: State) -> State | None:
-    """Restore the latest checkpoint that can be read, or None if there is none at all.
+    """Restore the latest readable checkpoint; None if there are no checkpoints.
 
-    Where one cannot be read, or its checksums do not match, a warning says so and the one before
-    is tried. Nothing on disk changes. Checkpoints of earlier versions have no checksums.
+    If one cannot be read or its checksums do not match, a warning says so and the one before it is
+    tried. Nothing on disk changes. Checkpoints of earlier versions have no checksums.
 
     Args:
       directory: as given to `CheckpointWriter`.
-      like: a state of the structure, shapes, dtypes and devices to restore into; the mesh may be
-        another than the checkpoint's.
+      like: a state with the structure, shapes, dtypes and shardings to restore; the mesh may differ
+        from the checkpoint's.
 
     Raises:
       UsageError: there are checkpoints, but none can be read, or they are of another network.
@@ -152,9 +152,9 @@ def restore_latest(directory: Path, like: State) -> State | None:
 
 
 def restore_best(directory: Path, like: State) -> State | None:
-    """Restore the checkpoint with the best test accuracy, the latest among equals.
+    """Restore the checkpoint with the best test accuracy, the latest of equals.
 
-    The rest is as for `restore_latest`.
+    Everything else is as for `restore_latest`.
     """
 
     def accuracy_then_step(step: int) -> tuple[float, int]:
@@ -169,7 +169,7 @@ def restore_best(directory: Path, like: State) -> State | None:
 def restore_step(directory: Path, step: int, like: State) -> State:
     """Restore the checkpoint of one step.
 
-    The rest is as for `restore_latest`.
+    Everything else is as for `restore_latest`.
 
     Raises:
       UsageError: it cannot be read, or is of another network.
@@ -182,14 +182,14 @@ def restore_step(directory: Path, step: int, like: State) -> State:
 
 
 def verify_checkpoint(directory: Path, step: int) -> bool:
-    """Read a checkpoint as it is, and compare its checksums.
+    """Read a whole checkpoint and compare its checksums.
 
     Args:
       directory: as given to `CheckpointWriter`.
-      step: of the checkpoint.
+      step: step of the checkpoint.
 
     Returns:
-      Whether it has checksums; an earlier version wrote none.
+      Whether it has checksums; earlier versions wrote none.
 
     Raises:
       UsageError: it is damaged.
@@ -198,7 +198,7 @@ def verify_checkpoint(directory: Path, step: int) -> bool:
     here = SingleDeviceSharding(jax.local_devices()[0])
     try:
         tree, stored = _describe(path)
-    except Exception as caught:  # orbax and tensorstore raise whatever damage leads to
+    except Exception as caught:  # on damage, orbax and tensorstore raise any error
         raise UsageError(
             f"the checkpoint {path} cannot be read: {_first_line(caught)}."
         ) from caught
@@ -214,16 +214,19 @@ def verify_checkpoint(directory: Path, step: int) -> bool:
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """Steps of the finished checkpoints; orbax renames a folder to its step at the end."""
+    """List the steps of finished checkpoints, in any order.
+
+    Orbax names the folder of a checkpoint by its step when it is finished.
+    """
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
 
 
 def removed_meanwhile(path: Path) -> bool:
-    """Whether a checkpoint that could not be read is gone: a run that trains removed it.
+    """Whether a checkpoint that could not be read is gone, because a training run removed it.
 
-    Its files go one by one, so where a later checkpoint exists this waits a little for the last.
+    Its files are removed one by one, so if there is a later checkpoint this waits a little.
     """
     deadline = time.monotonic() + _SECONDS_OF_REMOVAL
     while path.exists():
@@ -235,7 +238,7 @@ def removed_meanwhile(path: Path) -> bool:
 
 
 def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
-    """Shape of one leaf in the latest checkpoint whose description can be read, None if none can.
+    """Return the shape of a leaf in the latest readable checkpoint; None if there is none.
 
     Args:
       directory: as given to `CheckpointWriter`.
@@ -245,7 +248,7 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
         path = directory.absolute() / str(step)
         try:
             tree, _ = _describe(path)
-        except Exception as error:  # orbax and tensorstore raise whatever damage leads to
+        except Exception as error:  # on damage, orbax and tensorstore raise any error
             if not removed_meanwhile(path):
                 _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
             continue
@@ -258,7 +261,7 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
 def _restore_first(directory: Path, like: State, preference: Callable[[int], Any]) -> State | None:
     abstract = jax.tree.map(_abstract, like)
     failures: dict[int, Exception] = {}
-    # Listed anew each time: a run that trains meanwhile removes checkpoints for later ones.
+    # List the steps each time, because a run that trains meanwhile replaces its checkpoints.
     while steps := set(saved_steps(directory)) - failures.keys():
         step = max(steps, key=preference)
         path = directory.absolute() / str(step)
@@ -278,7 +281,7 @@ def _restore_first(directory: Path, like: State, preference: Callable[[int], Any
 
 
 def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
-    """Restore a checkpoint, or give the reason why it cannot be; in all processes alike."""
+    """Restore a checkpoint, or return an error; all processes return the same of the two."""
     restored, stored, error = None, None, None
     try:
         stored = _stored_checksums(path)
@@ -287,7 +290,7 @@ def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
         restored = ocp.load(path, abstract)
     except UsageError:
         raise
-    except Exception as caught:  # orbax and tensorstore raise whatever damage leads to
+    except Exception as caught:  # on damage, orbax and tensorstore raise any error
         error = caught
         _ignore_dropped_reads()
     if all_agree(error is None):
@@ -299,10 +302,10 @@ def _try_restore(path: Path, abstract: Any) -> tuple[Any, Exception | None]:
 
 
 def _describe(path: Path) -> tuple[Any, Checksums | None]:
-    """What `_metadata` gives, and the checksums of the same leaves if there are any.
+    """Read a checkpoint's metadata, and its checksums if it has any.
 
     Raises:
-      Exception: as `_metadata` and `_stored_checksums` do, or they contradict each other.
+      Exception: one of the two is damaged, or they contradict each other.
     """
     tree, stored = _metadata(path), _stored_checksums(path)
     if stored and stored.shapes != leaf_shapes(tree):
@@ -311,19 +314,19 @@ def _describe(path: Path) -> tuple[Any, Checksums | None]:
 
 
 def _metadata(path: Path) -> Any:
-    """Dtypes and shapes of a checkpoint as a tree, as orbax describes them.
+    """Read the dtypes and shapes of a checkpoint as a tree, from orbax's metadata.
 
     Raises:
-      Exception: of any kind, as orbax and tensorstore do; the description is damaged.
+      Exception: of any kind, from orbax and tensorstore; the metadata are damaged.
     """
     tree = ocp.metadata(path).metadata
-    if not leaf_shapes(tree):  # what orbax makes of a file that is cut short
+    if not leaf_shapes(tree):  # orbax returns this for a file that is cut short
         raise OSError("its metadata are damaged")
     return tree
 
 
 def _stored_checksums(path: Path) -> Checksums | None:
-    """Checksums of a checkpoint, None where an earlier version wrote it.
+    """Read the checksums of a checkpoint; None if an earlier version wrote it.
 
     Raises:
       OSError, ValueError, KeyError, TypeError: they are damaged.
@@ -332,18 +335,18 @@ def _stored_checksums(path: Path) -> Checksums | None:
 
 
 def _check_same(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
-    """Refuse the checkpoint of another network, naming the first leaf that tells."""
+    """Check that a checkpoint has the leaves of this network; the error names the first other."""
     for name in sorted(saved.keys() | expected.keys()):
         there, here = saved.get(name, "missing"), expected.get(name, "missing")
         if there != here:
             raise UsageError(
-                f"the checkpoint {path} is of another network: {name} is {there} there and {here}"
+                f"the checkpoint {path} is of another network: {name} is {there} there, {here}"
                 " here. Use the config that it was trained with, or another workdir."
             )
 
 
 def _top1(directory: Path, step: int) -> float | None:
-    """Test accuracy of a checkpoint, -inf where it was not measured, None where unreadable."""
+    """Read the test accuracy of a checkpoint: -inf if not measured, None if not readable."""
     path = directory / str(step)
     try:
         top1 = float(json.loads((path / "metrics" / "metrics").read_text())[_METRIC])
@@ -363,13 +366,13 @@ def _set_aside(checkpoint: Path) -> None:
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """False for errors that orbax's threads log, a thousand lines each, and `save` raises."""
+    """False for errors logged by orbax's threads, in a thousand lines each; `save` raises them."""
     return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
 
 
 @cache
 def _ignore_dropped_reads() -> None:
-    """Drop Python's reports, a page each, on reads that orbax gave up after another one failed."""
+    """Hide Python's long reports on reads that orbax dropped after another read failed."""
     sys.unraisablehook = partial(_unless_loop_is_closed, sys.unraisablehook)
     logging.getLogger("asyncio").addFilter(
         lambda record: not record.getMessage().startswith("Task exception was never retrieved")
@@ -377,7 +380,7 @@ def _ignore_dropped_reads() -> None:
 
 
 def _unless_loop_is_closed(hook: Callable[[Any], Any], unraisable: Any) -> None:
-    """Keep quiet what was under way when a save failed, and says so a dozen times."""
+    """Hide the errors of tasks that were running when a save failed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
 

@@ -1,11 +1,11 @@
-"""Checksums of the arrays of a tree, the same for every layout on devices and processes.
+"""Checksums of the arrays in a tree, equal for every layout on devices and processes.
 
     checksum = sum over i of word[i] * (first[i % 4096] * second[i // 4096])  modulo 2^64
 
-`word` are the array's bytes in C order, taken as little-endian 32-bit words, the last one filled up
-with zeros. The factors are odd, fixed pseudo-random 64-bit numbers. A product of odd numbers is
-odd, so any change within one word changes the sum; other changes do but for one in 2^32. A sum can
-be added up from parts in any order.
+`word` is the array's bytes in C order, read as little-endian 32-bit words; the last word is padded
+with zeros. `first` and `second` are fixed odd pseudo-random 64-bit numbers. Their products are odd,
+so a change within one word always changes the sum; other changes go unnoticed once in 2^32. The
+sums of parts can be added in any order.
 """
 
 import functools
@@ -25,10 +25,10 @@ _WORD_BYTES = 4
 
 @dataclass(frozen=True)
 class Checksums:
-    """The checksums that are stored with a checkpoint, and what else has to be right beside them.
+    """The checksums stored with a checkpoint, and other values that they protect.
 
     Attributes:
-      top1: test accuracy in percent, by which the best is known; None where it was not measured.
+      top1: test accuracy in percent, which decides the best checkpoint; None if not measured.
       shapes: dtype and shape of each leaf, such as "float32[3, 2]", by its path.
       sums: checksum of each leaf, 16 hexadecimal digits, by its path.
     """
@@ -38,13 +38,13 @@ class Checksums:
     sums: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """Values for JSON, with a digest of their own."""
+        """Convert to values for JSON, with a digest."""
         fields = {"top1": self.top1, "shapes": self.shapes, "sums": self.sums}
         return {"checksums": fields, "sha256": _digest(fields)}
 
 
 def checksums_of(tree: Any, top1: float | None) -> Checksums:
-    """Compute the checksums of a tree of arrays; all processes that share it call this alike.
+    """Compute the checksums of a tree of arrays; all processes that share it must call this.
 
     Args:
       tree: of `jax.Array`.
@@ -54,7 +54,7 @@ def checksums_of(tree: Any, top1: float | None) -> Checksums:
 
 
 def parse_checksums(value: Any) -> Checksums | None:
-    """Read what `as_json` gave; None for `{}`, which is what earlier versions wrote.
+    """Parse the result of `as_json`; None for `{}`, which earlier versions wrote.
 
     Raises:
       ValueError: it is damaged.
@@ -71,7 +71,7 @@ def parse_checksums(value: Any) -> Checksums | None:
 
 
 def leaf_shapes(tree: Any) -> dict[str, str]:
-    """Dtype and shape of each leaf, by a path that is the same for objects and dictionaries."""
+    """Return dtype and shape of each leaf, by its path, in which objects are like dictionaries."""
     return {
         _name(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -79,10 +79,10 @@ def leaf_shapes(tree: Any) -> dict[str, str]:
 
 
 def leaf_checksums(tree: Any) -> dict[str, str]:
-    """Checksum of each leaf, 16 hexadecimal digits, by its path as in `leaf_shapes`.
+    """Compute the checksum of each leaf, 16 hexadecimal digits, by its path as in `leaf_shapes`.
 
-    Each process reads what lies on its own devices. Of leaves that are divided among processes the
-    parts are added up, so all processes that share the tree call this alike.
+    Each process reads the data on its own devices. For leaves that are divided among processes the
+    sums of the parts are added, so all processes that share the tree must call this.
 
     Args:
       tree: of `jax.Array`.
@@ -98,7 +98,7 @@ def leaf_checksums(tree: Any) -> dict[str, str]:
 
 
 def mismatch(found: Mapping[str, str], stored: Checksums) -> str | None:
-    """Say which leaves have another checksum than was stored, None where none has."""
+    """Describe which leaves do not have the stored checksum; None if all have it."""
     wrong = [name for name, own in found.items() if stored.sums.get(name) != own]
     if not wrong:
         return None
@@ -107,10 +107,10 @@ def mismatch(found: Mapping[str, str], stored: Checksums) -> str | None:
 
 
 def array_checksum(array: np.ndarray) -> int:
-    """Checksum of one whole array."""
+    """Compute the checksum of a whole array."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     rows, rest = divmod(data.size, _ROW * _WORD_BYTES)
-    last = np.zeros(-(-rest // _WORD_BYTES), "<u4")  # the row that is not full
+    last = np.zeros(-(-rest // _WORD_BYTES), "<u4")  # the last, incomplete row
     last.view(np.uint8)[:rest] = data[data.size - rest :]
     sums = np.empty(rows + 1, np.uint64)
     if rows:
@@ -121,12 +121,12 @@ def array_checksum(array: np.ndarray) -> int:
 
 
 def part_checksum(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
-    """What a part of an array adds to the checksum of the whole.
+    """Compute the contribution of a part of an array to the checksum of the whole.
 
     Args:
-      part: its values.
-      index: where it lies in the array.
-      shape: of the array.
+      part: values of the part.
+      index: place of the part in the array.
+      shape: shape of the array.
     """
     size = part.dtype.itemsize
     if not part.size:
@@ -136,7 +136,7 @@ def part_checksum(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, 
     for axis, (start, count, length) in enumerate(zip(starts, part.shape, shape, strict=True)):
         along = np.arange(start, start + count).reshape(-1, *[1] * (part.ndim - 1 - axis))
         places = places * length + along
-    # Elements that are larger than a word are taken as several of them.
+    # An element larger than a word is several words.
     pieces = max(1, size // _WORD_BYTES)
     width = size // pieces
     values = np.ascontiguousarray(part).reshape(-1).view(f"<u{width}").astype(np.uint64)
@@ -148,7 +148,7 @@ def part_checksum(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, 
 
 
 def _own_sum(leaf: jax.Array) -> int:
-    """Checksum of a leaf, or what this process has to add to it where it is divided."""
+    """Checksum of a leaf; of a divided leaf, the contribution of this process."""
     if not _is_divided(leaf):
         whole = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
         return array_checksum(np.asarray(whole))
@@ -161,12 +161,12 @@ def _own_sum(leaf: jax.Array) -> int:
 
 
 def _is_divided(leaf: jax.Array) -> bool:
-    """Whether no process has all of it."""
+    """Whether a leaf is divided among processes, so that none has all of it."""
     return not (leaf.is_fully_replicated or leaf.is_fully_addressable)
 
 
 def _factors(numbers: np.ndarray) -> np.ndarray:
-    """Odd pseudo-random uint64, the same for the same numbers, by SplitMix64."""
+    """Odd pseudo-random uint64, a function of the given numbers (SplitMix64)."""
     x = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Learning curves of a run, drawn from its log."""
+"""Draw the learning curves of a run from its log."""
 
 import io
 import math
@@ -9,10 +9,10 @@ from siman_jax.runs.log import best_row, read_rows
 
 
 def draw_curves(workdir: Path) -> None:
-    """Draw `workdir`/curves.png from the run's log; nothing, if nothing is logged yet.
+    """Draw `workdir`/curves.png from the run's log, unless the log is empty.
 
     Raises:
-      UsageError: it cannot be written.
+      UsageError: the file cannot be written.
     """
     rows = read_rows(workdir)
     if not rows:

@@ -1,4 +1,4 @@
-"""Output that a run can do without."""
+"""Optional output, whose failure does not stop a run."""
 
 import logging
 from types import TracebackType
@@ -7,15 +7,15 @@ _log = logging.getLogger(__name__)
 
 
 class Dispensable:
-    """Lets a run go on where something cannot be written; the first time, a warning says why.
+    """Suppresses errors while optional output is written; the first error is logged as a warning.
 
     Use it as a context manager around each attempt.
 
     Args:
-      what: is written, for the message.
+      what: name of the output, for the message.
 
     Attributes:
-      failed: whether an attempt has.
+      failed: whether an attempt failed.
     """
 
     def __init__(self, what: str) -> None:
@@ -30,10 +30,10 @@ class Dispensable:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if not isinstance(error, Exception):  # none, or one that ends the process
+        if not isinstance(error, Exception):  # None, or an error that ends the process
             return False
         if not self.failed:
             reason = str(error) or type(error).__name__
-            _log.warning("%s cannot be written, and the run goes on: %s", self._what, reason)
+            _log.warning("%s cannot be written; the run continues: %s", self._what, reason)
         self.failed = True
         return True

@@ -1,4 +1,4 @@
-"""A run's numbers for TensorBoard."""
+"""Write a run's metrics for TensorBoard."""
 
 import os
 import socket
@@ -15,11 +15,11 @@ from siman_jax.runs.dispensable import Dispensable
 
 
 class Events:
-    """Writes event files, which a run can do without; after a failure nothing more is written.
+    """Writes event files; after a failure the run continues and nothing more is written.
 
     Args:
-      folder: of the files; made if there is none.
-      step: the step that training goes on from; TensorBoard forgets what is beyond it.
+      folder: folder of the files; created if needed.
+      step: step from which training continues; TensorBoard discards events beyond it.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -27,8 +27,8 @@ class Events:
         self._writer: RecordWriter | None = None
         with self._dispensable:
             folder.mkdir(exist_ok=True)
-            # Not tensorboardX's usual writer: its thread dies of a full disk, and its queue needs
-            # /dev/shm.
+            # tensorboardX's SummaryWriter is not used: a full disk kills its thread, and its queue
+            # needs /dev/shm.
             name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
             self._writer = RecordWriter(str(folder / name))
             self._add(Event(file_version="brain.Event:2"))
@@ -37,7 +37,7 @@ class Events:
             self._writer.flush()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write an epoch's row of the log, of numbers and of mappings of names to numbers."""
+        """Write a row of the log, which contains numbers and mappings from names to numbers."""
         if self._writer is None or self._dispensable.failed:
             return
         with self._dispensable:

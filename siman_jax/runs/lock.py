@@ -1,4 +1,4 @@
-"""One training at a time in a run's folder."""
+"""A lock that allows one training at a time in a run's folder."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ _log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Keeps other trainings out of a run's folder; use it as a context manager around the training.
+    """Locks a run's folder; use it as a context manager around the training.
 
-    The lock is the system's, on a file in the folder: it goes with the process that holds it,
-    however that ends. The first process holds it for all of a run. A folder that is not there yet
-    is locked by `make_folder`, since a training that is refused should leave none behind.
+    It is a lock of the operating system on a file in the folder, so it is released when the process
+    ends, however it ends. Process 0 holds it for all processes of a run. A folder that does not
+    exist is created and locked later, by `make_folder`, so that bad input leaves no folder behind.
 
     Args:
       workdir: the run's folder.
@@ -48,59 +48,60 @@ class RunLock:
             self._descriptor = -1
 
     def make_folder(self) -> None:
-        """Make and lock the folder, if it was not there.
+        """Create and lock the folder, if it did not exist.
 
         Raises:
-          UsageError: it cannot be made, or another training began in it meanwhile.
+          UsageError: it cannot be created, or another training started in it meanwhile.
         """
         self._agree(self._make() if is_first_process() and not self._was_there else "")
         self._was_there = True
 
     def _make(self) -> str:
-        """The reason why it cannot be made and locked, "" if it was."""
+        """Create and lock the folder; return the reason if that fails, otherwise ""."""
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             return _unwritable(self._workdir, error)
         problem = self._lock()
         if not problem and any(path.name != _FILE for path in self._workdir.iterdir()):
-            problem = f"another training began in {self._workdir} meanwhile. {_ADVICE}"
+            problem = f"another training started in {self._workdir} meanwhile. {_ADVICE}"
         return problem
 
     def _lock(self) -> str:
-        """The reason why it cannot be locked, "" if it was or locks do not work there."""
+        """Lock the folder if its disk supports locks; return the reason if that fails."""
         try:
             descriptor = os.open(self._workdir / _FILE, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             return _unwritable(self._workdir, error)
         try:
-            import fcntl  # which only Unix has
+            import fcntl  # exists on Unix only
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 1000).decode(errors="replace").strip()
             os.close(descriptor)
-            return f"another training, {holder or 'just begun'}, uses {self._workdir}. {_ADVICE}"
+            holder = holder or "just started"
+            return f"another training, {holder}, uses {self._workdir}. {_ADVICE}"
         except (ImportError, OSError) as error:
             _log.warning(
-                "locks do not work in %s (%s): see to it that no other training uses it.",
+                "locks do not work in %s (%s); make sure that no other training uses it.",
                 self._workdir,
                 error,
             )
         self._descriptor = descriptor
-        with suppress(OSError):  # the name is for messages alone
+        with suppress(OSError):  # the name is only for messages
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{_own_name()}\n".encode())
         return ""
 
     def _agree(self, problem: str) -> None:
-        """Raise in all processes what the first one found."""
+        """Raise the problem of process 0 in all processes, unless it is ""."""
         if not all_agree(not problem):
             self.__exit__(None, None, None)
             raise UsageError(problem or f"the first process could not lock {self._workdir}.")
 
 
-_ADVICE = "Wait for its end, or name another --workdir."
+_ADVICE = "Wait until it ends, or name another --workdir."
 
 
 def _own_name() -> str:
@@ -110,6 +111,6 @@ def _own_name() -> str:
 
 def _unwritable(workdir: Path, error: OSError) -> str:
     return (
-        f"--workdir={workdir} cannot be written ({error}). Name another folder, mend its"
-        " permissions, or make room."
+        f"--workdir={workdir} cannot be written ({error}). Fix its permissions, free some space, or"
+        " name another folder."
     )

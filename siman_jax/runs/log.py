@@ -1,4 +1,4 @@
-"""A run's log: one JSON object a line in log.jsonl, and the same numbers for TensorBoard."""
+"""A run's log: one line of JSON per epoch in log.jsonl, and the same numbers for TensorBoard."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,25 @@ from siman_jax.runs.events import Events
 from siman_jax.training.metrics import METRICS
 
 FILE_NAME = "log.jsonl"
-# What every epoch's row holds, beside the shares of bits that flipped.
+# The numbers in every epoch's row, beside the fractions of flipped bits.
 _METRICS = tuple(f"{split}_{name}" for split in ("train", "test") for name in METRICS)
 _NUMBERS = ("step", "epoch", *_METRICS)
 
-_LARGEST = 1e40  # numbers beyond are no float32
+_LARGEST = 1e40  # larger numbers do not fit float32
 
-# Of the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
+# For the "last" and the "best" epoch: "epoch", "loss", "top1" and "top5" (percent).
 Results = dict[str, dict[str, float]]
 
 
 class RunLog:
-    """Writes rows to `workdir`; what a killed run logged after `step` is taken back.
+    """Writes rows to the log in `workdir`.
+
+    Rows after `step`, which a killed run may have logged, are removed at the start.
 
     Args:
       workdir: the run's folder.
-      step: the step that training continues from; rows beyond it will be written again.
-      write: whether to write at all; of several processes, one does.
+      step: step from which training continues.
+      write: whether to write at all; only one process of a run should.
     """
 
     def __init__(self, workdir: Path, step: int, write: bool = True) -> None:
@@ -40,14 +42,14 @@ class RunLog:
         self._events = Events(workdir / "events", step)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row of numbers, and of mappings of names to numbers.
+        """Append a row.
 
         Args:
-          row: of one epoch; `read_rows` finds it if it holds "step", "epoch", metrics of both
-            splits and "flips".
+          row: numbers, and mappings from names to numbers, of one epoch; `read_rows` needs "step",
+            "epoch", the metrics of both splits, and "flips".
 
         Raises:
-          UsageError: it cannot be written, for want of space for instance.
+          UsageError: it cannot be written, for example because the disk is full.
         """
         if self._events is None:
             return
@@ -56,9 +58,9 @@ class RunLog:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise UsageError(
-                f"the log in {self._path.parent} cannot be written: {error}. Checkpoints are as"
-                " they were. Make room, or mend permissions; then the same command goes on from"
-                " the latest."
+                f"the log in {self._path.parent} cannot be written: {error}. Checkpoints are"
+                " unchanged. Free some space or fix its permissions; then run the same command to"
+                " continue from the latest."
             ) from error
         self._events.write(row)
 
@@ -69,12 +71,12 @@ class RunLog:
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of a run's log, earliest first; what is cut short, or no epoch's row, is left out."""
+    """Read the rows of a run's log, earliest first; incomplete rows and other lines are skipped."""
     return [value for value in _read_values(workdir) if _is_row(value)]
 
 
 def _read_values(workdir: Path) -> list[Any]:
-    """What the log's lines hold; one that is no JSON is left out."""
+    """Read the lines of the log as JSON; lines that are not JSON are skipped."""
     path = workdir / FILE_NAME
     values = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -96,7 +98,7 @@ def _is_row(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that can be computed with; NaN is not."""
+    """Whether a value is a finite number of reasonable size."""
     return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 
 
@@ -106,12 +108,12 @@ def _is_beyond(value: Any, step: int) -> bool:
 
 
 def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with the best test accuracy, the latest among equals."""
+    """Return the row with the best test accuracy, the latest of equals."""
     return max(rows, key=lambda row: (row["test_top1"], row["epoch"]))
 
 
 def last_and_best(rows: Sequence[dict[str, Any]]) -> Results:
-    """Test metrics of the last and of the best epoch; nothing of a log that is empty."""
+    """Return the test metrics of the last and the best epoch; {} for an empty log."""
     if not rows:
         return {}
     return {

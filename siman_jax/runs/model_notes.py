@@ -1,4 +1,4 @@
-"""What a run's config says of its images, as notes of a model file."""
+"""Make the notes of a model file from a run's config."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from siman_jax.packed.notes import Notes
 
 
 def notes_from_config(data: ConfigDict, **others: Any) -> Notes:
-    """Note how evaluation prepares images.
+    """Make notes that say how evaluation prepares images.
 
     Args:
       data: `config.data`.

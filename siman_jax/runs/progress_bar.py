@@ -1,4 +1,4 @@
-"""How far training is: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Show the progress of training: a bar with the time left on a terminal, plain lines elsewhere."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,12 @@ from siman_jax.terminal import shown
 
 
 class TrainingProgress:
-    """Counts steps while they run and prints a line an epoch.
+    """Counts steps, and prints a line for each epoch.
 
     Args:
-      total: steps of the whole training.
-      done: steps taken before now.
-      show: whether to print at all; of several processes, one does.
+      total: number of steps of the whole training.
+      done: number of steps taken before.
+      show: whether to print at all; only one process of a run should.
     """
 
     def __init__(self, total: int, done: int, show: bool = True) -> None:
@@ -33,11 +33,11 @@ class TrainingProgress:
         self._bar.start()
 
     def advance(self, steps: int) -> None:
-        """Count `steps` more."""
+        """Count `steps` more steps."""
         self._bar.advance(self._task, steps)
 
     def report(self, row: Mapping[str, Any], run: str = "") -> None:
-        """Print an epoch's row of the log, and before it which `run` it is of."""
+        """Print an epoch's row of the log, after the name of its `run`."""
         self._console.print(
             f"{shown(run) + '  ' if run else ''}epoch {row['epoch']:3d}  step {row['step']:6d}"
             f"  lr {row['learning_rate']:.4f}"
@@ -47,5 +47,5 @@ class TrainingProgress:
         )
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """Remove the bar from the terminal."""
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""What one run keeps on disk while it trains: its config, checkpoints, log and curves."""
+"""The files that a run writes while it trains: config, checkpoints, log and curves."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,19 +23,19 @@ from siman_jax.training.epoch import Progress
 
 
 class Record:
-    """Writes to the folder of one run, which it claims for the run's config.
+    """Writes the files of one run.
 
     Args:
-      config: of the run.
-      dataset: that it is trained on.
-      lock: of the run's folder; taken here, where the folder has to be made.
+      config: the run's config.
+      dataset: the data that the run trains on.
+      lock: lock of the run's folder; a new folder is created and locked here.
       workdir: the run's folder.
-      step: the step that training goes on from.
-      bits: of every binary kernel at the end of the epoch before.
+      step: step from which training continues.
+      bits: bits of every binary kernel at the end of the previous epoch.
 
     Attributes:
       workdir: the run's folder.
-      bits: as given; who ends an epoch sets them anew.
+      bits: as given; updated by the caller after each epoch.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Record:
         self._curves = Dispensable(f"the curves in {workdir}")
 
     def save(self, progress: Progress, top1: float | None) -> None:
-        """Save a checkpoint; `top1` is None where it was not measured."""
+        """Save a checkpoint; `top1` is None if it was not measured."""
         snapshot = Snapshot(progress, self.bits)
         self._checkpoints.save(int(progress.state.step), snapshot, top1)
 
@@ -73,11 +73,11 @@ class Record:
                 draw_curves(self.workdir)
 
     def results(self) -> Results:
-        """The last and the best epoch as logged; nothing in processes that do not log."""
+        """Return the last and the best epoch from the log; {} in processes that do not log."""
         return last_and_best(read_rows(self.workdir)) if is_first_process() else {}
 
     def close(self) -> None:
-        """Close all files, and draw the curves once more."""
+        """Close all files, and draw the curves."""
         self._log.close()
         self._checkpoints.close()
         self.draw()

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, so that a run goes on as if it had never stopped."""
+"""The contents of a checkpoint, from which a run continues as if it had never stopped."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ from siman_jax.training.task import image_shape
 
 
 def state_bits(state: TrainState, weight_rule: str) -> Bits:
-    """Bits of every binary kernel of a state, as `leaves.binary_bits` gives them."""
+    """Return the bits of every binary kernel of a state; see `leaves.binary_bits`."""
     variables = state.variables()
     return binary_bits(variables["params"], weight_rule, variables.get(ROTATIONS))
 
@@ -30,11 +30,11 @@ read_bits = jax.jit(state_bits, static_argnames="weight_rule")
 
 @struct.dataclass
 class Snapshot:
-    """A moment of a run.
+    """Everything needed to continue a run.
 
     Attributes:
-      progress: the state, whose step is the position in the data too, and the epoch's sums.
-      bits: of every binary kernel at the end of the epoch before.
+      progress: the state, whose step is also the position in the data, and the epoch's sums.
+      bits: bits of every binary kernel at the end of the previous epoch.
     """
 
     progress: Progress
@@ -44,7 +44,7 @@ class Snapshot:
 def abstract_snapshot(
     config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Snapshot:
-    """Shapes, dtypes and shardings of a run's snapshots on `mesh`; nothing is computed."""
+    """Return the shapes, dtypes and shardings of a run's snapshots on `mesh`."""
 
     def start(key: Array) -> Snapshot:
         state = create_state(model, optimizer, key, image_shape(config))
@@ -71,18 +71,18 @@ def first_snapshot(
     key: Array,
     layout: Snapshot,
 ) -> Snapshot:
-    """What training starts from.
+    """Create the snapshot from which training starts.
 
     Args:
-      config: of the run.
+      config: the run's config.
       model: the network.
-      optimizer: the optax chain.
-      key: PRNG key of the parameters.
-      layout: the abstract snapshot.
+      optimizer: the optimizer.
+      key: PRNG key for the parameters.
+      layout: result of `abstract_snapshot`.
     """
     create = partial(create_state, model, optimizer, image_shape=image_shape(config))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout)
-    # It runs once, so it should compile fast: optimised, XLA's CPU backend takes ten times longer.
+    # It runs once, so it should compile fast; with optimization XLA takes ten times longer on CPUs.
     options = {"xla_backend_optimization_level": 0}
     state = jax.jit(create, out_shardings=shardings.progress.state, compiler_options=options)(key)
     sums = jax.jit(Sums.zero, out_shardings=shardings.progress.sums)()

@@ -1,4 +1,4 @@
-"""A run on disk, without training: its checkpoints read, or a first one written."""
+"""Runs on disk: read their checkpoints, or create a run from given weights."""
 
 from pathlib import Path
 from typing import Any
@@ -35,36 +35,36 @@ _CLASSIFIER_BIAS = "progress/state/params/fc/bias"
 
 
 def load_run(config: ConfigDict, workdir: Path, mesh: Mesh, *, best: bool = False) -> Snapshot:
-    """Read a run's last or best checkpoint; its data are not needed.
+    """Read a run's last or best checkpoint; the run's data are not needed.
 
     Args:
-      config: of the run.
+      config: the run's config.
       workdir: the run's folder.
-      mesh: the devices to lay it out on.
-      best: read the one with the best test accuracy instead of the last.
+      mesh: the devices that get the arrays.
+      best: read the checkpoint with the best test accuracy instead of the last.
 
     Raises:
-      UsageError: `workdir` holds no checkpoint that can be read, or of another network, or its
-        config is of another version.
+      UsageError: `workdir` holds no readable checkpoint, or one of another network, or the config
+        is of another version.
     """
     restore = restore_best if best else restore_latest
     snapshot = restore(workdir / CHECKPOINTS, _layout(config, workdir, mesh))
     if snapshot is None:
-        raise UsageError(f"{workdir} holds no checkpoints; train there first, with --mode=train.")
+        raise UsageError(f"{workdir} holds no checkpoints; train first, with --mode=train.")
     return snapshot
 
 
 def load_step(config: ConfigDict, workdir: Path, mesh: Mesh, step: int) -> Snapshot:
-    """Read a run's checkpoint of one step, of those that `kept_steps` lists.
+    """Read a run's checkpoint of one step, which must be in `kept_steps`.
 
     Raises:
-      UsageError: it cannot be read, or is of another network; or the config is of another version.
+      UsageError: it cannot be read or is of another network, or the config is of another version.
     """
     return restore_step(workdir / CHECKPOINTS, step, _layout(config, workdir, mesh))
 
 
 def kept_steps(workdir: Path) -> list[int]:
-    """Steps of the checkpoints that a run kept, earliest first."""
+    """List the steps of a run's checkpoints, earliest first."""
     return sorted(saved_steps(workdir / CHECKPOINTS))
 
 
@@ -74,14 +74,14 @@ def is_removed(workdir: Path, step: int) -> bool:
 
 
 def saved_step(workdir: Path) -> int:
-    """The step of a run's latest checkpoint, 0 where there is none; it is not opened."""
+    """Return the step of a run's latest checkpoint, 0 if there is none; it is not opened."""
     return max(kept_steps(workdir), default=0)
 
 
 def is_finished(workdir: Path, epochs: int) -> bool:
-    """Whether the last of a run's epochs is logged and saved, or no checkpoint was kept at all.
+    """Whether the last epoch of a run is logged and saved; checkpoints are not opened.
 
-    None is opened. A run of which only config and log are kept, as in results/, is finished too.
+    A run without checkpoints whose log is complete, like those in results/, is finished too.
     """
     rows = read_rows(workdir)
     if not rows or rows[-1]["epoch"] != epochs:
@@ -90,39 +90,41 @@ def is_finished(workdir: Path, epochs: int) -> bool:
 
 
 def check_resumable(workdir: Path) -> None:
-    """Refuse a run of which only the log is kept, which training would write anew.
+    """Check that training would not overwrite the log of a run without checkpoints.
 
-    A log of one epoch may be that of a run killed before its first checkpoint was whole.
+    A log of one epoch may be of a run that was killed before its first checkpoint was complete.
 
     Raises:
-      UsageError: epochs are logged, but no checkpoint is there.
+      UsageError: epochs are logged, but there is no checkpoint.
     """
     rows = read_rows(workdir)
     if len(rows) > 1 and not kept_steps(workdir):
         raise UsageError(
-            f"{workdir} holds the log of {len(rows)} epochs, and no checkpoint to go on from; to"
+            f"{workdir} holds the log of {len(rows)} epochs, and no checkpoint to continue from; to"
             " train this config again, name another --workdir."
         )
 
 
-def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str, Any]) -> None:
-    """Write the checkpoint of step 0 from which a run trains given weights on.
+def create_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str, Any]) -> None:
+    """Create a run that starts from given weights, by writing a checkpoint of step 0.
 
     Args:
-      config: of the run.
-      workdir: its folder, which holds no run yet.
-      mesh: the devices to lay it out on meanwhile.
+      config: the run's config.
+      workdir: the run's folder, which must not hold a run.
+      mesh: the devices that hold the arrays meanwhile.
       variables: `params` and `batch_stats` of the config's network.
 
     Raises:
-      UsageError: the weights are not of the config's network, or `workdir` cannot be written.
+      UsageError: the weights do not fit the config's network, or `workdir` cannot be written.
     """
     layout = _layout(config, workdir, mesh)
     state = layout.progress.state
     expected = {"params": state.params, "batch_stats": state.batch_stats}
     given = {name: variables[name] for name in expected}
     if jax.tree.map(jnp.shape, given) != jax.tree.map(lambda leaf: leaf.shape, expected):
-        raise UsageError("the weights are not of the network that the config describes.")
+        raise UsageError(
+            "the weights do not fit the network in the config; choose the config of their network."
+        )
     params, batch_stats = (jax.tree.map(jnp.float32, given[name]) for name in expected)
     start = TrainState(jnp.int32(0), params, batch_stats, _optimizer(config).init(params))
     bits = read_bits(start, config.model.weight_rule)
@@ -140,7 +142,7 @@ def found_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[str
 
 
 def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
-    """The layout of a run's checkpoints.
+    """Return the layout of a run's checkpoints.
 
     Raises:
       UsageError: the config is of another version.
@@ -150,7 +152,7 @@ def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
         return abstract_snapshot(config, model_from_config(config), _optimizer(config), mesh)
     except UsageError:
         raise
-    # A field that is missing, that the network does not take, or of another type.
+    # A field is missing, unknown to the network, or of another type.
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
             f"the config is of another version: {'. '.join(str(error).splitlines())}"
@@ -158,9 +160,9 @@ def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
 
 
 def _with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """The config with the number of classes that its checkpoints have, where it names none.
+    """If the config has no number of classes, take that of the run's checkpoints.
 
-    Elsewhere they are counted in the folders of images, which need not be here.
+    Training counts the class folders instead, which need not be on this machine.
     """
     if config.data.num_classes:
         return config

@@ -1,4 +1,4 @@
-"""A sweep: which runs a file in configs/sweeps/ asks for, each with its own config and folder."""
+"""Sweeps: grids of runs, defined by the files in configs/sweeps/."""
 
 import ast
 import importlib.util
@@ -15,14 +15,14 @@ from siman_jax.errors import UsageError, choose
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid of runs: variants of one config, each of them with several seeds.
+    """A grid of runs: variants of one config, each with several seeds.
 
     Attributes:
-      name: of the study; its folder belongs to it.
-      base: config of all runs, but for what variants and seeds set.
-      variants: what each sets, values by fields such as "model.weight_rule"; its name is that of a
-        folder.
-      seeds: of every variant.
+      name: name of the sweep; its folder accepts no other sweep.
+      base: config of all runs.
+      variants: fields that each variant changes, such as "model.weight_rule", with their values;
+        the name of a variant is also the name of its folder.
+      seeds: seeds of every variant.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Sweep:
     seeds: tuple[int, ...]
 
     def runs(self, variant: str, folder: Path) -> dict[Path, ConfigDict]:
-        """Configs of a variant's runs by their folders, FOLDER/VARIANT/seedN, in order of seeds."""
+        """Return the configs of a variant's runs by folder, FOLDER/VARIANT/seedN, by seed."""
         config = with_fields(self.base, self.variants[variant])
         return {
             folder / variant / f"seed{seed}": with_fields(config, {"seed": seed})
@@ -40,11 +40,10 @@ class Sweep:
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Call `get_sweep()` of a Python file.
+    """Load a sweep by calling `get_sweep()` of a Python file.
 
     Raises:
-      UsageError: there is no such file or function, it fails, or what it gives is no sweep that
-        could be run.
+      UsageError: there is no such file or function, the function fails, or its sweep cannot be run.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -55,19 +54,26 @@ def load_sweep(path: Path) -> Sweep:
         sweep = module.get_sweep()
     except UsageError:
         raise
-    except Exception as error:  # whatever the file raises
+    except Exception as error:  # the file may raise any error
         raise UsageError(f"cannot use {path}: {type(error).__name__}: {error}") from error
     if not isinstance(sweep, Sweep):
-        raise UsageError(f"get_sweep() of {path} gives a {type(sweep).__name__}, not a Sweep.")
+        raise UsageError(
+            f"get_sweep() of {path} returned {type(sweep).__name__}; expected a"
+            " siman_jax.runs.sweep_plan.Sweep."
+        )
     _check(sweep, path)
     return sweep
 
 
 def with_settings(sweep: Sweep, settings: Iterable[str]) -> Sweep:
-    """Set fields of the base config, each given as "FIELD=VALUE".
+    """Set fields of the base config.
+
+    Args:
+      sweep: the sweep to copy.
+      settings: texts "FIELD=VALUE".
 
     Raises:
-      UsageError: a field is unknown, its value of no use, or set by a variant itself.
+      UsageError: a field is unknown, its value cannot be used, or a variant sets the field.
     """
     base = sweep.base
     for setting in settings:
@@ -77,7 +83,7 @@ def with_settings(sweep: Sweep, settings: Iterable[str]) -> Sweep:
         own = [name for name, fields in sweep.variants.items() if field in fields]
         if field == "seed" or own:
             raise UsageError(
-                f"--set={setting} is not for all runs: "
+                f"--set={setting} cannot hold for all runs: "
                 + ("each has its own seed." if field == "seed" else f"{own[0]} sets it itself.")
             )
         base = with_fields(base, {field: _value(base, field, text)})
@@ -85,14 +91,14 @@ def with_settings(sweep: Sweep, settings: Iterable[str]) -> Sweep:
 
 
 def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
-    """Copy a config with other values of some fields, and lock it.
+    """Copy a config, set some fields, and lock it.
 
     Args:
-      config: any.
-      fields: values by dotted names, such as "optimizer.learning_rate".
+      config: the config to copy.
+      fields: new values by dotted names, such as "optimizer.learning_rate".
 
     Raises:
-      UsageError: there is no such field, or its values are of another type.
+      UsageError: a field does not exist, or has another type.
 
     >>> with_fields(ConfigDict({"model": {"width": 16}}), {"model.widht": 4})
     Traceback (most recent call last):
@@ -116,7 +122,7 @@ def _value(config: ConfigDict, field: str, text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
         raise UsageError(
-            f"--set={field}={text} is no Python value; an example is --set={field}={current!r}."
+            f"--set={field}={text} is not a Python value; an example is --set={field}={current!r}."
         ) from error
 
 
@@ -126,15 +132,17 @@ def _flat(config: ConfigDict) -> dict[str, Any]:
 
 def _check(sweep: Sweep, path: Path) -> None:
     if not sweep.variants or not sweep.seeds:
-        raise UsageError(f"{path} asks for no run: it needs at least one variant and one seed.")
+        raise UsageError(f"{path} defines no run; it needs at least one variant and one seed.")
     if len(set(sweep.seeds)) < len(sweep.seeds):
-        raise UsageError(f"{path} names a seed twice: {sweep.seeds}.")
+        raise UsageError(f"{path} contains a seed twice: {sweep.seeds}.")
     for seed in sweep.seeds:
         if not 0 <= seed < 2**32:
-            raise UsageError(f"{path} names the seed {seed}; seeds are from 0 to 2**32 - 1.")
+            raise UsageError(f"{path} contains the seed {seed}; seeds are from 0 to 2**32 - 1.")
     for name, fields in sweep.variants.items():
         if not name or Path(name).name != name or name.startswith("."):
             raise UsageError(f"{path}: the variant {name!r} cannot be the name of a folder.")
         if "seed" in fields:
-            raise UsageError(f"{path}: the variant {name!r} sets the seed; seeds are the sweep's.")
+            raise UsageError(
+                f"{path}: the variant {name!r} sets the seed; set the sweep's seeds instead."
+            )
         with_fields(sweep.base, fields)

@@ -1,4 +1,4 @@
-"""What a sweep came to: mean and standard deviation of accuracy over the seeds of each variant."""
+"""Summarize a sweep: mean and standard deviation of accuracy over the seeds of each variant."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from siman_jax.runs.log import Results
 def summarize_variant(
     fields: Mapping[str, Any], results: Mapping[int, Results], failures: Mapping[int, str]
 ) -> dict[str, Any]:
-    """Sum up the seeds of a variant, for JSON.
+    """Summarize the seeds of a variant, for JSON.
 
     Args:
-      fields: what the variant sets.
-      results: of the seeds that are done.
-      failures: why others cannot be done, by seed.
+      fields: fields that the variant changes, with their values.
+      results: results of the finished seeds.
+      failures: reasons why other seeds failed.
 
     Returns:
-      "fields", "seeds" and "failures" as given, and of the last and the best epoch the mean and the
-      sample standard deviation of top-1 test accuracy in percent: "last" and "best", each with
-      "mean", "std" and "n". A mean of no seed and a deviation of fewer than two are None.
+      "fields", "seeds" and "failures" as given; and "last" and "best", the top-1 test accuracy in
+      percent at the last and the best epoch, each with "mean", "std" (sample standard deviation)
+      and "n". Without seeds the mean is None, with fewer than two the deviation.
     """
     return {
         "fields": dict(fields),
@@ -36,7 +36,7 @@ def summarize_variant(
 
 
 def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation (of n - 1 degrees of freedom) and number of values.
+    """Compute the mean, the sample standard deviation (n - 1) and the number of values.
 
     >>> mean_and_deviation([1.0, 3.0])
     {'mean': 2.0, 'std': 1.4142135623730951, 'n': 2}
@@ -51,7 +51,7 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summary_table(name: str, variants: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row a variant, from what `summarize_variant` gives."""
+    """Make a table with a row for each variant, from results of `summarize_variant`."""
     table = Table(title=f"{name}: top-1 on the test split (%), mean ± standard deviation of seeds")
     table.add_column("variant")
     for heading in ("seeds", "last epoch", "best epoch"):

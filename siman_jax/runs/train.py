@@ -1,6 +1,6 @@
-"""Training and evaluation of the run that a config describes, or of several seeds of it at once.
+"""Train and evaluate the run of a config, or train several seeds of it at once.
 
-A run's folder holds config.json, data.json, log.jsonl, events (TensorBoard), curves.png and
+A run's folder contains config.json, data.json, log.jsonl, events (TensorBoard), curves.png and
 checkpoints.
 """
 
@@ -53,31 +53,29 @@ from siman_jax.training.seeds import join_keys, make_splitter, no_sums_yet, over
 from siman_jax.training.step import train_step
 from siman_jax.training.task import Task, build_task, model_from_config
 
-_SECONDS_WORTH_A_DRAWING = 30
+_SECONDS_WORTH_A_DRAWING = 30  # after shorter epochs the curves are not drawn again
 _log = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, workdir: Path, mesh: Mesh, data: Dataset | None = None) -> Results:
-    """Train from the start, or on from the latest checkpoint in `workdir`.
+    """Train from the start, or from the latest checkpoint in `workdir`.
 
-    All processes of a run call it alike; the first one writes the log.
+    All processes of a run must call this with the same arguments; process 0 writes the log.
 
     Args:
-      config: as the files in configs/ make it.
-      workdir: the run's folder, the same for all processes; made if there is none.
+      config: the run's config, as made by the files in configs/.
+      workdir: the run's folder, shared by all processes; created if needed.
       mesh: the devices to train on.
-      data: where they are in memory already; of `config.data`, as `arrays.describe` makes it.
+      data: the data set, if it is in memory; `config` must come from `arrays.describe`.
 
     Returns:
-      Test metrics of the last and of the best epoch, as they were logged; of several processes,
-      the first one gets them.
+      Logged test metrics of the last and the best epoch, in process 0; {} in others.
 
     Raises:
-      UsageError: the config names something unknown, does not fit the mesh, its data cannot be
-        used, `workdir` cannot be written, is in use, holds a run of another config or the mere log
-        of one, or the loss stopped being finite.
-      Preempted: SIGTERM or Ctrl-C came; everything is saved, and the same call goes on from
-        there.
+      UsageError: the config contains an unknown name or does not fit the mesh, its data cannot be
+        used, `workdir` is not writable, is in use, or holds the run of another config or a log
+        without checkpoints, or the loss is not finite.
+      Preempted: stopped by SIGTERM or Ctrl-C with everything saved; call again to continue.
     """
     return train_together({workdir: config}, mesh, data=data)[workdir]
 
@@ -88,26 +86,26 @@ def train_together(
     stop: StopSignals | None = None,
     data: Dataset | None = None,
 ) -> dict[Path, Results]:
-    """Train runs that differ in nothing but their seeds as one program, mapped over the seeds.
+    """Train runs that differ only in their seeds as one program, mapped over the seeds.
 
-    Each comes out as `train` would have made it, but for rounding, which bits amplify; and each
-    goes on from its latest checkpoint, which has to be of the same step for all of them. Their
-    rates in the logs are each run's own images per second.
+    Each run gives the result of `train`, up to rounding, which binarization amplifies. Each
+    continues from its latest checkpoint, and all of these must be at the same step. The log of each
+    run has its own rate of images per second.
 
     Args:
-      configs: of each run, by its folder.
+      configs: config of each run, by its folder.
       mesh: the devices to train on.
-      stop: hears of SIGTERM and Ctrl-C; for a caller that wants to know whether one came after the
-        last step.
+      stop: handler of SIGTERM and Ctrl-C, for callers that must know of signals after the last
+        step.
       data: as for `train`.
 
     Returns:
-      What `train` returns, by the run's folder.
+      The results of `train`, by the run's folder.
 
     Raises:
-      UsageError: as for `train`, of any of the runs, or they cannot be trained together.
-      Diverged: the loss, or a parameter, of one of them stopped being finite; none goes on.
-      Preempted: as for `train`; all are saved.
+      UsageError: as for `train`, or the runs cannot be trained together.
+      Diverged: the loss or a parameter of a run is not finite; no run continues.
+      Preempted: as for `train`; all runs are saved.
     """
     for workdir, own in configs.items():
         check_workdir(own, workdir)
@@ -125,7 +123,7 @@ def _train(
     stop: StopSignals,
     data: Dataset | None,
 ) -> dict[Path, Results]:
-    """Train runs whose folders are locked, or will be where they are made."""
+    """Train runs whose folders are locked, or will be locked once they are created."""
     config, count = next(iter(configs.values())), len(configs)
     task = build_task(config, mesh, data)
     for workdir in configs:
@@ -142,8 +140,8 @@ def _train(
         snapshots.append(snapshot)
     done = _common_step(dict(zip(configs, snapshots, strict=True)))
     if done:
-        _log.info("going on from step %d of %s", done, ", ".join(map(str, configs)))
-    # Sums at an epoch's end mean that it was saved before it could be evaluated.
+        _log.info("continuing from step %d of %s", done, ", ".join(map(str, configs)))
+    # Sums at the end of an epoch mean that it was saved before it was evaluated.
     first, into_epoch = divmod(done, task.steps_per_epoch)
     if into_epoch == 0 and int(snapshots[0].progress.sums.count):
         first -= 1
@@ -168,7 +166,7 @@ def _train(
     replicas_agree = make_replica_check(mesh)
     counted = [int(snapshot.progress.sums.count) for snapshot in snapshots]
 
-    # Nothing is written before here, where all that a config can get wrong has been tried.
+    # Nothing is written before this line, where everything that a config can get wrong is tried.
     records = [
         Record(own, task.dataset, workdir, locks[workdir], done, snapshot.bits)
         for (workdir, own), snapshot in zip(configs.items(), snapshots, strict=True)
@@ -207,16 +205,16 @@ def _train(
 
 
 def _common_step(snapshots: Mapping[Path, Snapshot]) -> int:
-    """The step at which all runs stand.
+    """Return the step of all runs.
 
     Raises:
-      UsageError: they do not stand at the same.
+      UsageError: they are at different steps.
     """
     steps = {workdir: int(snapshot.progress.state.step) for workdir, snapshot in snapshots.items()}
     if len(set(steps.values())) > 1:
         raise UsageError(
-            "runs that train together have to go on from the same step, but the latest checkpoints"
-            " that can be read are "
+            "runs that train together must continue from the same step, but their latest readable"
+            " checkpoints are "
             + ", ".join(f"{step} of {workdir}" for workdir, step in steps.items())
             + ". Train them one by one."
         )
@@ -232,19 +230,19 @@ def _end_epoch(
     replicas_agree: Callable[[Any], bool],
     images_per_second: float,
 ) -> dict[str, Any]:
-    """Evaluate a run at an epoch's end and log the row that this returns."""
+    """Evaluate a run at the end of an epoch; log and return the epoch's row."""
     state, steps = progress.state, int(progress.state.step)
     try:
         tested = evaluate(state.variables())
-    except UsageError:  # images that cannot be decoded; the epoch is not to be lost
+    except UsageError:  # test images that cannot be decoded; keep the epoch's training
         record.save(progress, None)
         raise
     if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
         raise diverged(steps - 1)
     if not replicas_agree(state.variables()):
         raise UsageError(
-            f"after step {steps} the devices hold different parameters; training"
-            " stopped. Checkpoints are from before. Look for a faulty device."
+            f"after step {steps} the devices hold different parameters; training stopped."
+            " Checkpoints of earlier steps are kept. Look for a faulty device."
         )
     before, record.bits = record.bits, read_bits(state, config.model.weight_rule)
     row = {
@@ -270,11 +268,11 @@ def evaluate_run(
     The arguments are those of `train`.
 
     Returns:
-      Their test metrics, computed anew.
+      Test metrics of both checkpoints.
 
     Raises:
-      UsageError: `workdir` holds no checkpoint, or the run of another config, or was trained on
-        other classes than the data have.
+      UsageError: `workdir` holds no checkpoint or the run of another config, or the data have other
+        classes than the run was trained on.
     """
     check_workdir(config, workdir)
     snapshots = {
@@ -296,7 +294,7 @@ def evaluate_run(
 
 
 def _projection_and_schedule(task: Task, step: Array) -> dict[str, float]:
-    """What the weight rule's method schedules, as it was at `step`."""
+    """Scheduled values at `step`, except the learning rate."""
     values = dict(task.schedule(step))
     if task.clip_percent is not None:
         values["clip_percent"] = task.clip_percent(step)
@@ -304,7 +302,7 @@ def _projection_and_schedule(task: Task, step: Array) -> dict[str, float]:
 
 
 def _measures(params: Any) -> dict[str, dict[str, float]]:
-    # SciPy takes a second to import, which most runs can do without.
+    # Imported late: SciPy takes a second to import, and most runs do not need it.
     from siman_jax.analysis.measures import measure_kernels
 
     return measure_kernels(params)
@@ -321,7 +319,7 @@ def _training_feed(
         return ResidentFeed(split, mesh, config, join_keys(order_keys), join_keys(augment_keys))
     if len(order_keys) > 1:
         raise UsageError(
-            "seeds train together only from data in memory; set data.resident=True, or train them"
+            "seeds can train together only on data in memory; set data.resident=True, or train them"
             " one by one."
         )
     return StreamFeed(split, mesh, config)
@@ -330,7 +328,7 @@ def _training_feed(
 def _evaluator(
     config: ConfigDict, model: nn.Module, split: Split | Records, mesh: Mesh
 ) -> Evaluator:
-    # A multiple of the devices, no larger than need be.
+    # The smallest sufficient multiple of the number of devices.
     batch_size = -(-min(config.eval_batch_size, len(split)) // mesh.size) * mesh.size
     batches: Iterable[Batch]
     if isinstance(split, Split):

@@ -1,6 +1,6 @@
 """The data that a run was trained on: names of the classes and number of examples.
 
-They are kept in the run's folder, so that labels keep their meaning when folders of images change.
+They are stored in the run's folder, so that labels keep their meaning when image folders change.
 """
 
 import json
@@ -18,11 +18,11 @@ _FILE = "data.json"
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """What a run keeps of its data.
+    """Facts about a run's data.
 
     Attributes:
       classes: name of each label, in order.
-      train_examples: size of the training split.
+      train_examples: number of examples in the training split.
     """
 
     classes: tuple[str, ...]
@@ -30,7 +30,7 @@ class TrainedOn:
 
 
 def read_trained_on(workdir: Path) -> TrainedOn | None:
-    """Read what a run was trained on; None where it has not begun, or an older version began it.
+    """Read a run's facts; None if it has not started, or an older version started it.
 
     Raises:
       UsageError: the file is damaged.
@@ -47,17 +47,17 @@ def read_trained_on(workdir: Path) -> TrainedOn | None:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
-            f"{path} is damaged ({error}). Restore it, or delete it: then the run goes on, but"
-            " cannot tell whether its data have changed."
+            f"{path} is damaged ({error}). Restore it from a copy, or delete it; without it the run"
+            " can continue, but changes of its data go unnoticed."
         ) from None
     return TrainedOn(tuple(names), count)
 
 
 def write_trained_on(dataset: Dataset, workdir: Path) -> None:
-    """Keep what a run is trained on; of several processes, the first one does.
+    """Store the facts about a run's data, in process 0.
 
     Raises:
-      UsageError: the file cannot be written; in all processes alike.
+      UsageError: the file cannot be written; raised in all processes.
     """
     problem = ""
     if is_first_process():
@@ -74,7 +74,7 @@ def check_classes(classes: Sequence[str], workdir: Path) -> None:
     """Check that data have the classes that a run was trained on, in the same order.
 
     Raises:
-      UsageError: with those that differ.
+      UsageError: they do not; the message lists differences.
     """
     before = read_trained_on(workdir)
     if before is None or tuple(classes) == before.classes:
@@ -88,22 +88,22 @@ def check_classes(classes: Sequence[str], workdir: Path) -> None:
     ]
     raise UsageError(
         f"the data have other classes than those that the run in {workdir} was trained on"
-        f" ({'; '.join(changes) or 'in another order'}). Name the folder that it was trained on, or"
+        f" ({'; '.join(changes) or 'in another order'}). Use the data that it was trained on, or"
         " train in a new workdir."
     )
 
 
 def check_trained_on(dataset: Dataset, workdir: Path) -> None:
-    """Check that a run can go on with `dataset`: the same classes, and as many examples.
+    """Check that `dataset` has the classes and the number of examples that a run was trained on.
 
     Raises:
-      UsageError: with what differs.
+      UsageError: it does not; the message says what differs.
     """
     check_classes(dataset.classes, workdir)
     before = read_trained_on(workdir)
     if before is not None and before.train_examples != len(dataset.train):
         raise UsageError(
             f"the training split has {len(dataset.train)} examples now, and had"
-            f" {before.train_examples} when the run in {workdir} began: its epochs and schedules"
-            " would not fit. Give it the data that it began with, or train in a new workdir."
+            f" {before.train_examples} when the run in {workdir} started, so its epochs would"
+            " differ. Use the data that it started with, or train in a new workdir."
         )

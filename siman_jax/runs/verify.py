@@ -1,4 +1,4 @@
-"""Says which of a run's files are whole, without changing any."""
+"""Check the files of a run for damage, without changing them."""
 
 import json
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from siman_jax.runs.workdir import read_config
 
 
 class Finding(NamedTuple):
-    """The state of one file, or of one checkpoint.
+    """The state of a file or checkpoint.
 
     Attributes:
-      name: of the file, below the run's folder.
-      whole: False where it is damaged.
-      text: what was found.
+      name: path of the file in the run's folder.
+      whole: False if it is damaged.
+      text: description of its contents, or of the damage.
     """
 
     name: str
@@ -29,10 +29,10 @@ class Finding(NamedTuple):
 
 
 def verify_run(workdir: Path) -> list[Finding]:
-    """Check the files that a run goes on from: config, data, log and every checkpoint.
+    """Check the files that a run needs to continue: config, data, log and every checkpoint.
 
-    Checkpoints are read one by one, whole. Those of earlier versions have no checksums, so that of
-    them it is only known that they can be read.
+    Every checkpoint is read completely. Those of earlier versions have no checksums; for them the
+    check is only that they can be read.
 
     Args:
       workdir: the run's folder.
@@ -44,7 +44,8 @@ def verify_run(workdir: Path) -> list[Finding]:
         (workdir / name).exists() for name in ("config.json", FILE_NAME, CHECKPOINTS)
     ):
         raise UsageError(
-            f"there is no run in {workdir}: expected config.json, log and checkpoints."
+            f"there is no run in {workdir}; expected config.json, log.jsonl and checkpoints. Name"
+            " the folder of a run."
         )
     findings = [_config(workdir), _data(workdir), _log(workdir), *_checkpoints(workdir)]
     return [*findings, *_set_aside(workdir)]
@@ -52,7 +53,7 @@ def verify_run(workdir: Path) -> list[Finding]:
 
 def _config(workdir: Path) -> Finding:
     try:
-        return Finding("config.json", True, f"of {read_config(workdir).model.name}")
+        return Finding("config.json", True, f"network {read_config(workdir).model.name}")
     except (UsageError, AttributeError) as error:
         return Finding("config.json", False, str(error))
 
@@ -63,17 +64,17 @@ def _data(workdir: Path) -> Finding:
     except (UsageError, OSError) as error:
         return Finding("data.json", False, str(error))
     if data is None:
-        return Finding("data.json", True, "not there; an earlier version wrote none")
+        return Finding("data.json", True, "does not exist; earlier versions wrote none")
     text = f"{data.train_examples} examples of {len(data.classes)} classes"
     return Finding("data.json", True, text)
 
 
 def _log(workdir: Path) -> Finding:
-    """Each line has to be an epoch's row, in order; the last may be cut short by a kill."""
+    """Check that each line is an epoch's row, in order; a kill may cut the last one short."""
     try:
         lines = (workdir / FILE_NAME).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
-        return Finding(FILE_NAME, True, "not there; no epoch has ended")
+        return Finding(FILE_NAME, True, "does not exist; no epoch has ended")
     except OSError as error:
         return Finding(FILE_NAME, False, str(error))
     cut = bool(lines) and not lines[-1].endswith(b"\n")
@@ -85,10 +86,10 @@ def _log(workdir: Path) -> Finding:
     rows = read_rows(workdir)
     epochs = [row["epoch"] for row in rows]
     if len(rows) < len(lines) - cut:
-        return Finding(FILE_NAME, False, "a line is no epoch's row")
+        return Finding(FILE_NAME, False, "a line is not an epoch's row")
     if any(after <= before for before, after in pairwise(epochs)):
         return Finding(FILE_NAME, False, f"its epochs are not in order: {epochs}")
-    end = "; the last line is cut short, and will be written again" if cut else ""
+    end = "; the last line is cut short and will be written again" if cut else ""
     return Finding(FILE_NAME, True, f"{len(rows)} epochs{end}")
 
 
@@ -103,7 +104,7 @@ def _is_json(line: bytes) -> bool:
 def _checkpoints(workdir: Path) -> Iterator[Finding]:
     steps = sorted(saved_steps(workdir / CHECKPOINTS))
     if not steps:
-        yield Finding(CHECKPOINTS, True, "none are there")
+        yield Finding(CHECKPOINTS, True, "there are none")
     for step in steps:
         name = f"{CHECKPOINTS}/{step}"
         try:
@@ -119,4 +120,4 @@ def _checkpoints(workdir: Path) -> Iterator[Finding]:
 def _set_aside(workdir: Path) -> Iterator[Finding]:
     folder = workdir / "damaged-checkpoints"
     if folder.is_dir() and (count := len(list(folder.iterdir()))):
-        yield Finding(folder.name, True, f"{count} set aside when training went on")
+        yield Finding(folder.name, True, f"{count} moved here when training was resumed")

@@ -1,4 +1,4 @@
-"""The folder of a run, which belongs to one config."""
+"""The folder of a run, and the config in it."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ from siman_jax.output import write_whole
 from siman_jax.training.config_fields import faults_of_stored, flat
 
 _CONFIG_FILE = "config.json"
-_MOST_FAULTS = 5  # to name in a message
-# A run may go on with other values of these: no number depends on them but by rounding, if folders
-# that moved hold what they held.
+_MOST_FAULTS = 5  # listed in a message
+# Fields that may change when a run is resumed: results depend on them only by rounding, as long as
+# folders that moved have the same contents.
 _OPERATIONAL = {
     "config.eval_batch_size",
     "config.steps_per_dispatch",
@@ -33,9 +33,8 @@ _OPERATIONAL = {
     "config.data.damaged_limit",
 }
 
-# Fields that configs did not always have, with the values that make a run go on as it began: of
-# every config, of those whose data are image files, and by source of the data, of those whose data
-# are in memory.
+# Fields that older configs lack, with the values that continue a run as it started: for every
+# config, for data in image files, and by data source for data in memory.
 _ADDED: dict[str, Any] = {
     "config.accumulation_steps": 1,
     "config.measure_kernels": False,
@@ -68,10 +67,10 @@ _log = logging.getLogger(__name__)
 
 
 def default_workdir(config: str) -> Path:
-    """Folder of a run that was given none.
+    """Return the default folder of a run.
 
     Args:
-      config: value of `--config`: the config's file, and its variant behind a colon.
+      config: value of `--config`: the config's file, and its variant after a colon.
 
     >>> print(default_workdir("configs/digits.py"), default_workdir("configs/cifar10.py:resnet18"))
     runs/digits runs/cifar10-resnet18
@@ -82,17 +81,17 @@ def default_workdir(config: str) -> Path:
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Refuse a folder that holds the run of another config; nothing is written.
+    """Check that a folder holds no run of another config; nothing is written.
 
     Raises:
-      UsageError: with each field that differs; or the folder's name is no text.
+      UsageError: it does, and the message lists the fields that differ; or the folder's name is not
+        valid UTF-8.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a folder.")
     if any("\ud800" <= char <= "\udfff" for char in str(workdir.absolute())):
         raise UsageError(
-            f"--workdir={workdir}: its name is not UTF-8 text, as checkpoints need it; name another"
-            " folder."
+            f"--workdir={workdir} is not valid UTF-8, which checkpoints need; name another folder."
         )
     path = workdir / _CONFIG_FILE
     if not path.exists():
@@ -111,27 +110,29 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         raise UsageError(
             f"{workdir} holds a run of another config:\n  "
             + "\n  ".join(different)
-            + "\nGo on with its own config, or name another --workdir."
+            + "\nUse the config of that run, or name another --workdir."
         )
     _log_added(added, workdir)
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Read the config of the run in `workdir`; fields that an older version lacks get defaults.
+    """Read the config of the run in `workdir`; new fields that an older config lacks are added.
 
     Raises:
-      UsageError: there is none, or it is damaged, or of a version too old.
+      UsageError: there is no config, or it is damaged, or its version is too old.
     """
     path = workdir / _CONFIG_FILE
     if not path.is_file():
-        raise UsageError(f"there is no run in {workdir}: expected its {_CONFIG_FILE}.")
+        raise UsageError(
+            f"there is no run in {workdir}; expected its {_CONFIG_FILE}. Name the folder of a run."
+        )
     fields = _parse(path)
     faults = faults_of_stored(flat(fields))
     if faults:
         raise UsageError(
-            f"{path} is damaged, or of another version: {'; '.join(faults[:_MOST_FAULTS])}"
-            f"{' ...' if len(faults) > _MOST_FAULTS else ''}. Restore it, or use the version that"
-            " wrote it."
+            f"{path} is damaged or of another version: {'; '.join(faults[:_MOST_FAULTS])}"
+            f"{' ...' if len(faults) > _MOST_FAULTS else ''}. Restore it from a copy, or use the"
+            " version that wrote it."
         )
     added = _added(flat(fields, "config."))
     try:
@@ -142,12 +143,12 @@ def read_config(workdir: Path) -> ConfigDict:
                 section = section.setdefault(part, {})
             section[name] = value
         return ConfigDict(fields).lock()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # names it does not take
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # impossible names of fields
         raise UsageError(f"{path} is damaged: {error}") from None
 
 
 def _added(saved: dict[str, Any]) -> dict[str, Any]:
-    """Fields that a saved config lacks since an older version wrote it, with their defaults."""
+    """Return the fields that a config of an older version lacks, with their defaults."""
     added, source = _ADDED, str(saved.get("config.data.source"))
     if source in ("tfds", "image_folder"):
         added = added | _ADDED_FILES
@@ -157,63 +158,62 @@ def _added(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _log_added(added: dict[str, Any], workdir: Path) -> None:
-    """Log which fields a run of an older version lacks and so takes the defaults of."""
+    """Log the fields that a run of an older version lacks, with the defaults that it gets."""
     taken = [f"{key}={value}" for key, value in added.items() if key not in _OPERATIONAL]
     if taken:
         _log.info(
-            "the run in %s is of an older version; fields that are new since then take their"
-            " defaults: %s",
+            "the run in %s is of an older version; fields that it lacks get their defaults: %s",
             workdir,
             ", ".join(taken),
         )
 
 
 def fields_that_matter(config: ConfigDict) -> dict[str, Any]:
-    """The fields that a run's numbers depend on, by path such as "config.model.width"."""
+    """Return the fields that a run's results depend on, by path such as "config.model.width"."""
     fields = flat(_plain(config), "config.")
     return {key: value for key, value in fields.items() if key not in _OPERATIONAL}
 
 
 def config_digest(config: ConfigDict) -> str:
-    """SHA-256 of a config as JSON with sorted keys and no spaces, in hexadecimal digits."""
+    """Return the SHA-256, in hexadecimal, of a config as JSON with sorted keys and no spaces."""
     text = json.dumps(_plain(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_writable(folder: Path, flag: str = "workdir") -> None:
-    """Refuse a folder that this user may not write in, or make; nothing is written.
+    """Check that a folder can be written, or created; nothing is written.
 
     Args:
-      folder: to be written.
-      flag: that named it, for the message.
+      folder: the folder to write.
+      flag: the flag that named it, for the message.
 
     Raises:
-      UsageError: with the folder that lacks the permission, or what is there instead of a folder.
+      UsageError: permission is missing, or there is something else than a folder.
     """
     existing = folder.absolute()
     while not existing.exists():
         if existing.is_symlink():
             raise UsageError(
-                f"--{flag}={folder} cannot be written: {existing} is a link to what is not there."
-                " Name another folder."
+                f"--{flag}={folder} cannot be written: {existing} is a broken link. Name another"
+                " folder."
             )
         existing = existing.parent
     if not existing.is_dir():
         raise UsageError(
-            f"--{flag}={folder} cannot be written: {existing} is no folder. Name another."
+            f"--{flag}={folder} cannot be written: {existing} is not a folder. Name another folder."
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
             f"--{flag}={folder} cannot be written: there is no permission to write in"
-            f" {existing}. Mend its permissions, or name another folder."
+            f" {existing}. Fix its permissions, or name another folder."
         )
 
 
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Write the config whole or not at all; of several processes, the first one does.
+    """Write the run's config, in process 0.
 
     Raises:
-      UsageError: the folder cannot be made or written, or not all processes see it.
+      UsageError: the folder cannot be created or written, or not all processes see it.
     """
     problem = ""
     if is_first_process():
@@ -226,9 +226,8 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     written = all_agree(not problem)
     if not (written and all_agree((workdir / _CONFIG_FILE).exists())):
         raise UsageError(
-            f"--workdir={workdir} cannot be written{problem}, or not all processes see what the"
-            " first one writes there. Name a folder that all of them share, mend its permissions,"
-            " or make room."
+            f"--workdir={workdir} cannot be written{problem}, or not all processes see the files"
+            " in it. Name a folder that all of them share, fix its permissions, or free some space."
         )
 
 
@@ -236,11 +235,11 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text())
         if not isinstance(fields, dict):
-            raise ValueError("no table")
+            raise ValueError("not a table")
         flat(fields)
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path} is damaged ({error}); restore it, or use another workdir."
+            f"{path} is damaged ({error}); restore it from a copy, or use another workdir."
         ) from None
     return fields
 
