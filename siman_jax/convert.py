@@ -37,7 +37,7 @@ from siman_jax.pytorch.bits import stored_bits
 from siman_jax.pytorch.checkpoint import State, read_state
 from siman_jax.pytorch.names import flax_path, variables_from_torch
 from siman_jax.runs.model_notes import notes_from_config
-from siman_jax.runs.stored_run import found_run
+from siman_jax.runs.stored_run import create_run
 from siman_jax.runs.workdir import check_workdir, check_writable
 from siman_jax.terminal import say, shown, wide_console
 from siman_jax.training.task import activation_rule
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
     for warning in warnings:
         say(f"warning: {warning}")
     if config:
-        found_run(config, workdir, make_mesh(1), variables)
+        create_run(config, workdir, make_mesh(1), variables)
     write_network(out, network)
     if _TABLE.value:
         _print_table(state.arrays)

@@ -28,7 +28,7 @@ from siman_jax.report.runs import read_run
 from siman_jax.runs.checkpoint import ocp
 from siman_jax.runs.curves import draw_curves
 from siman_jax.runs.log import RunLog, last_and_best, read_rows
-from siman_jax.runs.stored_run import found_run, load_run, load_step
+from siman_jax.runs.stored_run import create_run, load_run, load_step
 from siman_jax.runs.verify import verify_run
 from siman_jax.runs.workdir import check_workdir, read_config
 from siman_jax.training.config_fields import flat
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     init = partial(model_from_config(config).init, train=False)
     options = {"xla_backend_optimization_level": 0}
     variables = jax.jit(init, compiler_options=options)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    found_run(config, folder, make_mesh(1), variables)
+    create_run(config, folder, make_mesh(1), variables)
     return folder
 
 

@@ -28,7 +28,7 @@ from siman_jax.packed.model import PackedModel
 from siman_jax.packed.notes import parse_notes
 from siman_jax.runs.log import best_row, read_rows
 from siman_jax.runs.model_notes import notes_from_config
-from siman_jax.runs.stored_run import found_run, load_run
+from siman_jax.runs.stored_run import create_run, load_run
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import read_config
 from siman_jax.training.task import model_from_config
@@ -112,7 +112,7 @@ def test_bits_of_another_weight_rule(tmp_path, capsys):
     config.model.weight_rule = "angle_optimal"
     init = jax.jit(partial(model_from_config(config).init, train=False))
     variables = init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    found_run(config, tmp_path / "run", make_mesh(1), variables)
+    create_run(config, tmp_path / "run", make_mesh(1), variables)
     call(export, tmp_path / "run", f"--out={tmp_path / 'model'}")
     model = siman_jax.load(tmp_path / "model")
     assert model.network.arguments["weight_rule"] == "angle_optimal"
@@ -232,7 +232,7 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path):
         with pytest.raises(UsageError, match=message):
             call(export, *arguments)
     (tmp_path / "empty" / "config.json").write_text(json.dumps([1]))
-    with pytest.raises(UsageError, match=r"config.json is damaged \(no table\)"):
+    with pytest.raises(UsageError, match=r"config.json is damaged \(not a table\)"):
         call(export, tmp_path / "empty", out)
 
 

@@ -130,7 +130,7 @@ def test_events_that_fail_are_warned_of_once(tmp_path, monkeypatch, caplog):
         log.write(ROW)
     log.close()
     assert [record.getMessage() for record in caplog.records] == [
-        f"TensorBoard's events in {tmp_path}/events cannot be written, and the run goes on:"
+        f"TensorBoard's events in {tmp_path}/events cannot be written; the run continues:"
         " [Errno 28] No space left on device"
     ]
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
@@ -145,7 +145,7 @@ def test_a_warning_comes_once_and_what_ends_the_process_is_not_caught(caplog):
         with output:
             raise UsageError("the disk is full.")
     assert [record.getMessage() for record in caplog.records] == [
-        "a picture cannot be written, and the run goes on: the disk is full."
+        "a picture cannot be written; the run continues: the disk is full."
     ]
     with pytest.raises(KeyboardInterrupt), output:
         raise KeyboardInterrupt
@@ -173,7 +173,7 @@ def test_a_run_goes_on_without_output_events_and_curves(tmp_path):
 
 def test_checkpoints_that_are_no_folder_are_refused_before_training(tmp_path):
     (tmp_path / "checkpoints").touch()
-    with pytest.raises(UsageError, match=r"checkpoints is no folder"):
+    with pytest.raises(UsageError, match=r"checkpoints is not a folder"):
         train(digits.get_config(), tmp_path, make_mesh(1))
 
 
@@ -226,7 +226,7 @@ def test_out_of_inodes_ends_a_command_at_once_with_the_message(tmp_path, folder)
     error, advice = result.stderr.splitlines()  # and nothing else
     assert error.startswith(f"error: the checkpoint of step 2 could not be written to {tmp_path}")
     assert "No space left on device" in error
-    assert advice.startswith("Earlier checkpoints are as they were. Make room")
+    assert advice.startswith("Earlier checkpoints are unchanged. Free some space")
 
 
 def train_with_small_files(workdir):
@@ -262,7 +262,7 @@ def test_a_log_that_cannot_be_written_ends_a_run_with_the_message(tmp_path):
     assert result.returncode == 2, result.stderr
     lines = result.stderr.splitlines()
     assert lines[-1].startswith(f"error: the log in {tmp_path} cannot be written: [Errno 27]")
-    assert lines[-1].endswith("then the same command goes on from the latest.")
+    assert lines[-1].endswith("run the same command to continue from the latest.")
     assert "Traceback" not in result.stderr
     assert read_rows(tmp_path) == []  # a row that is cut short is none
     assert not list((tmp_path / "checkpoints").iterdir())

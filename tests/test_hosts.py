@@ -148,7 +148,7 @@ def test_processes_stop_together_resume_and_do_not_outwait_a_dead_one(tmp_path):
     codes, outputs = finish(processes, timeout=60)
     assert time.monotonic() - killed < 10 + 20
     assert codes[0] in (69, -signal.SIGABRT), outputs[0]
-    assert f"going on from step {saved}" in outputs[0]
+    assert f"continuing from step {saved}" in outputs[0]
     assert "another process of this run did" in outputs[0] or "another task died" in outputs[0]
 
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]

@@ -616,6 +616,6 @@ def test_slurm_stops_in_time_and_goes_on(programs, tmp_path):
     with started(programs, "slurm.sbatch", *arguments, **environment) as process:
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
-    assert "going on from step" in errors
+    assert "continuing from step" in errors
     assert [row["epoch"] for row in logged(workdir)] == [*range(1, epochs + 1)]
     assert len(programs.calls("scontrol")) == 1

@@ -66,7 +66,7 @@ def test_a_new_folder_is_made_late_and_by_one_only(tmp_path):
     with RunLock(tmp_path / "other") as late:
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "config.json").touch()  # of one that has ended already
-        with pytest.raises(UsageError, match=r"another training began in .* meanwhile"):
+        with pytest.raises(UsageError, match=r"another training started in .* meanwhile"):
             late.make_folder()
 
 

@@ -223,7 +223,7 @@ def test_the_first_frame_is_taken(file_format, tmp_path, caplog):
         assert (image == 250).all()
     said = [text for text in caplog.messages if "holds several images" in text]
     assert len(said) == 1
-    assert "the first is taken" in said[0]
+    assert "the first is used" in said[0]
 
 
 def test_the_stream_says_once_that_only_first_frames_are_taken(tmp_path, caplog):

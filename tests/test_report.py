@@ -35,7 +35,7 @@ from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
 from siman_jax.rules import WEIGHT_RULES
 from siman_jax.rules.siman import angle_optimal_bits, cosine, half_half_bits, identity
-from siman_jax.runs.stored_run import FAILURE_FILE, found_run, load_run
+from siman_jax.runs.stored_run import FAILURE_FILE, create_run, load_run
 from siman_jax.runs.train import train
 from siman_jax.runs.workdir import read_config
 from siman_jax.training.step import TrainState
@@ -346,7 +346,7 @@ def test_weights_that_nothing_fits_are_left_out(runs, tmp_path):
         ones = params["conv1"]["binary_kernel"]
         broken = {**params, "conv1": {**params["conv1"], "binary_kernel": kernel * ones}}
         variables = {"params": broken, "batch_stats": state.batch_stats}
-        found_run(config, tmp_path / name, make_mesh(1), variables)
+        create_run(config, tmp_path / name, make_mesh(1), variables)
         with pytest.raises(UsageError, match="not finite, or all the same, in conv1"):
             read_run(tmp_path / name, name, make_mesh(1))
 
@@ -397,7 +397,7 @@ def test_a_network_without_binary_layers(runs, tmp_path):
         jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False
     )
     workdir = tmp_path / "real"
-    found_run(config, workdir, make_mesh(1), variables)
+    create_run(config, workdir, make_mesh(1), variables)
     nothing = {key: {} for key in ("flips", *Measures._fields)}
     rows = [json.loads(line) for line in (runs / "seed0" / "log.jsonl").read_text().splitlines()]
     (workdir / "log.jsonl").write_text("".join(json.dumps(row | nothing) + "\n" for row in rows))

@@ -223,12 +223,12 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(
         ("data.min_area", 2.0, "min_area is 2.0 and"),
         ("data.test_split", "valid", "no folder .*valid; expected ROOT/train/CLASS"),
         ("data.source", "digits", "in memory anyway; set --config.data.resident=True"),
-        ("data.image_size", 24, "more than --config.data.shorter_side, 20"),
+        ("data.image_size", 24, "at most --config.data.shorter_side, 20"),
         ("seed", -1, "seed is -1; it must be from 0"),
         ("batch_size", 100, "has only 22 examples"),
         ("batch_size", 5, "does not divide evenly among 2 devices"),
-        ("accumulation_steps", 3, "cannot be taken in as many equal parts"),
-        ("batch_norm_devices", 3, "does not divide the 2 devices"),
+        ("accumulation_steps", 3, "cannot be divided into so many equal parts"),
+        ("batch_norm_devices", 3, "2 devices cannot be divided into groups"),
     ],
 )
 def test_bad_settings_of_streams_and_devices(config, tmp_path, field, value, message):

@@ -265,7 +265,7 @@ def test_a_log_without_checkpoints_is_not_written_anew(copy, monkeypatch):
     log = run_folder / "log.jsonl"
     log.write_text(log.read_text() * 2 + log.read_text().splitlines()[0] + "\n")  # not finished
     before = log.read_bytes()
-    with pytest.raises(UsageError, match="and no checkpoint to go on from"):
+    with pytest.raises(UsageError, match="and no checkpoint to continue from"):
         run_sweep(small_sweep(), copy, make_mesh(1))
     assert log.read_bytes() == before
 
@@ -387,10 +387,10 @@ def get_sweep():
         ({"a": {"model.weight_rul": "bnn"}}, (0,), "did you mean 'model.weight_rule'"),
         ({"a": {"epochs": "two"}}, (0,), "epochs cannot be 'two'"),
         ({"a": {"model.weight_rule": "bn"}}, (0,), "unknown weight rule 'bn'"),
-        ({"a": {"seed": 1}}, (0,), "seeds are the sweep's"),
+        ({"a": {"seed": 1}}, (0,), "set the sweep's seeds instead"),
         ({"../a": {}}, (0,), "cannot be the name of a folder"),
         ({"a": {}}, (0, 0), "a seed twice"),
-        ({"a": {}}, (-1,), "names the seed -1"),
+        ({"a": {}}, (-1,), "contains the seed -1"),
         ({}, (0,), "at least one variant"),
         ({"a": {}}, (), "at least one variant and one seed"),
         ({"a": {"data.source": "digit"}}, (0,), "did you mean 'digits'"),
@@ -420,7 +420,7 @@ DIGITS = "configs/sweeps/digits.py"
         ([DIGITS, "--workdir=configs"], "something else than a sweep"),
         ([DIGITS, "--workdir=unused", "--set=epoch=2"], "did you mean 'epochs'"),
         ([DIGITS, "--workdir=unused", "--set=epochs"], "has no value"),
-        ([DIGITS, "--workdir=unused", "--set=epochs=two"], "is no Python value"),
+        ([DIGITS, "--workdir=unused", "--set=epochs=two"], "is not a Python value"),
         ([DIGITS, "--workdir=unused", "--set=epochs='two'"], "epochs cannot be 'two'"),
         ([DIGITS, "--workdir=unused", "--set=epochs=0"], "at least 1"),
         ([DIGITS, "--workdir=unused", "--set=seed=5"], "each has its own seed"),
@@ -492,6 +492,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 75, said
     assert "run the same command to continue" in said
     again = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert "going on from step" in again.stderr
+    assert "continuing from step" in again.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["variants"]["bnn"]["last"]["n"] == 2

@@ -264,7 +264,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
         text=True,
         check=True,
     )
-    assert "going on from step" in resumed.stderr
+    assert "continuing from step" in resumed.stderr
     assert "epoch   3" in resumed.stdout
     assert "\x1b" not in resumed.stdout  # plain lines where there is no terminal
     assert [row["epoch"] for row in read_rows(killed)] == [1, 2, 3]
@@ -388,7 +388,7 @@ def test_a_workdir_that_is_no_folder(tmp_path):
 
 
 def test_evaluating_an_empty_workdir(tmp_path):
-    with pytest.raises(UsageError, match="holds no checkpoints; train there first"):
+    with pytest.raises(UsageError, match="holds no checkpoints; train first"):
         evaluate_run(small_config(), tmp_path, make_mesh(1))
 
 
@@ -420,7 +420,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("optimizer.learning_rate", float("nan"), "learning_rate is nan; it must be at least 0"),
         ("optimizer.learning_rate", float("inf"), "learning_rate is inf; it must be finite"),
         ("optimizer.weight_decay", -1e-4, "it must be at least 0"),
-        ("optimizer.momentum", 1.0, "it must be less than 1"),
+        ("optimizer.momentum", 1.0, "it must be at least 0 and below 1"),
         ("optimizer.warmup_epochs", 30, "more than --config.epochs"),
         ("optimizer.undecayed", ("binary_kernel,alpha",), "unknown leaf in --config.optimizer"),
         ("optimizer.undecayed", ("binary_kernels",), "did you mean 'binary_kernel'"),
@@ -429,7 +429,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("data.image_size", 5000, "image_size is 5000; it must be at most 4096"),
         ("eval_batch_size", 2**31, "it must be at most 2147483647"),
         ("optimizer.weight_decay", 1e39, "it must be at most 1e"),
-        ("epochs", 2**31 - 1, r"which are 10737418235 steps; fewer than 2\*\*31"),
+        ("epochs", 2**31 - 1, r"or 10737418235 steps; it must be less than 2\*\*31"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path, field, value, message):
@@ -583,7 +583,7 @@ def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
     log = RunLog(tmp_path, 0)
     (tmp_path / "log.jsonl").unlink()
     (tmp_path / "log.jsonl").mkdir()
-    with pytest.raises(UsageError, match=r"the log in .* cannot be written: .*Make room"):
+    with pytest.raises(UsageError, match=r"the log in .* cannot be written: .*Free some space"):
         log.write({"step": 5})
     log.close()
 
@@ -623,4 +623,4 @@ def test_a_disk_that_is_full_while_saving_leaves_earlier_checkpoints_intact(tmp_
     )
     assert result.returncode == 0, result.stderr
     assert "the checkpoint of step 2 could not be written" in result.stdout
-    assert "Earlier checkpoints are as they were" in result.stdout
+    assert "Earlier checkpoints are unchanged" in result.stdout
