@@ -9,11 +9,11 @@
 | resnet18           | 92.5 %             | 0.37                   |
 | vgg_small          | 92.5 %             | 0.41                   |
 
-The hours are 41, 555 and 608 M multiply-accumulates x 6 operations x 50,000 images x 400 epochs at
-5 % of the card's 989 TFLOP/s in bfloat16: small images keep little of it busy.
+The hours are 41, 555 and 608 M multiply-accumulates x 6 operations x 50,000 images x 400 epochs, at
+5 % of the card's 989 TFLOP/s in bfloat16, since small images use little of the card.
 
 Data come from TensorFlow Datasets; the first run prepares them, which needs the extra
-`prepare`. The real-valued twin is `--config.model.weight_rule=real`.
+`prepare`. To train the real-valued network, set `--config.model.weight_rule=real`.
 """
 
 from ml_collections import ConfigDict
@@ -24,25 +24,25 @@ WIDTHS = {"resnet20": 16, "resnet18": 64, "vgg_small": 128}
 
 
 def get_config(network: str = "resnet20") -> ConfigDict:
-    """Settings of the run; `network` is a key of `WIDTHS`."""
+    """Return the config of a run; `network` is a key of `WIDTHS`."""
     config = ConfigDict()
     config.seed = 0
     config.epochs = 400
-    config.batch_size = 256  # of all devices together
-    config.accumulation_steps = 1  # parts that a batch is taken in, one after the other
+    config.batch_size = 256  # over all devices
+    config.accumulation_steps = 1  # equal parts of a batch, computed one after the other
     config.eval_batch_size = 1000
     config.steps_per_dispatch = 0  # 0: one on the CPU, up to 100 elsewhere
-    config.keep_checkpoints = 2  # beside the best
-    config.measure_kernels = False  # each epoch, for the log: fitted shape, best bits, cosines
-    config.batch_norm_devices = 0  # that share batch norm's statistics; 0: all
-    config.native = True  # on a CPU train by the library in C++; False: by XLA alone
-    config.shard_optimizer = False  # divide the optimiser's state among the devices
+    config.keep_checkpoints = 2  # the latest ones; the best is kept too
+    config.measure_kernels = False  # log each epoch's kernels: fitted shape, best bits, cosines
+    config.batch_norm_devices = 0  # number of devices that share statistics; 0: all
+    config.native = True  # use the C++ library on a CPU; False: XLA only
+    config.shard_optimizer = False  # divide the optimizer state among the devices
 
     config.model = ConfigDict()
     config.model.name = f"cifar.{network}_1w1a"
     config.model.width = choose(WIDTHS, network, "variant")
     config.model.weight_rule = "half_half"
-    config.model.activation_rule = "default"  # the weight rule's own
+    config.model.activation_rule = "default"  # that of the weight rule
     config.model.dtype = "float32"
 
     config.data = ConfigDict()
@@ -51,8 +51,8 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.data.tfds_dir = ""  # "": ~/tensorflow_datasets
     config.data.train_split = "train"
     config.data.test_split = "test"
-    config.data.train_examples = 0  # evenly spaced among all of them; 0: all
-    config.data.resident = True  # all of it in the devices' memory
+    config.data.train_examples = 0  # number of training images, evenly spaced; 0: all
+    config.data.resident = True  # keep all data in device memory
     config.data.image_size = 32
     config.data.resize = False
     config.data.channels = 3
@@ -66,24 +66,24 @@ def get_config(network: str = "resnet20") -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 0.1
-    config.optimizer.reference_batch_size = 0  # n: learning rate times batch_size / n; 0: as it is
+    config.optimizer.reference_batch_size = 0  # n: scale learning_rate by batch_size / n; 0: no
     config.optimizer.warmup_epochs = 5
-    config.optimizer.staircase = True
+    config.optimizer.staircase = True  # schedules change at epochs; False: at every step
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 5e-4
     config.optimizer.undecayed = ("binary_kernel", "alpha")
-    config.optimizer.kernel_decay = 0.0  # weight decay of binary kernels, on top
+    config.optimizer.kernel_decay = 0.0  # additional weight decay of binary kernels
     config.optimizer.clip_percent = 15.0
-    config.optimizer.clip_decays = True  # linearly to 0; False: it stays as it is
-    config.optimizer.bop = False  # flip the kernels of the rule bnn by Bop
+    config.optimizer.clip_decays = True  # linearly to 0; False: constant
+    config.optimizer.bop = False  # update the kernels by Bop; needs the weight rule bnn
     config.optimizer.bop_adaptivity = 1e-4
     config.optimizer.bop_threshold = 1e-8
 
-    # How gradients sharpen; each rule takes what it needs, half_half nothing.
+    # Schedules of gradient estimators: sharpness for rbnn and ir_net, tau for recu.
     config.estimator = ConfigDict()
-    config.estimator.first_sharpness = 1e-2  # rbnn's; ir_net's: 1e-3 for ResNet-20, else 1e-1
+    config.estimator.first_sharpness = 1e-2  # rbnn; ir_net: 1e-3 for ResNet-20, 1e-1 otherwise
     config.estimator.last_sharpness = 10.0
-    config.estimator.first_tau = 0.85  # recu's
+    config.estimator.first_tau = 0.85
     config.estimator.last_tau = 0.99
     return config

@@ -1,8 +1,8 @@
-"""CIFAR-100: the CIFAR-10 recipe with its own classes and normalization.
+"""CIFAR-100: the CIFAR-10 recipe with the classes and normalization of CIFAR-100.
 
     python -m siman_jax.main --config=configs/cifar100.py:resnet20 --workdir=runs/cifar100
 
-The settings are those of configs/cifar10.py but for what stands here.
+Other settings are those of configs/cifar10.py.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from configs import cifar10
 
 
 def get_config(network: str = "resnet20") -> ConfigDict:
-    """Settings of the run; `network` is one of `cifar10.get_config`."""
+    """Return the config of a run; `network` is one of `cifar10.get_config`."""
     config = cifar10.get_config(network)
     config.data.name = "cifar100"
     config.data.num_classes = 100

@@ -1,4 +1,4 @@
-"""Handwritten digits: trains on a CPU in well under a minute.
+"""Handwritten digits: trains on a CPU in less than a minute.
 
     python -m siman_jax.main --config=configs/digits.py --workdir=runs/digits
 
@@ -11,7 +11,7 @@ from configs import cifar10
 
 
 def get_config() -> ConfigDict:
-    """Settings of the run."""
+    """Return the config of a run."""
     config = cifar10.get_config("resnet20")
     config.epochs = 12
     config.batch_size = 16
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "digits"
-    config.data.train_examples = 0  # evenly spaced among all of them; 0: all
+    config.data.train_examples = 0  # number of training images, evenly spaced; 0: all
     config.data.resident = True
     config.data.image_size = 8
     config.data.channels = 1
@@ -30,5 +30,5 @@ def get_config() -> ConfigDict:
     config.data.flip = False
 
     config.optimizer.warmup_epochs = 0
-    config.optimizer.staircase = False  # by step: twelve epochs are few for a staircase
+    config.optimizer.staircase = False  # twelve epochs are too few for a staircase
     return config

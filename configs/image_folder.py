@@ -3,8 +3,9 @@ r"""A folder of images by class: ROOT/{train,test}/CLASS/*.jpg, or png, bmp, gif
     python -m siman_jax.main --config=configs/image_folder.py --config.data.root=ROOT \
         --workdir=runs/folder
 
-ResNet-20 1w1a on 32x32 colour images; the CIFAR-10 recipe compressed to 10 epochs. For other
-sizes set --config.data.image_size, and --config.data.resize=True where sizes differ.
+ResNet-20 1w1a on 32x32 colour images; the CIFAR-10 recipe compressed to 10 epochs. For another
+size set --config.data.image_size; if the images have different sizes, set
+--config.data.resize=True.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from configs import cifar10
 
 
 def get_config(network: str = "resnet20") -> ConfigDict:
-    """Settings of the run; `network` is one of `cifar10.get_config`."""
+    """Return the config of a run; `network` is one of `cifar10.get_config`."""
     config = cifar10.get_config(network)
     config.epochs = 10
 
@@ -22,20 +23,20 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.data.root = "data"
     config.data.train_split = "train"
     config.data.test_split = "test"
-    config.data.train_examples = 0  # evenly spaced among all of them; 0: all
-    config.data.cache_dir = "~/.cache/siman-jax"  # of decoded images; "": none
+    config.data.train_examples = 0  # number of training images, evenly spaced; 0: all
+    config.data.cache_dir = "~/.cache/siman-jax"  # cache of decoded images; "": none
     config.data.resident = True
     config.data.image_size = 32
     config.data.resize = False
     config.data.channels = 3
     config.data.background = 0  # grey level behind transparent parts: 0 black, 255 white
     config.data.exif_orientation = False  # turn images as their EXIF data say
-    config.data.num_classes = 0  # 0: as many as ROOT/train has folders
+    config.data.num_classes = 0  # 0: the number of folders in ROOT/train
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.data.crop_padding = 4
     config.data.flip = True
 
     config.optimizer.warmup_epochs = 1
-    config.optimizer.staircase = False  # by step: ten epochs are few for a staircase
+    config.optimizer.staircase = False  # ten epochs are too few for a staircase
     return config

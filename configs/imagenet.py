@@ -13,13 +13,14 @@ r"""ImageNet (ILSVRC 2012) by the published recipe: 150 epochs, batch 512, 224 p
 
 The hours are 1.81 (3.66) G multiply-accumulates x 6 operations (forward and both gradients)
 x 1,281,167 images x 150 epochs at 30 % of the card's peak in bfloat16 (A100 312, H100 989, v5e
-197 TFLOP/s; measure before you count on it). A run in float32 takes several times as long, and one
-that the host's CPU cores cannot feed as long as they need: see benchmarks/input_pipeline.py.
+197 TFLOP/s; measure before you rely on it). A run in float32 takes several times as long. If the
+host's CPU cores cannot decode images fast enough, they set the time; see
+benchmarks/input_pipeline.py.
 
-Data are the ArrayRecord files of TensorFlow Datasets' `imagenet2012`, which its own command
-prepares once from the two published archives, or with `source=image_folder` a folder
-ROOT/{train,val}/CLASS/*.JPEG. On several devices the batch is that of all together; for a larger
-one set `--config.optimizer.reference_batch_size=512`, which scales the learning rate.
+Data are the ArrayRecord files of `imagenet2012` of TensorFlow Datasets, whose own command prepares
+them once from the two published archives; or, with `source=image_folder`, a folder
+ROOT/{train,val}/CLASS/*.JPEG. The batch size counts the examples on all devices. For a larger batch
+set `--config.optimizer.reference_batch_size=512`, which scales the learning rate.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +32,7 @@ NETWORKS = {"resnet18": "imagenet.resnet18_1w1a", "resnet34": "imagenet.resnet34
 
 
 def get_config(network: str = "resnet18") -> ConfigDict:
-    """Settings of the run; `network` is a key of `NETWORKS`."""
+    """Return the config of a run; `network` is a key of `NETWORKS`."""
     config = cifar10.get_config()
     config.epochs = 150
     config.batch_size = 512
@@ -44,23 +45,23 @@ def get_config(network: str = "resnet18") -> ConfigDict:
     config.data.source = "tfds"
     config.data.name = "imagenet2012"
     config.data.tfds_dir = ""  # "": ~/tensorflow_datasets
-    config.data.root = ""  # of an image folder
+    config.data.root = ""  # folder of images, for source=image_folder
     config.data.train_split = "train"
     config.data.test_split = "validation"
-    config.data.resident = False  # read while training runs
-    config.data.workers = 16  # reading processes of each training process; 0: a few threads of it
-    config.data.damaged_limit = 0  # damaged images of an epoch to leave out before the run ends
+    config.data.resident = False  # stream the data during training
+    config.data.workers = 16  # reading processes for each training process; 0: a few threads
+    config.data.damaged_limit = 0  # damaged images in an epoch that may be left out
     config.data.image_size = 224
     config.data.channels = 3
     config.data.background = 0  # grey level behind transparent parts: 0 black, 255 white
     config.data.exif_orientation = False  # turn images as their EXIF data say
-    config.data.num_classes = 1000  # 0: as many as ROOT's training split has folders
+    config.data.num_classes = 1000  # 0: the number of folders in ROOT's training split
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
-    config.data.min_area = 0.08  # of the image, to crop at random
+    config.data.min_area = 0.08  # of random crops, as a fraction of the image
     config.data.max_area = 1.25
     config.data.flip = True
-    config.data.shorter_side = 256  # to scale to, in evaluation, before the central crop
+    config.data.shorter_side = 256  # in evaluation: size before the central crop
 
     config.optimizer.warmup_epochs = 0
     config.optimizer.weight_decay = 1e-4

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Train on N GPUs of this machine, with a process for each.
+# Train on N GPUs of this machine, with one process for each GPU.
 #
 #   launch/gpus.sh [--dry-run] N CONFIG WORKDIR [FLAGS...]
 #   launch/gpus.sh 4 configs/cifar10.py:resnet20 runs/resnet20 --config.batch_size=512
 #
-# Run it in the repository's root. launch/local.sh drives all GPUs from one process; more of them
-# pay where one cannot decode images fast enough. --dry-run prints the commands and starts nothing.
-# - CUDA_VISIBLE_DEVICES chooses the GPUs, as ever; SIMAN_PORT the port, which is else a free one.
-# - Process 0 writes to the terminal, the others to files that are named at the start.
-# - SIGTERM, SIGHUP and Ctrl-C make all of them save and stop; a second Ctrl-C does not wait.
+# Run it in the repository's root. launch/local.sh uses all GPUs from one process; several processes
+# are faster if one cannot decode images fast enough. --dry-run only prints the commands.
+# - CUDA_VISIBLE_DEVICES selects the GPUs. SIMAN_PORT sets the port; the default is a free one.
+# - Process 0 writes to the terminal, the others to files whose folder is printed at the start.
+# - SIGTERM, SIGHUP and Ctrl-C make all processes save and stop; a second Ctrl-C kills them.
 # - The exit status is that of the first process that fails. The others notice within
-#   --host_timeout seconds; what still runs half a minute later is killed.
+#   --host_timeout seconds; those that still run half a minute later are killed.
 set -euo pipefail
 
 dry_run=false
@@ -41,7 +41,7 @@ with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     print(s.getsockname()[1])')}
 
-make_command() { # of process $1; JAX would listen on every interface if not told otherwise
+make_command() { # of process $1; without a bind address JAX listens on every interface
     command=(
         env "CUDA_VISIBLE_DEVICES=${gpus[$1]}" "JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$port"
         python -m siman_jax.main "--config=$config" "--workdir=$workdir"
@@ -59,7 +59,7 @@ if $dry_run; then
     exit
 fi
 
-running=() # by process id: which of them it is
+running=() # number of each running process, by process id
 tick=
 end() {
     ((${#running[@]} == 0)) || kill -"$1" "${!running[@]}" 2>/dev/null || true
@@ -83,7 +83,7 @@ done
 
 failed=0
 while ((${#running[@]})); do
-    # Wait for the first to end, or a signal; a second at most, since bash can overlook an end.
+    # Wait for a process to end, or a signal; at most a second, because bash can miss an end.
     sleep 1 &
     tick=$!
     wait -n "$tick" "${!running[@]}" || true

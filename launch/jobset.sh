@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Train on Kubernetes as a JobSet (https://jobset.sigs.k8s.io), a process on each of HOSTS pods.
+# Train on Kubernetes as a JobSet (https://jobset.sigs.k8s.io): HOSTS pods with a process in each.
 #
 #   launch/jobset.sh [--dry-run] NAME IMAGE HOSTS CONFIG WORKDIR [FLAGS...]
 #   launch/jobset.sh run1 registry.example/siman-jax:1 4 configs/cifar10.py:resnet20 /runs/run1
 #
-# IMAGE has this repository as its working directory and the package installed, as in
+# IMAGE needs this repository as its working directory and the package installed, for example:
 #   FROM python:3.12 / WORKDIR /siman-jax / COPY . . / RUN pip install -e '.[cuda]'
-# GPUS is the number of GPUs in each host (8), CLAIM a persistent volume claim that all pods can
-# write to at once (runs); it is mounted at /runs, where WORKDIR must be.
-# --dry-run prints the manifest. For anything else, such as TPUs with their node selectors, save
+# GPUS is the number of GPUs in each host (default 8). CLAIM is a persistent volume claim (default
+# "runs") that all pods can write to at once; it is mounted at /runs, and WORKDIR must be in it.
+# --dry-run prints the manifest. For other hardware, such as TPUs with their node selectors, save
 # and edit it, and start it with kubectl create -f FILE.
 #
-# A pod that is evicted or deleted saves and exits with 75. Then, and where a process lost another
-# one (69, 134), all pods are started again and go on; any other failure fails the JobSet.
+# A pod that is evicted or deleted saves and exits with 75. After that, or when a process loses
+# another one (69, 134), all pods are started again and continue. Other failures fail the JobSet.
 set -euo pipefail
 
 dry_run=false
@@ -33,13 +33,13 @@ if [[ $5 != /runs/* ]]; then
     exit 2
 fi
 
-json() { # each argument as a line of JSON, which is YAML too
+json() { # print each argument as a line of JSON, which is also YAML
     python -c '
 import json, sys
 for argument in sys.argv[1:]:
     print(json.dumps(argument, ensure_ascii=False))' "$@"
 }
-# Kubernetes would replace $(NAME) in arguments, and makes one dollar sign of two.
+# Kubernetes replaces $(NAME) in arguments, and $$ by $, so dollar signs are doubled.
 args=("--config=$4" "--workdir=$5" "${@:6}")
 args=("--coordinator=$name-hosts-0-0.$name:8476" "--num_processes=$hosts"
     "--process_id=\$(JOB_COMPLETION_INDEX)" "${args[@]//\$/\$\$}")
@@ -55,7 +55,7 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: 100
-    restartStrategy: BlockingRecreate  # no two runs in one workdir
+    restartStrategy: BlockingRecreate  # never two runs in one workdir
     rules:
       - name: goOn
         action: RestartJobSet
@@ -92,7 +92,7 @@ $args_json
                     - {name: runs, mountPath: /runs}
                     - {name: shm, mountPath: /dev/shm}
               volumes:
-                - name: shm  # images pass from the reading processes through it
+                - name: shm  # shared memory, through which reading processes pass images
                   emptyDir: {medium: Memory}
                 - name: runs
                   persistentVolumeClaim: {claimName: $claim_json}

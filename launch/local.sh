@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train in one process on all devices of this machine, TPU, GPUs or CPU.
+# Train in one process on all devices of this machine: TPU, GPUs or CPU.
 #
 #   launch/local.sh [--dry-run] CONFIG WORKDIR [FLAGS...]
 #   launch/local.sh configs/cifar10.py:resnet20 runs/resnet20 --config.epochs=10
 #
-# Run it in the repository's root. --dry-run prints the command and starts nothing.
+# Run it in the repository's root. --dry-run only prints the command.
 set -euo pipefail
 
 dry_run=false

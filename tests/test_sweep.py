@@ -417,7 +417,7 @@ DIGITS = "configs/sweeps/digits.py"
         (["configs/digits.py", "--workdir=unused"], "no attribute 'get_sweep'"),
         (["README.md", "--workdir=unused"], "there is no sweep"),
         ([DIGITS, "--workdir=README.md"], "is a file; name a folder"),
-        ([DIGITS, "--workdir=configs"], "something else than a sweep"),
+        ([DIGITS, "--workdir=configs"], "holds no sweep"),
         ([DIGITS, "--workdir=unused", "--set=epoch=2"], "did you mean 'epochs'"),
         ([DIGITS, "--workdir=unused", "--set=epochs"], "has no value"),
         ([DIGITS, "--workdir=unused", "--set=epochs=two"], "is not a Python value"),

@@ -47,7 +47,7 @@ def states(workdir):
 
 def test_all_of_a_run_is_whole(run, capsys):
     assert states(run) == {
-        "config.json": (True, "of cifar.resnet20_1w1a"),
+        "config.json": (True, "network cifar.resnet20_1w1a"),
         "data.json": (True, "9 examples of 2 classes"),
         "log.jsonl": (True, "2 epochs"),
         "checkpoints/5": (True, "all checksums match"),
@@ -88,7 +88,7 @@ def largest(folder):
         (lambda run: (run / "data.json").write_text("[]"), "data.json", "is damaged"),
         (lambda run: (run / "log.jsonl").write_text("{\n" + row(2)), "log.jsonl", "line 1 cannot"),
         (lambda run: (run / "log.jsonl").write_text("[" * 10**5 + "\n"), "log.jsonl", "line 1"),
-        (lambda run: (run / "log.jsonl").write_text("{}\n"), "log.jsonl", "no epoch's row"),
+        (lambda run: (run / "log.jsonl").write_text("{}\n"), "log.jsonl", "not an epoch's row"),
         (lambda run: (run / "log.jsonl").write_text(row(2) * 2), "log.jsonl", "not in order"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_line_cut_short_by_a_kill_is_no_damage(workdir):
         file.write(row(3)[:20])
     assert states(workdir)["log.jsonl"] == (
         True,
-        "2 epochs; the last line is cut short, and will be written again",
+        "2 epochs; the last line is cut short and will be written again",
     )
 
 

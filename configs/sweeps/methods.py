@@ -1,24 +1,23 @@
-r"""Study 1, method against method: all weight rules, and Bop, on CIFAR-10 with ResNet-20.
+r"""Study 1, comparison of methods: all weight rules, and Bop, on CIFAR-10 with ResNet-20.
 
     python -m siman_jax.sweep configs/sweeps/methods.py --set=data.root=ROOT \
         --workdir=runs/sweeps/methods
 
-Protocol, written down before any run:
+Protocol, written before any run:
 
-- Budget: that of configs/cifar10_short.py for every method, three seeds; 36 runs, on 2 cores about
-  2.7 hours, calculated. `--set=epochs=100 --set=data.train_examples=0` is for a GPU.
-- Tuning: none, of any method. All have SiMaN's learning rate, schedule, batch size, weight decay of
-  5e-4 and augmentation. What a method schedules by itself is as published: sharpness from 1e-2
-  for RBNN, from 1e-3 for IR-Net's ResNet-20, ReCU's tau, Bop's adaptivity and threshold.
-- What is decayed goes by the method: SiMaN spares binary kernels and alphas; the others spare
-  nothing, as one L2 for all parameters does. Bop decays no binary kernel, whose size means nothing.
+- Budget: that of configs/cifar10_short.py for every method, three seeds. 36 runs, about 2.7 hours
+  on 2 cores, calculated. On a GPU, use `--set=epochs=100 --set=data.train_examples=0`.
+- Tuning: none. All methods have SiMaN's learning rate, schedule, batch size, weight decay of 5e-4
+  and augmentation. Settings of single methods are the published ones: sharpness from 1e-2 for RBNN
+  and from 1e-3 for IR-Net's ResNet-20, ReCU's tau, Bop's adaptivity and threshold.
+- Weight decay: SiMaN leaves out binary kernels and alphas. Other methods decay all parameters,
+  except that Bop does not decay binary kernels, whose magnitude has no meaning.
 - Each method has the activations that it was published with.
-- ir_net_0.1 was added after ir_net's seed 0 had diverged: sharpness from 1e-1, as IR-Net has it for
-  all networks but its ResNet-20. That one has hardtanh where this has PReLU, and an estimator that
-  lets all gradients pass leaves it to the network to bound them.
-- Reported are the last and the best epoch, mean and standard deviation of the seeds. The best
-  epoch is chosen on the test split, as papers of this field do, and so is too good; compare the
-  last.
+- ir_net_0.1 was added after seed 0 of ir_net had diverged. Its sharpness starts at 1e-1, as in
+  IR-Net for all networks except ResNet-20. IR-Net's ResNet-20 has hardtanh, and this one PReLU, so
+  nothing bounds the gradients here, which the estimator lets pass.
+- Reported are mean and standard deviation over the seeds, for the last and the best epoch. The best
+  epoch is chosen on the test split, as is usual in this field, and so is biased; compare the last.
 """
 
 from typing import Any
@@ -35,7 +34,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def get_sweep() -> Sweep:
-    """The grid."""
+    """Return the grid."""
     variants: dict[str, dict[str, Any]] = {
         rule: {"model.weight_rule": rule, **PUBLISHED.get(rule, {})}
         for rule in (*SPARING, *DECAYING)
