@@ -48,7 +48,9 @@ def main(argv: list[str]) -> None:
     for label, groups in (("all devices", 1), ("each device", mesh.size)):
         model = model_from_config(config, norm_groups=groups)
         create = partial(create_state, model, optimizer, image_shape=shape)
-        step = partial(train_step, model=model, optimizer=optimizer, clip_percent=lambda _: 10.0)
+        step = partial(
+            train_step, model=model, optimizer=optimizer, schedules={"clip_percent": lambda _: 10.0}
+        )
         run = jax.jit(
             step,
             in_shardings=(replicated(mesh), by_example(mesh), by_example(mesh)),

@@ -186,7 +186,8 @@ def lower_step(
         dtype=jnp.dtype(dtype),
     )
     optimizer = build_optimizer(cifar10.get_config().optimizer, 0.1)
-    clip = (lambda _: jnp.float32(10)) if WEIGHT_RULES[weight_rule].projected else None
+    projected = WEIGHT_RULES[weight_rule].projected
+    schedules = {"clip_percent": lambda _: jnp.float32(10)} if projected else {}
     create = partial(create_state, model, optimizer, image_shape=(size, size, 3))
     everywhere = NamedSharding(mesh, PartitionSpec())
     divided = NamedSharding(mesh, PartitionSpec("data"))
@@ -194,7 +195,7 @@ def lower_step(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(create, jax.random.key(0)),
     )
-    step = partial(train_step, model=model, optimizer=optimizer, clip_percent=clip)
+    step = partial(train_step, model=model, optimizer=optimizer, schedules=schedules)
     return (
         jax.jit(step, donate_argnums=0)
         .trace(

@@ -73,7 +73,10 @@ def cases(batch: int) -> dict[str, tuple[Callable, tuple]]:
         )
         if label.startswith("CIFAR"):
             step = partial(
-                train_step, model=model, optimizer=optimizer, clip_percent=lambda _: 10.0
+                train_step,
+                model=model,
+                optimizer=optimizer,
+                schedules={"clip_percent": lambda _: 10.0},
             )
             images = jax.random.normal(jax.random.key(1), (batch, *shape))
             labels = jax.random.randint(jax.random.key(2), (batch,), 0, 10)

@@ -72,7 +72,9 @@ def compile_training(
     )
     one = Progress(state, no_sums(host))
     progress = jax.device_put(stack_seeds([one] * seeds), replicated(mesh))
-    step = partial(train_step, model=model, optimizer=optimizer, clip_percent=lambda _: 10.0)
+    step = partial(
+        train_step, model=model, optimizer=optimizer, schedules={"clip_percent": lambda _: 10.0}
+    )
     return compile_steps(
         config, over_seeds(step, progress.state, seeds), feed, progress, mesh
     ), progress

@@ -70,7 +70,7 @@ def make_step(case, state, mesh):
         train_step,
         model=case.model,
         optimizer=case.optimizer,
-        clip_percent=lambda _: 10.0,
+        schedules={"clip_percent": lambda _: 10.0},
         replicate=lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh)),
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -134,7 +134,7 @@ def test_ten_steps_are_those_of_the_plain_formulas(network, x64):
         train_step,
         model=model,
         optimizer=optimizer,
-        clip_percent=lambda step: 15 - step.astype(jnp.float64),
+        schedules={"clip_percent": lambda step: 15 - step.astype(jnp.float64)},
     )
     ends = []
     for function in (one, plainly(one)):

@@ -111,7 +111,7 @@ def test_the_step_in_pytorch_is_the_same(name):
                 train_step,
                 model=model,
                 optimizer=optimizer,
-                clip_percent=lambda _: jnp.float64(percent),
+                schedules={"clip_percent": lambda _: jnp.float64(percent)},
             ),
             compiler_options={"xla_backend_optimization_level": 0},  # compiles faster
         )

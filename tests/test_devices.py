@@ -219,7 +219,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(x64, with_norm):
         variables.get("batch_stats", {}),
         optimizer.init(variables["params"]),
     )
-    step = partial(train_step, optimizer=optimizer, clip_percent=lambda _: 5.0)
+    step = partial(train_step, optimizer=optimizer, schedules={"clip_percent": lambda _: 5.0})
     accumulated, sums = jax.jit(partial(step, model=model, accumulation=parts))(
         state, images, labels
     )

@@ -127,7 +127,10 @@ def trained(request: pytest.FixtureRequest) -> Iterator[Trained]:
         project = jax.jit(project_binary_kernels)
         step = jax.jit(
             partial(
-                train_step, model=model, optimizer=optimizer, clip_percent=lambda i: percents[i]
+                train_step,
+                model=model,
+                optimizer=optimizer,
+                schedules={"clip_percent": lambda i: percents[i]},
             )
         )
         states = [TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))]

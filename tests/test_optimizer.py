@@ -10,14 +10,12 @@ import pytest
 
 from configs import cifar10
 from siman_jax.rules.siman import project
-from siman_jax.training.optimizer import (
-    build_optimizer,
+from siman_jax.training.optimizer import build_optimizer, decay_mask, project_binary_kernels
+from siman_jax.training.schedules import (
     clip_schedule,
-    decay_mask,
-    estimator_schedule,
+    estimator_schedules,
     learning_rate_schedule,
     linear_scale,
-    project_binary_kernels,
 )
 
 EPOCHS, STEPS = 400, 195
@@ -75,8 +73,11 @@ def test_smooth_schedules_meet_the_staircase_at_every_epoch(config):
 def test_estimators_sharpen_by_epoch():
     config = cifar10.get_config().estimator
     for staircase in (True, False):
-        schedule = estimator_schedule(config, 10, STEPS, staircase)
-        first, later, last = (schedule(jnp.int32(step)) for step in (0, STEPS - 1, 10 * STEPS))
+        schedules = estimator_schedules(config, 10, STEPS, staircase)
+        first, later, last = (
+            {name: schedule(jnp.int32(step)) for name, schedule in schedules.items()}
+            for step in (0, STEPS - 1, 10 * STEPS)
+        )
         assert float(first["sharpness"]) == pytest.approx(0.01)
         assert float(first["tau"]) == pytest.approx(0.85)
         assert float(last["sharpness"]) == pytest.approx(10)

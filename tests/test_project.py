@@ -199,7 +199,9 @@ def test_every_config_builds(name, arguments):
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     logits = jax.eval_shape(partial(model.apply, train=False), state.variables(), images)
     assert logits.shape == (2, config.data.num_classes)
-    step = partial(train_step, model=model, optimizer=optimizer, clip_percent=lambda _: 5.0)
+    step = partial(
+        train_step, model=model, optimizer=optimizer, schedules={"clip_percent": lambda _: 5.0}
+    )
     after, _ = jax.eval_shape(step, state, images, labels)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state

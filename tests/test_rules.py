@@ -31,10 +31,11 @@ from siman_jax.runs.log import read_rows
 from siman_jax.runs.snapshot import read_bits
 from siman_jax.runs.train import evaluate_run, load_run, train
 from siman_jax.stop import Preempted
-from siman_jax.training.optimizer import (
-    build_optimizer,
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.schedules import (
+    CLIP_PERCENT,
     clip_schedule,
-    estimator_schedule,
+    estimator_schedules,
     learning_rate_schedule,
 )
 from siman_jax.training.step import create_state, eval_step, train_step
@@ -132,12 +133,12 @@ def learn(weight_rule, theta=None, **optimizer_settings):
     optimizer = build_optimizer(
         config.optimizer, learning_rate_schedule(config.optimizer, EPOCHS, steps)
     )
+    clip = {CLIP_PERCENT: clip_schedule(config.optimizer, EPOCHS, steps)} if rule.projected else {}
     step = partial(
         train_step,
         model=model,
         optimizer=optimizer,
-        clip_percent=clip_schedule(config.optimizer, EPOCHS, steps) if rule.projected else None,
-        schedule=estimator_schedule(config.estimator, EPOCHS, steps, staircase=True),
+        schedules=clip | estimator_schedules(config.estimator, EPOCHS, steps, staircase=True),
         steps_per_epoch=steps,
     )
     step = jax.jit(step, donate_argnums=0)
@@ -329,7 +330,7 @@ def test_rotations_are_updated_at_the_first_step_of_an_epoch():
     optimizer = optax.sgd(0.1)
     start = partial(create_state, model, optimizer, image_shape=(8, 8, 1))
     state = jax.jit(start, compiler_options=QUICK)(jax.random.key(0))
-    step = partial(train_step, model=model, optimizer=optimizer, clip_percent=None)
+    step = partial(train_step, model=model, optimizer=optimizer, schedules={})
     step = jax.jit(partial(step, steps_per_epoch=3), compiler_options=QUICK)
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     changed = []

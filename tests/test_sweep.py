@@ -37,10 +37,11 @@ from siman_jax.sweep import run_sweep
 from siman_jax.training import task as task_module
 from siman_jax.training.epoch import Diverged, Progress, make_epoch_runner
 from siman_jax.training.metrics import Sums
-from siman_jax.training.optimizer import (
-    build_optimizer,
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.schedules import (
+    CLIP_PERCENT,
     clip_schedule,
-    estimator_schedule,
+    estimator_schedules,
     learning_rate_schedule,
 )
 from siman_jax.training.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
@@ -104,12 +105,12 @@ def epochs_of(config, seeds, mesh):
     )
     _, order, augment = zip(*keys, strict=True)
     feed = ResidentFeed(split, mesh, config, join_keys(order), join_keys(augment))
+    clip = {CLIP_PERCENT: clip_schedule(config.optimizer, 2, STEPS)} if rule.projected else {}
     step = partial(
         train_step,
         model=model,
         optimizer=optimizer,
-        clip_percent=clip_schedule(config.optimizer, 2, STEPS) if rule.projected else None,
-        schedule=estimator_schedule(config.estimator, 2, STEPS, staircase=True),
+        schedules=clip | estimator_schedules(config.estimator, 2, STEPS, staircase=True),
         steps_per_epoch=STEPS,
     )
     separate = make_splitter(starts[0], len(seeds))

@@ -30,7 +30,7 @@ from siman_jax.runs.snapshot import abstract_snapshot, first_snapshot
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import check_workdir
 from siman_jax.stop import Preempted
-from siman_jax.training import task as task_module
+from siman_jax.training import schedules
 from siman_jax.training.epoch import Progress, make_epoch_runner
 from siman_jax.training.metrics import METRICS, Sums, score
 from siman_jax.training.step import TrainState
@@ -334,13 +334,13 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     """The last good checkpoint stays, the message says at which step."""
-    schedule = task_module.learning_rate_schedule
+    schedule = schedules.learning_rate_schedule
 
     def explode(*arguments):
         inner = schedule(*arguments)
         return lambda step: jnp.where(step == 6, jnp.inf, inner(step))
 
-    monkeypatch.setattr(task_module, "learning_rate_schedule", explode)
+    monkeypatch.setattr(schedules, "learning_rate_schedule", explode)
     with pytest.raises(UsageError, match="not finite at step 7"):
         train(small_config(), tmp_path, make_mesh(1))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]

@@ -233,7 +233,10 @@ def compare_losses(width: int, batch: int, size: int) -> dict[str, Any]:
     model = build_model(NETWORK, 10, width=width)
     optimizer = build_optimizer(cifar10.get_config().optimizer, 0.1)
     step = partial(
-        train_step, model=model, optimizer=optimizer, clip_percent=lambda _: jnp.float32(PERCENT)
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        schedules={"clip_percent": lambda _: jnp.float32(PERCENT)},
     )
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]
     create = partial(create_state, model, optimizer, image_shape=(size, size, 3))

@@ -9,14 +9,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -25,7 +24,7 @@ from siman_jax.data.dataset import Dataset, Records, Split
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.data.resident import ResidentFeed, padded_batches
 from siman_jax.data.stream import EvaluationStream, StreamFeed
-from siman_jax.devices.mesh import is_first_process, make_replica_check, replicated
+from siman_jax.devices.mesh import is_first_process, make_replica_check
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.models.leaves import shares_flipped
@@ -50,7 +49,6 @@ from siman_jax.training.epoch import (
     no_sums,
 )
 from siman_jax.training.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
-from siman_jax.training.step import train_step
 from siman_jax.training.task import Task, build_task, model_from_config
 
 _SECONDS_WORTH_A_DRAWING = 30  # after shorter epochs the curves are not drawn again
@@ -146,21 +144,11 @@ def _train(
     if into_epoch == 0 and int(snapshots[0].progress.sums.count):
         first -= 1
 
-    step = partial(
-        train_step,
-        model=task.model,
-        optimizer=task.optimizer,
-        clip_percent=task.clip_percent,
-        schedule=task.schedule,
-        steps_per_epoch=task.steps_per_epoch,
-        accumulation=config.accumulation_steps,
-        replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
-    )
     _, order_keys, augment_keys = zip(*keys, strict=True)
     feed = _training_feed(config, task.dataset.train, mesh, order_keys, augment_keys)
     progress = stack_seeds([snapshot.progress for snapshot in snapshots])
     split = make_splitter(layout.progress, count)
-    step_of_all = over_seeds(step, progress.state, count)
+    step_of_all = over_seeds(task.step, progress.state, count)
     run_epoch = make_epoch_runner(config, step_of_all, feed, progress, mesh)
     evaluate = _evaluator(config, task.model, task.dataset.test, mesh)
     replicas_agree = make_replica_check(mesh)
@@ -248,8 +236,7 @@ def _end_epoch(
     row = {
         "step": steps,
         "epoch": steps // task.steps_per_epoch,
-        "learning_rate": float(task.learning_rate(jnp.asarray(steps - 1))),
-        **_projection_and_schedule(task, jnp.asarray(steps - 1)),
+        **{name: float(f(jnp.asarray(steps - 1))) for name, f in task.schedules.items()},
         **{f"train_{name}": value for name, value in progress.sums.means().items()},
         **{f"test_{name}": value for name, value in tested.items()},
         "images_per_second": round(images_per_second, 1),
@@ -291,14 +278,6 @@ def evaluate_run(
         epoch = round(int(state.step) / steps_per_epoch, 2)
         results[name] = {"epoch": epoch, **evaluate(state.variables())}
     return results
-
-
-def _projection_and_schedule(task: Task, step: Array) -> dict[str, float]:
-    """Scheduled values at `step`, except the learning rate."""
-    values = dict(task.schedule(step))
-    if task.clip_percent is not None:
-        values["clip_percent"] = task.clip_percent(step)
-    return {name: float(value) for name, value in values.items()}
 
 
 def _measures(params: Any) -> dict[str, dict[str, float]]:

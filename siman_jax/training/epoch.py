@@ -23,11 +23,10 @@ from siman_jax.models.folding import COMPARED, NotFoldable, fold, folded_twin, s
 from siman_jax.models.normalization import normalize
 from siman_jax.native.dispatch import native
 from siman_jax.training.metrics import Sums
-from siman_jax.training.step import TrainState, eval_step
+from siman_jax.training.step import Step, TrainState, eval_step
 
 _log = logging.getLogger(__name__)
 
-Step = Callable[[TrainState, Array, Array], tuple[TrainState, Sums]]
 Evaluator = Callable[[Any], dict[str, float]]
 
 

@@ -3,118 +3,21 @@
 Binary kernels are recognized by the names of their leaves.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from ml_collections import ConfigDict
 
 from siman_jax.models.layers import BINARY_KERNEL, leaves_by_module
-from siman_jax.rules import LEFT, RIGHT, SHARPNESS, TAU, Prepare
-from siman_jax.rules.estimators import sharpness_at
+from siman_jax.rules import LEFT, RIGHT, Prepare
 from siman_jax.rules.rbnn import Rotations, update_rotations
-from siman_jax.rules.sign_kernels import tau_at
 from siman_jax.rules.siman import project
 from siman_jax.training.bop import bop
 
 Params = dict
-Schedule = Callable[[Array], Array]
-
-
-def linear_scale(config: ConfigDict, batch_size: int) -> float:
-    """Factor by which a larger batch raises the learning rate, arXiv 1706.02677.
-
-    Args:
-      config: with `reference_batch_size`, for which `learning_rate` is meant; 0 for no scaling.
-      batch_size: examples in a step, on all devices together.
-    """
-    return batch_size / config.reference_batch_size if config.reference_batch_size else 1.0
-
-
-def learning_rate_schedule(
-    config: ConfigDict, epochs: int, steps_per_epoch: int, scale: float = 1.0
-) -> Schedule:
-    """Linear warm-up, then half a cosine.
-
-        e <  s:  lr = base * (e + 1) / W,   s = max(W - 1, 0)
-        e >= s:  lr = base / 2 * (1 + cos(pi * (e - s) / (epochs - s)))
-
-    with e the epoch from 0: a whole number, constant within an epoch (the published
-    schedule), or a fraction that grows with every step if `config.staircase` is off.
-
-    Args:
-      config: with `learning_rate`, `warmup_epochs` (W; 0 and 1 both mean none) and `staircase`.
-      epochs: length of the training.
-      steps_per_epoch: optimiser steps in an epoch.
-      scale: base is `config.learning_rate` times this.
-
-    Returns:
-      Function from the step, counted from 0, to the float32 learning rate.
-    """
-    base, warmup = scale * config.learning_rate, config.warmup_epochs
-    start = max(warmup - 1, 0)
-
-    def schedule(step: Array) -> Array:
-        epoch = _epoch(step, steps_per_epoch, config.staircase)
-        cosine = base / 2 * (1 + jnp.cos(jnp.pi * (epoch - start) / (epochs - start)))
-        return jnp.where(epoch < start, base * (epoch + 1) / max(warmup, 1), cosine)
-
-    return schedule
-
-
-def clip_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Schedule:
-    """Percentage of the projection: `config.clip_percent` * (1 - epoch / epochs), by epoch.
-
-    Args:
-      config: with `clip_percent`; with `clip_decays` off, the percentage is that throughout.
-      epochs: length of the training.
-      steps_per_epoch: optimiser steps in an epoch.
-
-    Returns:
-      Function from the step, counted from 0, to the float32 percentage.
-    """
-
-    def schedule(step: Array) -> Array:
-        if not config.clip_decays:
-            return jnp.float32(config.clip_percent)
-        return config.clip_percent * (1 - _epoch(step, steps_per_epoch, config.staircase) / epochs)
-
-    return schedule
-
-
-def estimator_schedule(
-    config: ConfigDict, epochs: int, steps_per_epoch: int, staircase: bool
-) -> Callable[[Array], dict[str, Array]]:
-    """Sharpness and tau, the scalars that shape gradients of some rules, by epoch / epochs.
-
-    Args:
-      config: with `first_sharpness`, `last_sharpness`, `first_tau` and `last_tau`.
-      epochs: length of the training.
-      steps_per_epoch: optimiser steps in an epoch.
-      staircase: keep them constant within an epoch, as published.
-
-    Returns:
-      Function from the step, counted from 0, to float32 scalars by the names in `rules`.
-    """
-
-    def schedule(step: Array) -> dict[str, Array]:
-        progress = _epoch(step, steps_per_epoch, staircase) / epochs
-        return {
-            SHARPNESS: sharpness_at(progress, config.first_sharpness, config.last_sharpness),
-            TAU: tau_at(progress, config.first_tau, config.last_tau),
-        }
-
-    return schedule
-
-
-def _epoch(step: Array, steps_per_epoch: int, staircase: bool) -> Array:
-    step = jnp.asarray(step)
-    if staircase:
-        return (step // steps_per_epoch).astype(jnp.float32)
-    return step.astype(jnp.float32) / steps_per_epoch
 
 
 def build_optimizer(

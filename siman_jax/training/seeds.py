@@ -14,9 +14,9 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from siman_jax.native.dispatch import native
-from siman_jax.training.epoch import Progress, Step
+from siman_jax.training.epoch import Progress
 from siman_jax.training.metrics import Sums
-from siman_jax.training.step import TrainState
+from siman_jax.training.step import Step, TrainState
 
 Tree = TypeVar("Tree")
 

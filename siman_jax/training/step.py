@@ -1,7 +1,7 @@
 """A training step and an evaluation step, as pure functions of a state and a batch."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,11 +15,14 @@ from siman_jax.models.layers import CHOSEN, ROTATIONS, SCHEDULE
 from siman_jax.rules import WEIGHT_RULES, Prepare
 from siman_jax.training.metrics import Sums, score
 from siman_jax.training.optimizer import (
-    Schedule,
     prepare_binary_kernels,
     project_binary_kernels,
     rotate_binary_kernels,
 )
+from siman_jax.training.schedules import CLIP_PERCENT, LEARNING_RATE, Schedules
+
+# Function of a state, normalized images and labels to the next state, and loss and hits.
+Step = Callable[["TrainState", Array, Array], tuple["TrainState", Sums]]
 
 
 @struct.dataclass
@@ -81,41 +84,41 @@ def train_step(
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    clip_percent: Schedule | None,
-    schedule: Callable[[Array], Mapping[str, Array]] = lambda step: {},
+    schedules: Schedules,
     steps_per_epoch: int = 1,
     accumulation: int = 1,
     replicate: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Sums]:
-    """Project the binary kernels, take the gradient there, update the projected values.
+    """Project the binary kernels, compute gradients at the projected values, and update these.
 
-    Where the weight rule has rotations, the first step of an epoch updates them before all else.
+    If the weight rule has rotations, the first step of an epoch updates them first.
 
-    The loss is the mean over the examples that count, so that with accumulation too its gradient
-    is that of the whole batch, but for the statistics of batch norm, which are each part's own.
+    The loss is the mean over the examples that count. With accumulation its gradient is still that
+    of the whole batch, except that each part has its own batch norm statistics.
 
     Args:
-      state: before the step.
+      state: state before the step.
       images: normalized, `[batch, height, width, channels]`.
       labels: int32 `[batch]`; examples with a negative label do not count.
-      model: the network that `state` was created for. Where it has an attribute `weight_rule`, as
-        those of `models` do, bits of that rule may be found for all layers together.
-      optimizer: the optax chain that `state` was created for.
-      clip_percent: function from the step to the projection's percentage; None for no projection.
-      schedule: function from the step to the scalars that the network's estimators take.
-      steps_per_epoch: how often the rotations are updated.
-      accumulation: number of equal parts that the batch is taken in, one after the other, to
+      model: the network that `state` was created for. If it has an attribute `weight_rule`, as the
+        networks in `models` have, the bits of all layers may be computed together.
+      optimizer: the optimizer that `state` was created for.
+      schedules: percentage of the projection, if kernels are projected, and the inputs of the
+        network's estimators; the learning rate is ignored, because `optimizer` has it.
+      steps_per_epoch: number of steps between updates of the rotations.
+      accumulation: number of equal parts of the batch, which are computed one after the other to
         save memory.
-      replicate: keeps a tree whole on every device where the optimiser's state is divided, lest
-        the compiler divide projection and bits too.
+      replicate: function that keeps a tree whole on every device, so that the compiler does not
+        divide projection and bits when the optimizer state is divided.
 
     Returns:
-      The state after the step, and loss and hits of the batch before it.
+      The state after the step, and loss and hits of the batch before the update.
     """
     params = state.params
-    constants: dict[str, Any] = {SCHEDULE: dict(schedule(state.step))}
-    if clip_percent is not None:
-        percent = clip_percent(state.step)
+    values = {name: f(state.step) for name, f in schedules.items() if name != LEARNING_RATE}
+    percent = values.pop(CLIP_PERCENT, None)
+    constants: dict[str, Any] = {SCHEDULE: values}
+    if percent is not None:
         if prepare := _prepare_of(model):
             params, bits = prepare_binary_kernels(params, percent, prepare)
             constants[CHOSEN] = replicate(bits)

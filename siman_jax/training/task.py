@@ -1,56 +1,51 @@
 """Build the network, data, schedules and optimizer that a config describes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.data import load_dataset, num_classes
 from siman_jax.data.dataset import Dataset, steps_in_epoch
+from siman_jax.devices.mesh import replicated
 from siman_jax.errors import UsageError, choose
 from siman_jax.models import build_model
 from siman_jax.models.own import build_own, check_rules
 from siman_jax.outside import is_outside
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.config_check import check_config
-from siman_jax.training.optimizer import (
-    Schedule,
-    build_optimizer,
-    clip_schedule,
-    estimator_schedule,
-    learning_rate_schedule,
-    linear_scale,
-)
+from siman_jax.training.optimizer import build_optimizer
+from siman_jax.training.schedules import CLIP_PERCENT, LEARNING_RATE, Schedules, build_schedules
+from siman_jax.training.step import Step, train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a config describes, built.
+    """A network, its data and its training step, as a config describes them.
 
     Attributes:
       model: the network.
       dataset: training and test split.
       steps_per_epoch: full batches in the training split.
-      learning_rate, clip_percent: functions from the step, counted from 0; the second is None
-        where the weight rule projects no kernels.
-      schedule: function from the step to the scalars that the two rules take, by name.
-      optimizer: the optax chain, with that learning rate.
+      schedules: functions from the step, counted from 0: the learning rate, the percentage of the
+        projection if the weight rule has one, and the inputs of the two rules.
+      optimizer: the optimizer, with that learning rate.
+      step: a training step.
     """
 
     model: nn.Module
     dataset: Dataset
     steps_per_epoch: int
-    learning_rate: Schedule
-    clip_percent: Schedule | None
-    schedule: Callable[[Array], dict[str, Array]]
+    schedules: Schedules
     optimizer: optax.GradientTransformation
+    step: Step
 
 
 def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> Task:
@@ -81,30 +76,33 @@ def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> 
             f"--config.epochs is {config.epochs}, or {steps} steps; it must be less than 2**31"
             " steps."
         )
-    scale = linear_scale(config.optimizer, config.batch_size)
-    learning_rate = learning_rate_schedule(config.optimizer, config.epochs, steps_per_epoch, scale)
-    clip_percent = clip_schedule(config.optimizer, config.epochs, steps_per_epoch)
-    return Task(
-        model,
-        dataset,
-        steps_per_epoch,
-        learning_rate,
-        clip_percent if WEIGHT_RULES[config.model.weight_rule].projected else None,
-        _schedule(config, steps_per_epoch),
-        build_optimizer(config.optimizer, learning_rate),
+    schedules = _schedules(config, steps_per_epoch)
+    optimizer = build_optimizer(config.optimizer, schedules[LEARNING_RATE])
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        schedules=schedules,
+        steps_per_epoch=steps_per_epoch,
+        accumulation=config.accumulation_steps,
+        replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
     )
+    return Task(model, dataset, steps_per_epoch, schedules, optimizer, step)
 
 
-def _schedule(config: ConfigDict, steps_per_epoch: int) -> Callable[[Array], dict[str, Array]]:
-    """Of all that estimators could take, what those of the config's two rules do take."""
-    names = {
-        *WEIGHT_RULES[config.model.weight_rule].inputs,
-        *ACTIVATION_RULES[activation_rule(config)].inputs,
-    }
-    schedule = estimator_schedule(
-        config.estimator, config.epochs, steps_per_epoch, config.optimizer.staircase
+def _schedules(config: ConfigDict, steps_per_epoch: int) -> Schedules:
+    """The schedules that the config's two rules use."""
+    schedules = build_schedules(
+        config.optimizer,
+        config.estimator,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=config.batch_size,
     )
-    return lambda step: {name: x for name, x in schedule(step).items() if name in names}
+    weight_rule = WEIGHT_RULES[config.model.weight_rule]
+    inputs = {*weight_rule.inputs, *ACTIVATION_RULES[activation_rule(config)].inputs}
+    used = {LEARNING_RATE, *inputs} | ({CLIP_PERCENT} if weight_rule.projected else set())
+    return {name: schedule for name, schedule in schedules.items() if name in used}
 
 
 def activation_rule(config: ConfigDict) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +23,7 @@ from siman_jax.models import MODELS
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES
 from siman_jax.runs.snapshot import abstract_snapshot
 from siman_jax.training.config_fields import flat
-from siman_jax.training.step import train_step
+from siman_jax.training.schedules import LEARNING_RATE
 from siman_jax.training.task import build_task
 
 from .case import Finding, choose
@@ -112,23 +112,16 @@ class Configs:
             # What is accepted can be trained, as far as shapes and dtypes tell.
             layout = abstract_snapshot(config, task.model, task.optimizer, self._mesh)
             size, channels = config.data.image_size, config.data.channels
-            step = partial(
-                train_step,
-                model=task.model,
-                optimizer=task.optimizer,
-                clip_percent=task.clip_percent,
-                schedule=task.schedule,
-                steps_per_epoch=task.steps_per_epoch,
-                accumulation=config.accumulation_steps,
-            )
             jax.eval_shape(
-                step,
+                task.step,
                 layout.progress.state,
                 jax.ShapeDtypeStruct((config.batch_size, size, size, channels), jnp.float32),
                 jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
             )
             for step_number in (0, config.epochs * task.steps_per_epoch - 1):
-                rate = float(task.learning_rate(jnp.asarray(min(step_number, 2**31 - 1))))
+                rate = float(
+                    task.schedules[LEARNING_RATE](jnp.asarray(min(step_number, 2**31 - 1)))
+                )
                 if not (rate >= 0 and np.isfinite(rate)):
                     raise Finding(f"{arguments}: the learning rate is {rate}")
         return {"accepted": 1}
