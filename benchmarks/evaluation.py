@@ -52,7 +52,9 @@ def compare(network: str, images: int, rounds: int) -> dict[str, Any]:
     )
     batches = padded_batches(split, mesh, config.eval_batch_size)
     sides = {
-        name: make_evaluator(settings(network, native), model, batches, images, mesh)
+        name: make_evaluator(
+            model, batches, images, mesh, config.data, damaged_limit=0, use_native=native
+        )
         for name, native in (("native", True), ("XLA", False))
     }
     times: dict[str, list[float]] = {name: [] for name in sides}

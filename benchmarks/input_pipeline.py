@@ -133,11 +133,11 @@ def ours(files: Sequence[bytes]) -> Iterator:
     from configs import imagenet
     from siman_jax.data.pipeline import Share, training_batches
 
-    config = imagenet.get_config()
-    config.batch_size = BATCH
-    config.epochs = 10**6
-    config.data.min_area, config.data.max_area = AREA
-    batches = training_batches(InMemory(files), config, Share(0, 1), step=0)
+    data = imagenet.get_config().data
+    data.min_area, data.max_area = AREA
+    batches = training_batches(
+        InMemory(files), data, Share(0, 1), step=0, batch_size=BATCH, epochs=10**6, seed=0
+    )
     return (batches[index].images for index in itertools.count())
 
 

@@ -17,7 +17,7 @@ from siman_jax.data.feed import Batch, Feed
 from siman_jax.devices.mesh import AXIS, put_local_rows, replicated
 from siman_jax.training.epoch import Progress, compile_steps, no_sums
 from siman_jax.training.optimizer import build_optimizer
-from siman_jax.training.seeds import over_seeds, stack_seeds
+from siman_jax.training.seeds_together import over_seeds, stack_seeds
 from siman_jax.training.step import create_state, train_step
 from siman_jax.training.task import image_shape, model_from_config
 
@@ -75,9 +75,15 @@ def compile_training(
     step = partial(
         train_step, model=model, optimizer=optimizer, schedules={"clip_percent": lambda _: 10.0}
     )
-    return compile_steps(
-        config, over_seeds(step, progress.state, seeds), feed, progress, mesh
-    ), progress
+    compiled = compile_steps(
+        over_seeds(step, progress.state, seeds),
+        feed,
+        progress,
+        mesh,
+        config.data,
+        use_native=config.native and mesh.size == 1,
+    )
+    return compiled, progress
 
 
 class Trainer:

@@ -109,7 +109,11 @@ def evaluate(model, variables):
     images = rng.integers(0, 256, (24, *SHAPE), np.uint8)
     split = Split(images, np.int32(rng.integers(0, 3, 24)))
     mesh = make_mesh(1)
-    found = make_evaluator(config, model, padded_batches(split, mesh, 16), 24, mesh)(variables)
+    batches = padded_batches(split, mesh, 16)
+    evaluate = make_evaluator(
+        model, batches, 24, mesh, config.data, damaged_limit=0, use_native=config.native
+    )
+    found = evaluate(variables)
     normalized = normalize(jnp.asarray(images), config.data.mean, config.data.std)
     logits = jax.jit(partial(model.apply, train=False))(variables, normalized)
     return found, score(logits, jnp.asarray(split.labels)).means()

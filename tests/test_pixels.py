@@ -61,8 +61,16 @@ def every_way(folder, data, size=SIZE, **fields):
     root = root_with(folder, data)
     resident, streamed = configs(root, size, **fields)
     records = load_dataset(streamed.data)
-    test = evaluation_batches(records.test, streamed, Share(0, 1), 1)[0]
-    train = training_batches(records.train, streamed, Share(0, 1), 0)[0]
+    test = evaluation_batches(records.test, streamed.data, Share(0, 1), 1)[0]
+    train = training_batches(
+        records.train,
+        streamed.data,
+        Share(0, 1),
+        0,
+        batch_size=streamed.batch_size,
+        epochs=streamed.epochs,
+        seed=streamed.seed,
+    )[0]
     assert test.damage == train.damage == ()
     rules, file = pixels.pixel_rules(resident.data), str(root / "test" / "only" / "image.png")
     return {
@@ -231,7 +239,7 @@ def test_the_stream_says_once_that_only_first_frames_are_taken(tmp_path, caplog)
     streamed.data.workers = 0
     records = load_dataset(streamed.data).test
     for _ in range(2):
-        list(EvaluationStream(records, make_mesh(1), streamed, 1))
+        list(EvaluationStream(records, make_mesh(1), streamed.data, 1))
     assert sum("only/image.png holds several images" in text for text in caplog.messages) == 1
 
 
@@ -332,7 +340,7 @@ def test_what_cannot_be_shown_is_refused_every_way(kind, tmp_path):
         load_dataset(resident.data)
     streamed.data.shorter_side = 2560
     records = load_dataset(streamed.data).test
-    (line,) = evaluation_batches(records, streamed, Share(0, 1), 1)[0].damage
+    (line,) = evaluation_batches(records, streamed.data, Share(0, 1), 1)[0].damage
     file = str(tmp_path / "test" / "only" / "image.png")
     assert file in line
     for side in (None, 2560):

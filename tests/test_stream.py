@@ -65,6 +65,19 @@ def config(folder):
     return config
 
 
+def training(records, config, share, step):
+    """The batches that a run reads from a step on."""
+    return training_batches(
+        records,
+        config.data,
+        share,
+        step,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+
+
 def take(batches, count):
     return [batches[index] for index in range(count)]
 
@@ -72,11 +85,11 @@ def take(batches, count):
 def test_an_interrupted_epoch_shows_each_example_once(config):
     config.batch_size = 2  # 22 examples: 11 whole batches
     records = load_dataset(config.data).train
-    before = take(training_batches(records, config, ALONE, step=0), 4)
-    after = take(training_batches(records, config, ALONE, step=4), 7)
+    before = take(training(records, config, ALONE, 0), 4)
+    after = take(training(records, config, ALONE, 4), 7)
     seen = np.concatenate([batch.indices for batch in before + after])
     assert sorted(seen) == list(range(22))
-    whole = take(training_batches(records, config, ALONE, step=0), 22)
+    whole = take(training(records, config, ALONE, 0), 22)
     for one, other in zip(before + after, whole[:11], strict=True):
         np.testing.assert_array_equal(one.images, other.images)
     second = np.concatenate([batch.indices for batch in whole[11:]])
@@ -86,7 +99,7 @@ def test_an_interrupted_epoch_shows_each_example_once(config):
 
 def test_an_epoch_is_whole_batches_of_a_permutation(config):
     records = load_dataset(config.data).train
-    batches = take(training_batches(records, config, ALONE, step=0), 10)  # two epochs of five
+    batches = take(training(records, config, ALONE, 0), 10)  # two epochs of five
     for epoch in (batches[:5], batches[5:]):
         assert len({int(i) for batch in epoch for i in batch.indices}) == 20
     for batch in batches:
@@ -102,11 +115,9 @@ def test_an_epoch_is_whole_batches_of_a_permutation(config):
 
 def test_any_number_of_processes_reads_the_same_batches(config):
     records = load_dataset(config.data).train
-    whole = take(training_batches(records, config, ALONE, step=3), 4)
+    whole = take(training(records, config, ALONE, 3), 4)
     for count in (2, 4):
-        parts = [
-            take(training_batches(records, config, Share(i, count), 3), 4) for i in range(count)
-        ]
+        parts = [take(training(records, config, Share(i, count), 3), 4) for i in range(count)]
         for number, batch in enumerate(whole):
             joined = [
                 np.concatenate(field) for field in zip(*(p[number][:3] for p in parts), strict=True)
@@ -121,7 +132,7 @@ def test_worker_processes_read_what_threads_read(config):
     records = load_dataset(config.data).train
     results = []
     for workers in (0, 2):
-        stream = iter(read_ahead(training_batches(records, config, ALONE, 2), workers))
+        stream = iter(read_ahead(training(records, config, ALONE, 2), workers))
         results.append([next(stream) for _ in range(6)])
         stream.close()
     for one, other in zip(*results, strict=True):
@@ -131,12 +142,12 @@ def test_worker_processes_read_what_threads_read(config):
 
 def test_evaluation_shows_every_example_once_and_fills_up(config):
     records = load_dataset(config.data).test
-    halves = [take(evaluation_batches(records, config, Share(i, 2), 4), 2) for i in (0, 1)]
+    halves = [take(evaluation_batches(records, config.data, Share(i, 2), 4), 2) for i in (0, 1)]
     indices = [int(i) for n in range(2) for half in halves for i in half[n].indices]
     labels = [int(i) for n in range(2) for half in halves for i in half[n].labels]
     assert indices == list(range(8))
     assert labels == [0, 0, 0, 0, 1, 1, 1, -1]
-    stream = EvaluationStream(records, make_mesh(2), config, 4)
+    stream = EvaluationStream(records, make_mesh(2), config.data, 4)
     for _ in range(2):  # as often as it is asked for
         found = [batch.labels.tolist() for batch in stream]
         assert found == [[0, 0, 0, 0], [1, 1, 1, -1]]
@@ -188,7 +199,7 @@ def test_a_file_that_vanished_is_damaged(config, folder, tmp_path):
     config.data.root = str(tmp_path)
     records = load_dataset(config.data).test
     (tmp_path / "val" / "cat" / "00.jpg").unlink()
-    first = evaluation_batches(records, config, ALONE, 4)[0]
+    first = evaluation_batches(records, config.data, ALONE, 4)[0]
     assert first.labels.tolist() == [-1, 0, 0, 0]
     assert "No such file" in first.damage[0]
     assert "00.jpg" in first.damage[0]
@@ -287,7 +298,7 @@ def test_imagenet_through_tfds(config, tmp_path, monkeypatch):
         file_name = name.split(", ")[1]
         assert data == stored[file_name]
         assert label == dataset.classes.index(file_name.split("_")[0])
-    parts = [training_batches(dataset.train, config, Share(i, 4), 0)[0] for i in range(4)]
+    parts = [training(dataset.train, config, Share(i, 4), 0)[0] for i in range(4)]
     indices = np.concatenate([part.indices for part in parts])
     assert len(set(indices.tolist())) == 4
     config.data.test_split = "valid"

@@ -44,7 +44,13 @@ from siman_jax.training.schedules import (
     estimator_schedules,
     learning_rate_schedule,
 )
-from siman_jax.training.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
+from siman_jax.training.seeds_together import (
+    join_keys,
+    make_splitter,
+    no_sums_yet,
+    over_seeds,
+    stack_seeds,
+)
 from siman_jax.training.step import create_state, train_step
 from siman_jax.training.task import build_task, image_shape
 
@@ -104,7 +110,16 @@ def epochs_of(config, seeds, mesh):
         split.images[: STEPS * config.batch_size], split.labels[: STEPS * config.batch_size]
     )
     _, order, augment = zip(*keys, strict=True)
-    feed = ResidentFeed(split, mesh, config, join_keys(order), join_keys(augment))
+    feed = ResidentFeed(
+        split,
+        mesh,
+        join_keys(order),
+        join_keys(augment),
+        batch_size=config.batch_size,
+        crop_padding=config.data.crop_padding,
+        flip=config.data.flip,
+        steps_per_dispatch=config.steps_per_dispatch,
+    )
     clip = {CLIP_PERCENT: clip_schedule(config.optimizer, 2, STEPS)} if rule.projected else {}
     step = partial(
         train_step,
@@ -120,7 +135,16 @@ def epochs_of(config, seeds, mesh):
     def in_float64(state, images, labels):
         return step(state, images.astype(jnp.float64), labels)
 
-    run_epoch = make_epoch_runner(config, in_float64, feed, progress, mesh)
+    run_epoch = make_epoch_runner(
+        in_float64,
+        feed,
+        progress,
+        mesh,
+        config.data,
+        batch_size=config.batch_size,
+        damaged_limit=0,
+        use_native=config.native and mesh.size == 1,
+    )
     none = jax.tree.map(jnp.copy, create(keys[0][0]).sums)
     for _ in range(2):
         progress = run_epoch(progress, lambda _: None, lambda _: False)

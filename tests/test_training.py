@@ -134,7 +134,7 @@ def test_every_example_is_evaluated_once(devices):
     results = []
     for batch_size in (23, 10):
         config.eval_batch_size = batch_size
-        results.append(training._evaluator(config, task.model, split, mesh)(variables))
+        results.append(training.evaluator_of(config, task.model, split, mesh)(variables))
     assert results[1] == pytest.approx(results[0])
 
 
@@ -151,7 +151,6 @@ def test_scores_count_hits_and_skip_negative_labels():
 def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
     """On a step that only notes what it is shown, so that equality is exact."""
     config = small_config()
-    config.batch_size = 4
     config.data.update(mean=(0.0,), std=(1 / 255,))
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 9, (23, 2, 2, 1), np.uint8), np.arange(23, dtype=np.int32))
@@ -164,12 +163,27 @@ def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
     mesh = make_mesh(2)
     results = []
     for steps_per_dispatch in (1, 3, 5):
-        config.steps_per_dispatch = steps_per_dispatch
         state = TrainState(jnp.int32(2), jnp.zeros(10, jnp.int32), {}, ())
         taken = Sums.zero().replace(count=jnp.int32(8))  # two steps of four examples
         progress = jax.device_put(Progress(state, taken), replicated(mesh))
-        feed = ResidentFeed(split, mesh, config, *jax.random.split(jax.random.key(0)))
-        run_epoch = make_epoch_runner(config, note, feed, progress, mesh)
+        feed = ResidentFeed(
+            split,
+            mesh,
+            *jax.random.split(jax.random.key(0)),
+            batch_size=4,
+            crop_padding=config.data.crop_padding,
+            steps_per_dispatch=steps_per_dispatch,
+        )
+        run_epoch = make_epoch_runner(
+            note,
+            feed,
+            progress,
+            mesh,
+            config.data,
+            batch_size=4,
+            damaged_limit=0,
+            use_native=False,
+        )
         told = []
         # goes on from the epoch's third step
         progress = run_epoch(progress, told.append, lambda _: False)

@@ -26,7 +26,7 @@ from siman_jax.data.dataset import Split
 from siman_jax.data.feed import Feed
 from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices.mesh import make_mesh
-from siman_jax.training.seeds import join_keys
+from siman_jax.training.seeds_together import join_keys
 
 # Kept for each program that is to be timed, when compilation takes its time.
 SECONDS_OF_A_PROGRAM = 8.0
@@ -122,7 +122,16 @@ def build(program: Program, split: Split, mesh: Mesh, quick: bool) -> Compiled:
     if program.network == IMAGENET:
         feed = OneBatch(config, mesh)
     else:
-        feed = ResidentFeed(split, mesh, config, keys, keys)
+        feed = ResidentFeed(
+            split,
+            mesh,
+            keys,
+            keys,
+            batch_size=config.batch_size,
+            crop_padding=config.data.crop_padding,
+            flip=config.data.flip,
+            steps_per_dispatch=config.steps_per_dispatch,
+        )
     compiled, progress = compile_training(config, feed, mesh, program.seeds)
     trainer = Trainer(compiled, progress, feed, config.batch_size * program.seeds)
     return Compiled(trainer, time.monotonic() - started)

@@ -137,9 +137,9 @@ def _first_examples(config: ConfigDict, mesh: Mesh) -> tuple[Array, Array]:
     count = min(MOST_EXAMPLES, len(split))
     if isinstance(split, Split):
         return jnp.asarray(split.images[:count]), jnp.asarray(split.labels[:count])
-    config = config.copy_and_resolve_references()
-    config.data.workers = 0  # processes that read ahead are not worth starting for one batch
-    batches: Any = iter(EvaluationStream(split, mesh, config, count))
+    data = config.data.copy_and_resolve_references()
+    data.workers = 0  # processes that read ahead are not worth starting for one batch
+    batches: Any = iter(EvaluationStream(split, mesh, data, count))
     with closing(batches):
         batch = next(batches)
     return batch.images, batch.labels

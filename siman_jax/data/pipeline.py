@@ -51,16 +51,29 @@ class Share:
     count: int
 
 
-def training_batches(records: Records, config: ConfigDict, share: Share, step: int) -> Any:
+def training_batches(
+    records: Records,
+    data: ConfigDict,
+    share: Share,
+    step: int,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+) -> Any:
     """Make the batches from `step` to the end of training.
 
     An epoch is the full batches of a new permutation; the remaining examples are left out of it.
 
     Args:
       records: the training split.
-      config: the run's config; `batch_size` counts the examples of all processes.
+      data: with `image_size`, `channels`, `min_area`, `max_area`, `flip`, and the fields of
+        `pixel_rules`.
       share: the rows to read.
       step: step of the first batch.
+      batch_size: examples of all processes in a step.
+      epochs: length of the training.
+      seed: decides the order and the crops.
 
     Returns:
       `grain.MapDataset` of `HostBatch`.
@@ -70,28 +83,26 @@ def training_batches(records: Records, config: ConfigDict, share: Share, step: i
     from siman_jax.data.decode import training_image
     from siman_jax.data.pixels import pixel_rules
 
-    options = config.data
     decode = partial(
         training_image,
-        rules=pixel_rules(options),
-        size=options.image_size,
-        min_area=options.min_area,
-        max_area=options.max_area,
-        flip=options.flip,
+        rules=pixel_rules(data),
+        size=data.image_size,
+        min_area=data.min_area,
+        max_area=data.max_area,
+        flip=data.flip,
     )
-    used = steps_in_epoch(records, config.batch_size) * config.batch_size
-    order = grain.MapDataset.range(len(records)).shuffle(seed=config.seed)[:used]
-    numbers = order.repeat(config.epochs)
-    read = _ReadBatch(records, decode, _shape(options), config.seed)
-    return _own_batches(numbers, config.batch_size, share, step).map(read)
+    used = steps_in_epoch(records, batch_size) * batch_size
+    order = grain.MapDataset.range(len(records)).shuffle(seed=seed)[:used]
+    read = _ReadBatch(records, decode, _shape(data), seed)
+    return _own_batches(order.repeat(epochs), batch_size, share, step).map(read)
 
 
-def evaluation_batches(records: Records, config: ConfigDict, share: Share, batch_size: int) -> Any:
+def evaluation_batches(records: Records, data: ConfigDict, share: Share, batch_size: int) -> Any:
     """Make batches that contain every example once, in order.
 
     Args:
       records: the test split.
-      config: the run's config.
+      data: with `image_size`, `channels`, `shorter_side`, and the fields of `pixel_rules`.
       share: the rows to read.
       batch_size: examples of all processes; the last batch is padded with label -1.
 
@@ -103,15 +114,14 @@ def evaluation_batches(records: Records, config: ConfigDict, share: Share, batch
     from siman_jax.data.decode import evaluation_image
     from siman_jax.data.pixels import pixel_rules
 
-    options = config.data
     decode = partial(
         evaluation_image,
-        rules=pixel_rules(options),
-        size=options.image_size,
-        resize=options.shorter_side,
+        rules=pixel_rules(data),
+        size=data.image_size,
+        resize=data.shorter_side,
     )
     padded = -(-len(records) // batch_size) * batch_size
-    read = _ReadBatch(records, decode, _shape(options), seed=None)
+    read = _ReadBatch(records, decode, _shape(data), seed=None)
     return _own_batches(grain.MapDataset.range(padded), batch_size, share, 0).map(read)
 
 
@@ -237,5 +247,5 @@ class _Generators:
         return self._generator
 
 
-def _shape(options: ConfigDict) -> tuple[int, int, int]:
-    return options.image_size, options.image_size, options.channels
+def _shape(data: ConfigDict) -> tuple[int, int, int]:
+    return data.image_size, data.image_size, data.channels

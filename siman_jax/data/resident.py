@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from siman_jax.data.augment import augment
 from siman_jax.data.dataset import Split, steps_in_epoch
@@ -26,19 +25,32 @@ class ResidentFeed:
     Args:
       split: the training split; every device gets a copy.
       mesh: the devices.
-      config: the run's config.
       order_key, augment_key: PRNG keys, `[]`; or `[seeds]`, for a batch of each seed at once, equal
         to the batch with that seed's keys alone.
+      batch_size: examples in a step, over all devices.
+      crop_padding: pixels of padding before a random crop; 0: no crop.
+      flip: whether to mirror half of the images.
+      steps_per_dispatch: number of steps in one call; 0: one on the CPU, up to 100 elsewhere.
     """
 
     def __init__(
-        self, split: Split, mesh: Mesh, config: ConfigDict, order_key: Array, augment_key: Array
+        self,
+        split: Split,
+        mesh: Mesh,
+        order_key: Array,
+        augment_key: Array,
+        *,
+        batch_size: int,
+        crop_padding: int = 0,
+        flip: bool = False,
+        steps_per_dispatch: int = 0,
     ) -> None:
-        self.steps_per_epoch = steps_in_epoch(split, config.batch_size)
+        self.steps_per_epoch = steps_in_epoch(split, batch_size)
         # XLA's CPU backend runs convolutions much slower inside a loop than outside.
         automatic = 1 if jax.default_backend() == "cpu" else 100
-        self.steps_per_call = min(config.steps_per_dispatch or automatic, self.steps_per_epoch)
-        self._config = config
+        self.steps_per_call = min(steps_per_dispatch or automatic, self.steps_per_epoch)
+        self._batch_size = batch_size
+        self._augment = partial(augment, crop_padding=crop_padding, flip=flip)
         self._sharding = by_example(mesh)
         self._data = upload(split, mesh)
         draw: Callable[..., Array] = partial(epoch_order, n=len(split))
@@ -63,11 +75,10 @@ class ResidentFeed:
         return self._take(*inputs, step)
 
     def _take_one(self, data: Batch, order: Array, augment_key: Array, step: Array) -> Batch:
-        size, options = self._config.batch_size, self._config.data
-        batch = take_batch(data, order, step % self.steps_per_epoch, size)
+        batch = take_batch(data, order, step % self.steps_per_epoch, self._batch_size)
         batch = lax.with_sharding_constraint(batch, self._sharding)
         key = jax.random.fold_in(augment_key, step)
-        return Batch(augment(key, batch.images, options.crop_padding, options.flip), batch.labels)
+        return Batch(self._augment(key, batch.images), batch.labels)
 
     def close(self) -> None:
         """Do nothing: nothing is read ahead."""

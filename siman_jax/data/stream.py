@@ -7,6 +7,7 @@ example, on any number of devices.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,20 +40,32 @@ class StreamFeed:
     Args:
       records: the training split.
       mesh: the devices.
-      config: the run's config.
+      data: `config.data`, as for `training_batches`, with `workers`.
+      batch_size, epochs, seed: as for `training_batches`.
     """
 
     steps_per_call = 1
 
-    def __init__(self, records: Records, mesh: Mesh, config: ConfigDict) -> None:
-        self.steps_per_epoch = steps_in_epoch(records, config.batch_size)
-        n, options, sharding = config.batch_size, config.data, by_example(mesh)
-        images = (n, options.image_size, options.image_size, options.channels)
+    def __init__(
+        self,
+        records: Records,
+        mesh: Mesh,
+        data: ConfigDict,
+        *,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+    ) -> None:
+        self.steps_per_epoch = steps_in_epoch(records, batch_size)
+        images = (batch_size, data.image_size, data.image_size, data.channels)
         self.abstract = Batch._make(
-            jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-            for shape, dtype in ((images, jnp.uint8), ((n,), jnp.int32))
+            jax.ShapeDtypeStruct(shape, dtype, sharding=by_example(mesh))
+            for shape, dtype in ((images, jnp.uint8), ((batch_size,), jnp.int32))
         )
-        self._records, self._mesh, self._config = records, mesh, config
+        self._batches_from = partial(
+            training_batches, records, data, batch_size=batch_size, epochs=epochs, seed=seed
+        )
+        self._mesh, self._workers = mesh, data.workers
         self._batches: Any = None
         self._next_step = -1
 
@@ -60,8 +73,8 @@ class StreamFeed:
         """Yield one batch for every call; see `Feed.calls`."""
         if step != self._next_step:
             self.close()
-            local = training_batches(self._records, self._config, _own_share(), step)
-            self._batches = _to_devices(local, self._mesh, self._config)
+            local = self._batches_from(_own_share(), step)
+            self._batches = _to_devices(local, self._mesh, self._workers)
             self._next_step = step
         for _ in range(self.steps_per_epoch - step % self.steps_per_epoch):
             self._next_step += 1
@@ -86,18 +99,18 @@ class EvaluationStream:
     Attributes:
       records: the split.
       mesh: the devices.
-      config: the run's config.
+      data: `config.data`, as for `evaluation_batches`, with `workers`.
       batch_size: a multiple of the number of devices; the last batch is padded with label -1.
     """
 
     records: Records
     mesh: Mesh
-    config: ConfigDict
+    data: ConfigDict
     batch_size: int
 
     def __iter__(self) -> Iterator[Batch]:
-        local = evaluation_batches(self.records, self.config, _own_share(), self.batch_size)
-        batches = _to_devices(local, self.mesh, self.config)
+        local = evaluation_batches(self.records, self.data, _own_share(), self.batch_size)
+        batches = _to_devices(local, self.mesh, self.data.workers)
         try:
             yield from batches
         finally:
@@ -108,7 +121,7 @@ def _own_share() -> Share:
     return Share(jax.process_index(), jax.process_count())
 
 
-def _to_devices(batches: Any, mesh: Mesh, config: ConfigDict) -> Any:
+def _to_devices(batches: Any, mesh: Mesh, workers: int) -> Any:
     """Put the batches that are read on the devices ahead of time; log damaged images."""
     from grain.experimental import ThreadPrefetchIterDataset
 
@@ -119,7 +132,7 @@ def _to_devices(batches: Any, mesh: Mesh, config: ConfigDict) -> Any:
             say_first_frame(name)
         return Batch(*put_local_rows(mesh, (batch.images, batch.labels)))
 
-    stream = read_ahead(batches, config.data.workers).map(put)
+    stream = read_ahead(batches, workers).map(put)
     ahead = iter(ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_AHEAD))
     start_reading(ahead)
     return ahead

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from siman_jax.terminal import shown
 
 
-class TrainingProgress:
+class ProgressBar:
     """Counts steps, and prints a line for each epoch.
 
     Args:

@@ -22,7 +22,7 @@ from siman_jax.runs.workdir import claim_workdir
 from siman_jax.training.epoch import Progress
 
 
-class Record:
+class RunRecord:
     """Writes the files of one run.
 
     Args:

@@ -9,21 +9,21 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.data import load_dataset
+from siman_jax.data.batches import damaged_limit, evaluation_feed, training_feed
 from siman_jax.data.dataset import Dataset, Records, Split
-from siman_jax.data.feed import Batch, Feed
-from siman_jax.data.resident import ResidentFeed, padded_batches
-from siman_jax.data.stream import EvaluationStream, StreamFeed
 from siman_jax.devices.mesh import is_first_process, make_replica_check
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
@@ -32,8 +32,8 @@ from siman_jax.native.library import describe
 from siman_jax.runs.checkpoint import restore_latest
 from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import Results
-from siman_jax.runs.progress_bar import TrainingProgress
-from siman_jax.runs.record import Record
+from siman_jax.runs.progress_bar import ProgressBar
+from siman_jax.runs.record import RunRecord
 from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
 from siman_jax.runs.stored_run import CHECKPOINTS, check_resumable, load_run
 from siman_jax.runs.trained_on import check_classes, check_trained_on, read_trained_on
@@ -43,12 +43,17 @@ from siman_jax.training.epoch import (
     Evaluator,
     Progress,
     diverged,
-    is_native,
     make_epoch_runner,
     make_evaluator,
     no_sums,
 )
-from siman_jax.training.seeds import join_keys, make_splitter, no_sums_yet, over_seeds, stack_seeds
+from siman_jax.training.seeds_together import (
+    join_keys,
+    make_splitter,
+    no_sums_yet,
+    over_seeds,
+    stack_seeds,
+)
 from siman_jax.training.task import Task, build_task, model_from_config
 
 _SECONDS_WORTH_A_DRAWING = 30  # after shorter epochs the curves are not drawn again
@@ -111,59 +116,99 @@ def train_together(
         check_resumable(workdir)
     with ExitStack() as stack:
         locks = {workdir: stack.enter_context(RunLock(workdir)) for workdir in configs}
-        return _train(configs, locks, mesh, stop or StopSignals(), data)
+        config = next(iter(configs.values()))
+        task = build_task(config, mesh, data)
+        for workdir in configs:
+            check_trained_on(task.dataset, workdir)
+        layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
+        runs = [
+            _open_run(own, workdir, locks[workdir], task, layout)
+            for workdir, own in configs.items()
+        ]
+        return _train(runs, task, layout, mesh, stop or StopSignals())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One of the runs that train together, at the step from which it continues.
+
+    Attributes:
+      config: the run's config.
+      workdir: the run's folder.
+      lock: lock of the folder.
+      snapshot: the latest checkpoint, or a new state.
+      order_key, augment_key: PRNG keys for the order of the examples and their augmentation.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    lock: RunLock
+    snapshot: Snapshot
+    order_key: Array
+    augment_key: Array
+
+
+def _open_run(
+    config: ConfigDict, workdir: Path, lock: RunLock, task: Task, layout: Snapshot
+) -> _Run:
+    init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
+    snapshot = restore_latest(workdir / CHECKPOINTS, layout)
+    if snapshot is None:
+        snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
+    return _Run(config, workdir, lock, snapshot, order_key, augment_key)
 
 
 def _train(
-    configs: Mapping[Path, ConfigDict],
-    locks: Mapping[Path, RunLock],
-    mesh: Mesh,
-    stop: StopSignals,
-    data: Dataset | None,
+    runs: Sequence[_Run], task: Task, layout: Snapshot, mesh: Mesh, stop: StopSignals
 ) -> dict[Path, Results]:
-    """Train runs whose folders are locked, or will be locked once they are created."""
-    config, count = next(iter(configs.values())), len(configs)
-    task = build_task(config, mesh, data)
-    for workdir in configs:
-        check_trained_on(task.dataset, workdir)
+    """Train runs that differ only in their seeds; their folders are locked or do not exist yet."""
+    config, count, done = runs[0].config, len(runs), _common_step(runs)
     if mesh.devices.flat[0].platform == "cpu":
-        _log.info("%s", describe(is_native(config, mesh) and count == 1))
-    layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
-    keys = [jax.random.split(jax.random.key(own.seed), 3) for own in configs.values()]
-    snapshots = []
-    for workdir, (init_key, _, _) in zip(configs, keys, strict=True):
-        snapshot = restore_latest(workdir / CHECKPOINTS, layout)
-        if snapshot is None:
-            snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
-        snapshots.append(snapshot)
-    done = _common_step(dict(zip(configs, snapshots, strict=True)))
+        _log.info("%s", describe(_use_native(config, mesh) and count == 1))
     if done:
-        _log.info("continuing from step %d of %s", done, ", ".join(map(str, configs)))
+        _log.info("continuing from step %d of %s", done, _folders(runs))
     # Sums at the end of an epoch mean that it was saved before it was evaluated.
     first, into_epoch = divmod(done, task.steps_per_epoch)
-    if into_epoch == 0 and int(snapshots[0].progress.sums.count):
+    if into_epoch == 0 and int(runs[0].snapshot.progress.sums.count):
         first -= 1
 
-    _, order_keys, augment_keys = zip(*keys, strict=True)
-    feed = _training_feed(config, task.dataset.train, mesh, order_keys, augment_keys)
-    progress = stack_seeds([snapshot.progress for snapshot in snapshots])
+    feed = training_feed(
+        task.dataset.train,
+        mesh,
+        config.data,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        steps_per_dispatch=config.steps_per_dispatch,
+        order_key=join_keys([run.order_key for run in runs]),
+        augment_key=join_keys([run.augment_key for run in runs]),
+    )
+    progress = stack_seeds([run.snapshot.progress for run in runs])
     split = make_splitter(layout.progress, count)
-    step_of_all = over_seeds(task.step, progress.state, count)
-    run_epoch = make_epoch_runner(config, step_of_all, feed, progress, mesh)
-    evaluate = _evaluator(config, task.model, task.dataset.test, mesh)
+    run_epoch = make_epoch_runner(
+        over_seeds(task.step, progress.state, count),
+        feed,
+        progress,
+        mesh,
+        config.data,
+        batch_size=config.batch_size,
+        damaged_limit=damaged_limit(config.data),
+        use_native=_use_native(config, mesh),
+    )
+    evaluate = evaluator_of(config, task.model, task.dataset.test, mesh)
     replicas_agree = make_replica_check(mesh)
-    counted = [int(snapshot.progress.sums.count) for snapshot in snapshots]
 
     # Nothing is written before this line, where everything that a config can get wrong is tried.
     records = [
-        Record(own, task.dataset, workdir, locks[workdir], done, snapshot.bits)
-        for (workdir, own), snapshot in zip(configs.items(), snapshots, strict=True)
+        RunRecord(run.config, task.dataset, run.workdir, run.lock, done, run.snapshot.bits)
+        for run in runs
     ]
-    bar = TrainingProgress(config.epochs * task.steps_per_epoch, done, show=is_first_process())
+    bar = ProgressBar(config.epochs * task.steps_per_epoch, done, show=is_first_process())
     try:
         with stop:
             for epoch in range(first, config.epochs):
                 started = time.perf_counter()
+                counted = int(np.min(progress.sums.count))  # the same for all runs
                 if int(progress.state.step) < (epoch + 1) * task.steps_per_epoch:
                     progress = run_epoch(progress, bar.advance, stop.should_stop)
                 steps, members = int(progress.state.step), split(progress)
@@ -171,19 +216,18 @@ def _train(
                 if steps < (epoch + 1) * task.steps_per_epoch:
                     for record, member in zip(records, members, strict=True):
                         record.save(member, None)
-                    raise _preempted(stop, steps, configs)
+                    raise _preempted(stop, steps, runs)
 
-                for record, member, before in zip(records, members, counted, strict=True):
-                    rate = (int(member.sums.count) - before) / seconds
+                for record, member in zip(records, members, strict=True):
+                    rate = (int(member.sums.count) - counted) / seconds
                     row = _end_epoch(config, task, record, member, evaluate, replicas_agree, rate)
                     record.save(Progress(member.state, no_sums(mesh)), row["test_top1"])
                     bar.report(row, record.workdir.name if count > 1 else "")
                     if seconds > _SECONDS_WORTH_A_DRAWING:
                         record.draw()
                 progress = Progress(progress.state, no_sums_yet(no_sums(mesh), count))
-                counted = [0] * count
                 if stop.should_stop(steps) and epoch + 1 < config.epochs:
-                    raise _preempted(stop, steps, configs)
+                    raise _preempted(stop, steps, runs)
     finally:
         feed.close()
         bar.close()
@@ -192,13 +236,13 @@ def _train(
     return {record.workdir: record.results() for record in records}
 
 
-def _common_step(snapshots: Mapping[Path, Snapshot]) -> int:
+def _common_step(runs: Sequence[_Run]) -> int:
     """Return the step of all runs.
 
     Raises:
       UsageError: they are at different steps.
     """
-    steps = {workdir: int(snapshot.progress.state.step) for workdir, snapshot in snapshots.items()}
+    steps = {run.workdir: int(run.snapshot.progress.state.step) for run in runs}
     if len(set(steps.values())) > 1:
         raise UsageError(
             "runs that train together must continue from the same step, but their latest readable"
@@ -212,7 +256,7 @@ def _common_step(snapshots: Mapping[Path, Snapshot]) -> int:
 def _end_epoch(
     config: ConfigDict,
     task: Task,
-    record: Record,
+    record: RunRecord,
     progress: Progress,
     evaluate: Evaluator,
     replicas_agree: Callable[[Any], bool],
@@ -268,7 +312,7 @@ def evaluate_run(
     }
     dataset = load_dataset(config.data, data)
     check_classes(dataset.classes, workdir)
-    evaluate = _evaluator(config, model_from_config(config), dataset.test, mesh)
+    evaluate = evaluator_of(config, model_from_config(config), dataset.test, mesh)
     trained_on = read_trained_on(workdir)
     examples = trained_on.train_examples if trained_on else len(dataset.train)
     steps_per_epoch = examples // config.batch_size
@@ -287,39 +331,34 @@ def _measures(params: Any) -> dict[str, dict[str, float]]:
     return measure_kernels(params)
 
 
-def _training_feed(
-    config: ConfigDict,
-    split: Split | Records,
-    mesh: Mesh,
-    order_keys: Sequence[Array],
-    augment_keys: Sequence[Array],
-) -> Feed:
-    if isinstance(split, Split):
-        return ResidentFeed(split, mesh, config, join_keys(order_keys), join_keys(augment_keys))
-    if len(order_keys) > 1:
-        raise UsageError(
-            "seeds can train together only on data in memory; set data.resident=True, or train them"
-            " one by one."
-        )
-    return StreamFeed(split, mesh, config)
-
-
-def _evaluator(
+def evaluator_of(
     config: ConfigDict, model: nn.Module, split: Split | Records, mesh: Mesh
 ) -> Evaluator:
+    """Compile the evaluation of a run's network on a split; see `epoch.make_evaluator`."""
     # The smallest sufficient multiple of the number of devices.
     batch_size = -(-min(config.eval_batch_size, len(split)) // mesh.size) * mesh.size
-    batches: Iterable[Batch]
-    if isinstance(split, Split):
-        batches = padded_batches(split, mesh, batch_size)
-    else:
-        batches = EvaluationStream(split, mesh, config, batch_size)
-    return make_evaluator(config, model, batches, len(split), mesh)
+    return make_evaluator(
+        model,
+        evaluation_feed(split, mesh, config.data, batch_size),
+        len(split),
+        mesh,
+        config.data,
+        damaged_limit=damaged_limit(config.data),
+        use_native=_use_native(config, mesh),
+    )
 
 
-def _preempted(stop: StopSignals, step: int, workdirs: Iterable[Path]) -> Preempted:
-    where = ", ".join(map(str, workdirs))
-    return Preempted(f"stopped by {stop.name}; step {step} is saved in {where}")
+def _use_native(config: ConfigDict, mesh: Mesh) -> bool:
+    """Whether a run uses the C++ library, which computes on one device only."""
+    return config.native and mesh.size == 1
+
+
+def _folders(runs: Iterable[_Run]) -> str:
+    return ", ".join(str(run.workdir) for run in runs)
+
+
+def _preempted(stop: StopSignals, step: int, runs: Iterable[_Run]) -> Preempted:
+    return Preempted(f"stopped by {stop.name}; step {step} is saved in {_folders(runs)}")
 
 
 @jax.jit

@@ -47,17 +47,24 @@ EpochRunner = Callable[[Progress, Callable[[int], None], Callable[[int], bool]],
 
 
 def compile_steps(
-    config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
+    step: Step,
+    feed: Feed,
+    progress: Progress,
+    mesh: Mesh,
+    data: ConfigDict,
+    *,
+    use_native: bool,
 ) -> Compiled | Callable[..., Any]:
     """Compile the training steps of one call of `feed`; with JAX_DISABLE_JIT set, do not compile.
 
     Args:
-      config: the run's config.
       step: function of state, normalized images and labels; maps over seeds if the batches of
         `feed` are of several seeds.
       feed: the source of batches.
       progress: the progress to start from; only its shapes and shardings matter.
       mesh: the devices.
+      data: with `mean` and `std`, for normalization.
+      use_native: whether to use the C++ library.
 
     Returns:
       Function of the progress, which is donated, the inputs of a call, and the number of steps to
@@ -72,7 +79,7 @@ def compile_steps(
             before, bad = carry
             at = before.state.step
             batch = feed.take(inputs, at)
-            images = normalize(batch.images, config.data.mean, config.data.std)
+            images = normalize(batch.images, data.mean, data.std)
             after, sums = step(before.state, images, batch.labels)
             bad = jnp.where((bad < 0) & ~jnp.all(jnp.isfinite(sums.loss)), at, bad)
             return Progress(after, before.sums + sums), bad
@@ -85,7 +92,7 @@ def compile_steps(
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # to debug a step
         return run
     started = time.perf_counter()
-    with native(is_native(config, mesh)):
+    with native(use_native):
         compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
     _log.info("compiled the training step in %.1f s", time.perf_counter() - started)
     if mesh.size > 1:
@@ -94,24 +101,35 @@ def compile_steps(
 
 
 def make_epoch_runner(
-    config: ConfigDict, step: Step, feed: Feed, progress: Progress, mesh: Mesh
+    step: Step,
+    feed: Feed,
+    progress: Progress,
+    mesh: Mesh,
+    data: ConfigDict,
+    *,
+    batch_size: int,
+    damaged_limit: int,
+    use_native: bool,
 ) -> EpochRunner:
     """Compile a function that trains to the end of the current epoch.
 
     Args:
-      config: the run's config.
       step: as for `compile_steps`.
       feed: the source of batches.
-      progress: the progress to start from; only its shapes and shardings matter.
+      progress: as for `compile_steps`.
       mesh: the devices.
+      data: as for `compile_steps`.
+      batch_size: examples in a step, over all devices.
+      damaged_limit: number of damaged images that an epoch may have.
+      use_native: whether to use the C++ library.
 
     Returns:
       Function of the progress; `advance`, called with the number of steps dispatched; and
       `should_stop`, called with the step reached, which returns whether to stop there. It returns
       the new progress. It raises, in all processes, `Diverged` if the loss of any seed is not
-      finite, and `UsageError` if more examples than `config.data.damaged_limit` cannot be decoded.
+      finite, and `UsageError` if more examples than `damaged_limit` cannot be decoded.
     """
-    compiled = compile_steps(config, step, feed, progress, mesh)
+    compiled = compile_steps(step, feed, progress, mesh, data, use_native=use_native)
 
     def run_epoch(
         progress: Progress,
@@ -125,7 +143,8 @@ def make_epoch_runner(
         def check(reached: int, bad: Array, counted: Array) -> None:
             if (step := int(bad)) >= 0:
                 raise diverged(step)
-            check_damage(config, (reached - begin) * config.batch_size - int(counted), "training")
+            damaged = (reached - begin) * batch_size - int(counted)
+            check_damage(damaged, damaged_limit, "training")
 
         for inputs, count in feed.calls(at):
             progress, verdict = compiled(progress, inputs, jnp.int32(count))
@@ -145,7 +164,14 @@ def make_epoch_runner(
 
 
 def make_evaluator(
-    config: ConfigDict, model: nn.Module, batches: Iterable[Batch], examples: int, mesh: Mesh
+    model: nn.Module,
+    batches: Iterable[Batch],
+    examples: int,
+    mesh: Mesh,
+    data: ConfigDict,
+    *,
+    damaged_limit: int,
+    use_native: bool,
 ) -> Evaluator:
     """Compile a function from variables to mean loss, top-1 and top-5 (percent) on `batches`.
 
@@ -154,21 +180,23 @@ def make_evaluator(
     they differ, it uses `model.apply` instead, with a warning.
 
     Args:
-      config: the run's config.
       model: the network.
       batches: batches of one shape; iterated over in each evaluation.
       examples: number of examples in them.
       mesh: the devices.
+      data: with `mean` and `std`, for normalization.
+      damaged_limit: number of damaged images that they may have.
+      use_native: whether to use the C++ library.
 
     Returns:
-      The function. It raises `UsageError`, in all processes, if more examples than
-      `config.data.damaged_limit` cannot be decoded.
+      The function. It raises `UsageError`, in all processes, if more examples than `damaged_limit`
+      cannot be decoded.
     """
     settle = jax.jit(partial(fold, model), out_shardings=replicated(mesh))
     warn = cache(_log.warning)  # once, not every epoch
 
     def normalized(batch: Batch) -> Array:
-        return normalize(batch.images, config.data.mean, config.data.std)
+        return normalize(batch.images, data.mean, data.std)
 
     # Used on a few images only, so it should compile fast.
     options = {"xla_backend_optimization_level": 0}
@@ -194,20 +222,15 @@ def make_evaluator(
         return sums + eval_step(variables, normalized(batch), batch.labels, model=network)
 
     def evaluate(variables: Any) -> dict[str, float]:
-        with native(is_native(config, mesh)):
+        with native(use_native):
             sums, folded = no_sums(mesh), None
             for index, batch in enumerate(batches):
                 folded = try_folding(variables, batch) if index == 0 else folded
                 sums = step(sums, folded or variables, batch, folded is not None)
-        check_damage(config, examples - int(sums.count), "test")
+        check_damage(examples - int(sums.count), damaged_limit, "test")
         return sums.means()
 
     return evaluate
-
-
-def is_native(config: ConfigDict, mesh: Mesh) -> bool:
-    """Whether a run may use the C++ library, which computes on one device only."""
-    return config.native and mesh.size == 1
 
 
 def no_sums(mesh: Mesh) -> Sums:
@@ -228,13 +251,12 @@ def diverged(step: int) -> Diverged:
     )
 
 
-def check_damage(config: ConfigDict, damaged: int, split: str) -> None:
-    """Check that an epoch has no more damaged examples, over all processes, than config allows.
+def check_damage(damaged: int, limit: int, split: str) -> None:
+    """Check that an epoch has at most `limit` damaged examples, over all processes.
 
     Raises:
       UsageError: there are more.
     """
-    limit = config.data.get("damaged_limit", 0)
     if damaged > limit:
         raise UsageError(
             f"{damaged} {split} images of this epoch could not be decoded, and"
