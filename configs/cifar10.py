@@ -18,6 +18,7 @@ Data come from TensorFlow Datasets; the first run prepares them, which needs the
 
 from ml_collections import ConfigDict
 
+from siman_jax.data.fields import image_files
 from siman_jax.errors import choose
 
 WIDTHS = {"resnet20": 16, "resnet18": 64, "vgg_small": 128}
@@ -45,19 +46,11 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.model.activation_rule = "default"  # that of the weight rule
     config.model.dtype = "float32"
 
-    config.data = ConfigDict()
+    config.data = image_files()  # siman_jax/data/fields.py explains them
     config.data.source = "tfds"
     config.data.name = "cifar10"
-    config.data.tfds_dir = ""  # "": ~/tensorflow_datasets
-    config.data.train_split = "train"
-    config.data.test_split = "test"
-    config.data.train_examples = 0  # number of training images, evenly spaced; 0: all
-    config.data.resident = True  # keep all data in device memory
     config.data.image_size = 32
-    config.data.resize = False
     config.data.channels = 3
-    config.data.background = 0  # grey level behind transparent parts: 0 black, 255 white
-    config.data.exif_orientation = False  # turn images as their EXIF data say
     config.data.num_classes = 10
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

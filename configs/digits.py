@@ -8,6 +8,7 @@ ResNet-20 1w1a on scikit-learn's 8x8 digits; the CIFAR-10 recipe compressed to 1
 from ml_collections import ConfigDict
 
 from configs import cifar10
+from siman_jax.data.fields import images_in_memory
 
 
 def get_config() -> ConfigDict:
@@ -17,10 +18,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 16
     config.eval_batch_size = 360
 
-    config.data = ConfigDict()
+    config.data = images_in_memory()
     config.data.source = "digits"
-    config.data.train_examples = 0  # number of training images, evenly spaced; 0: all
-    config.data.resident = True
     config.data.image_size = 8
     config.data.channels = 1
     config.data.num_classes = 10

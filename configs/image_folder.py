@@ -11,6 +11,7 @@ size set --config.data.image_size; if the images have different sizes, set
 from ml_collections import ConfigDict
 
 from configs import cifar10
+from siman_jax.data.fields import image_files
 
 
 def get_config(network: str = "resnet20") -> ConfigDict:
@@ -18,19 +19,12 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config = cifar10.get_config(network)
     config.epochs = 10
 
-    config.data = ConfigDict()
+    config.data = image_files()
     config.data.source = "image_folder"
     config.data.root = "data"
-    config.data.train_split = "train"
-    config.data.test_split = "test"
-    config.data.train_examples = 0  # number of training images, evenly spaced; 0: all
     config.data.cache_dir = "~/.cache/siman-jax"  # cache of decoded images; "": none
-    config.data.resident = True
     config.data.image_size = 32
-    config.data.resize = False
     config.data.channels = 3
-    config.data.background = 0  # grey level behind transparent parts: 0 black, 255 white
-    config.data.exif_orientation = False  # turn images as their EXIF data say
     config.data.num_classes = 0  # 0: the number of folders in ROOT/train
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

@@ -26,6 +26,7 @@ set `--config.optimizer.reference_batch_size=512`, which scales the learning rat
 from ml_collections import ConfigDict
 
 from configs import cifar10
+from siman_jax.data.fields import image_files
 from siman_jax.errors import choose
 
 NETWORKS = {"resnet18": "imagenet.resnet18_1w1a", "resnet34": "imagenet.resnet34_1w1a"}
@@ -41,20 +42,15 @@ def get_config(network: str = "resnet18") -> ConfigDict:
     config.model.name = choose(NETWORKS, network, "variant")
     config.model.width = 64
 
-    config.data = ConfigDict()
+    config.data = image_files()
     config.data.source = "tfds"
     config.data.name = "imagenet2012"
-    config.data.tfds_dir = ""  # "": ~/tensorflow_datasets
-    config.data.root = ""  # folder of images, for source=image_folder
     config.data.train_split = "train"
     config.data.test_split = "validation"
     config.data.resident = False  # stream the data during training
     config.data.workers = 16  # reading processes for each training process; 0: a few threads
-    config.data.damaged_limit = 0  # damaged images in an epoch that may be left out
     config.data.image_size = 224
     config.data.channels = 3
-    config.data.background = 0  # grey level behind transparent parts: 0 black, 255 white
-    config.data.exif_orientation = False  # turn images as their EXIF data say
     config.data.num_classes = 1000  # 0: the number of folders in ROOT's training split
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)

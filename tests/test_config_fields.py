@@ -28,12 +28,11 @@ def test_every_config_has_its_fields(name):
 @pytest.mark.parametrize(
     ("config", "source", "resident", "message"),
     [
-        (digits, "digits", False, r"resident is False, and the config lacks data.workers, "),
-        (cifar10, "tfds", False, r"streamed data need them: set --config.data.resident=True"),
-        (imagenet, "tfds", True, r"resident is True, and the config lacks data.crop_padding, "),
-        (imagenet, "image_folder", True, r"lacks data.crop_padding, .*data.resize"),
-        (digits, "tfds", True, r"source is 'tfds', and the config lacks data.name, data.tfds_dir"),
-        (cifar10, "image_folder", True, r"lacks data.root; begin with .*configs/image_folder.py"),
+        (digits, "digits", False, r"source is 'digits', whose data are in memory; set"),
+        (digits, "tests.own_data:stripes", False, r"images in files the config lacks data.name, "),
+        (digits, "tfds", True, r"for images in files the config lacks data.name, data.tfds_dir"),
+        (cifar10, "image_folder", True, r"Name ROOT with --config.data.root=ROOT"),
+        (imagenet, "image_folder", True, r"Name ROOT with --config.data.root=ROOT"),
         (image_folder, "digit", True, r"did you mean 'digits'"),
     ],
 )

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.data import arrays, digits, image_folder, tfds
 from siman_jax.data.dataset import Dataset, Records, Split, evenly_spaced
+from siman_jax.data.fields import are_files
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
 from siman_jax.outside import find_function, is_outside
@@ -56,12 +57,6 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
             f" have one number for each of the {config.channels} channels, such as"
             f" {','.join(['0.5'] * config.channels)}, and std must be above 0."
         )
-    background = config.get("background", 0)
-    if not (type(background) is int and 0 <= background <= 255):
-        raise UsageError(
-            f"--config.data.background is {background}; it must be a whole number from 0 (black) to"
-            " 255 (white)."
-        )
     dataset = load(config) if given is None else given
     if not isinstance(dataset, Dataset):
         raise UsageError(
@@ -80,15 +75,17 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
                 " --config.data.resident=True."
             )
         _check_images(dataset.train, config)
-    elif config.resident:
-        if "resize" not in config:
+    else:
+        if not are_files(config):
             raise UsageError(
-                f"the data source {config.source!r} gives encoded images; set"
-                " --config.data.resident=False, or start from a config that has data.resize."
+                f"the data source {config.source!r} gives encoded images, but the config lacks"
+                " fields for them; make config.data with siman_jax.data.fields.image_files()."
             )
-        dataset = decode_dataset(dataset, config)
-    if wanted := config.get("train_examples", 0):
-        dataset = replace(dataset, train=_part(dataset.train, wanted))
+        _check_background(config.background)
+        if config.resident:
+            dataset = decode_dataset(dataset, config)
+    if config.train_examples:
+        dataset = replace(dataset, train=_part(dataset.train, config.train_examples))
     return dataset
 
 
@@ -112,6 +109,14 @@ def _part(split: Split | Records, wanted: int) -> Split:
     return evenly_spaced(split, wanted)
 
 
+def _check_background(level: int) -> None:
+    if not (type(level) is int and 0 <= level <= 255):
+        raise UsageError(
+            f"--config.data.background is {level}; it must be a whole number from 0 (black) to 255"
+            " (white)."
+        )
+
+
 def _check_images(split: Split, config: ConfigDict) -> None:
     expected = (config.image_size, config.image_size, config.channels)
     found = split.images.shape[1:]
@@ -126,7 +131,7 @@ def num_classes(config: ConfigDict) -> int:
     """Return `config.num_classes`, or if it is 0 the number of class folders in `config.root`."""
     if config.num_classes:
         return config.num_classes
-    if "root" not in config:
+    if config.source != "image_folder":
         raise UsageError("--config.data.num_classes is 0; set it to the number of classes.")
     return len(image_folder.class_names(config))
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from siman_jax.data.dataset import Dataset, Split
+from siman_jax.data.fields import images_in_memory
 from siman_jax.errors import UsageError
 
 # The name of the source when data are passed in from Python.
@@ -67,7 +68,8 @@ def describe(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     """Copy a run's config and set the fields of `config.data` that the data set determines.
 
     These are the source, the sizes, the number of classes, and mean and standard deviation of the
-    training images by channel. Others, such as `crop_padding` and `flip`, keep their values.
+    training images by channel. `crop_padding`, `flip` and `train_examples` keep their values, and
+    fields of image files are left out.
     """
     assert isinstance(dataset.train, Split)
     images = dataset.train.images
@@ -76,19 +78,21 @@ def describe(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     levels = np.arange(256) / 255
     mean = counts @ levels / counts[0].sum()
     std = np.sqrt(np.maximum(counts @ levels**2 / counts[0].sum() - mean**2, 0))
-    copy = ConfigDict(config.to_dict())
-    copy.data.update(
+    data = images_in_memory()
+    data.update(
+        train_examples=config.data.train_examples,
+        crop_padding=config.data.crop_padding,
+        flip=config.data.flip,
         source=ARRAYS,
-        resident=True,
         image_size=size,
         channels=channels,
         num_classes=len(dataset.classes),
         mean=tuple(round(float(x), 4) for x in mean),
         std=tuple(max(round(float(x), 4), 1e-4) for x in std),
     )
-    for name in ("crop_padding", "train_examples"):
-        if name not in copy.data:
-            copy.data[name] = 0
+    copy = config.copy_and_resolve_references()
+    copy.unlock()
+    copy.data = data
     return copy
 
 

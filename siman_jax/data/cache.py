@@ -98,11 +98,12 @@ class Cache:
 
 def cache_of(config: ConfigDict) -> Cache | None:
     """The cache of the data set that `config` describes; None if `cache_dir` is empty."""
-    if not config.get("cache_dir"):
+    if not config.cache_dir:
         return None
-    root = Path(config.get("root", "")).expanduser().resolve()
-    asked = [config.source, str(root), config.train_split, config.test_split]
-    asked += [repr(config.get(field)) for field in _FIELDS]
+    root = Path(config.root).expanduser().resolve()
+    place = f"{config.tfds_dir}/{config.name}" if config.source == "tfds" else str(root)
+    asked = [config.source, place, config.train_split, config.test_split]
+    asked += [repr(config[field]) for field in _FIELDS]
     folder = local_path(config.cache_dir, "--config.data.cache_dir")
     return Cache(folder, _digest(text.encode(errors="surrogatepass") for text in asked))
 

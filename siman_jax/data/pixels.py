@@ -46,12 +46,8 @@ class PixelRules:
 
 
 def pixel_rules(data: ConfigDict) -> PixelRules:
-    """The rules that `config.data` names; older configs lack those that have defaults."""
-    return PixelRules(
-        channels=data.channels,
-        background=data.get("background", PixelRules.background),
-        exif_orientation=data.get("exif_orientation", PixelRules.exif_orientation),
-    )
+    """Return the rules that `data` names, with `channels`, `background` and `exif_orientation`."""
+    return PixelRules(data.channels, data.background, data.exif_orientation)
 
 
 class Box(NamedTuple):

@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from siman_jax.data.fields import are_files
 from siman_jax.packed.notes import Notes
 
 
@@ -14,12 +15,12 @@ def notes_from_config(data: ConfigDict, **others: Any) -> Notes:
       data: `config.data`.
       **others: further attributes of `Notes`.
     """
-    return Notes(
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        shorter_side=None if data.resident else data.shorter_side,
-        resize=bool(data.get("resize", False)),
-        background=data.get("background", Notes.background),
-        exif_orientation=data.get("exif_orientation", Notes.exif_orientation),
-        **others,
-    )
+    decoding: dict[str, Any] = {}
+    if are_files(data):
+        decoding = {
+            "shorter_side": None if data.resident else data.shorter_side,
+            "resize": data.resize,
+            "background": data.background,
+            "exif_orientation": data.exif_orientation,
+        }
+    return Notes(mean=tuple(data.mean), std=tuple(data.std), **decoding, **others)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from siman_jax.data.fields import fields_of
 from siman_jax.devices.mesh import all_agree, is_first_process
 from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
@@ -33,8 +34,8 @@ _OPERATIONAL = {
     "config.data.damaged_limit",
 }
 
-# Fields that older configs lack, with the values that continue a run as it started: for every
-# config, for data in image files, and by data source for data in memory.
+# Fields that older configs lack, with the values that continue a run as it started. Fields of the
+# data have the defaults of `data.fields`.
 _ADDED: dict[str, Any] = {
     "config.accumulation_steps": 1,
     "config.measure_kernels": False,
@@ -51,17 +52,6 @@ _ADDED: dict[str, Any] = {
     "config.estimator.last_sharpness": 10.0,
     "config.estimator.first_tau": 0.85,
     "config.estimator.last_tau": 0.99,
-}
-_ADDED_FILES: dict[str, Any] = {"config.data.background": 0, "config.data.exif_orientation": False}
-_IN_MEMORY: dict[str, Any] = {"config.data.train_examples": 0, "config.data.resident": True}
-_ADDED_DATA: dict[str, dict[str, Any]] = {
-    "digits": _IN_MEMORY,
-    "tfds": _IN_MEMORY,
-    "image_folder": {
-        "config.data.train_split": "train",
-        "config.data.test_split": "test",
-        **_IN_MEMORY,
-    },
 }
 _log = logging.getLogger(__name__)
 
@@ -149,11 +139,8 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def _added(saved: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that a config of an older version lacks, with their defaults."""
-    added, source = _ADDED, str(saved.get("config.data.source"))
-    if source in ("tfds", "image_folder"):
-        added = added | _ADDED_FILES
-    if "config.data.workers" not in saved:
-        added = added | _ADDED_DATA.get(source, {})
+    data = fields_of(str(saved.get("config.data.source"))).to_dict()
+    added = _ADDED | {f"config.data.{name}": value for name, value in data.items()}
     return {key: value for key, value in added.items() if key not in saved}
 
 

@@ -5,6 +5,7 @@ import math
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from siman_jax.data.fields import are_files
 from siman_jax.devices.mesh import check_divides
 from siman_jax.errors import UsageError, choose
 from siman_jax.models.layers import LEAF_NAMES
@@ -28,13 +29,10 @@ _LEAST = {
     "optimizer.weight_decay": 0,
     "optimizer.kernel_decay": 0,
     "optimizer.bop_threshold": 0,
+    "data.crop_padding": 0,
+    "data.train_examples": 0,
 }
-_LEAST_IN_MEMORY = {"data.crop_padding": 0, "data.train_examples": 0}
-_LEAST_OF_STREAMS = {
-    "data.workers": 0,
-    "data.damaged_limit": 0,
-    "data.shorter_side": 1,
-}
+_LEAST_OF_FILES = {"data.workers": 0, "data.damaged_limit": 0, "data.shorter_side": 1}
 # Largest allowed values. Larger ones are typing errors, and would exhaust the memory or int32.
 # Model files have the same limits for width and image size.
 _MOST = {"model.width": 4096, "data.image_size": 4096, "data.crop_padding": 4096}
@@ -55,7 +53,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def _check_numbers(config: ConfigDict) -> None:
-    more = _LEAST_IN_MEMORY if config.data.resident else _LEAST_OF_STREAMS
+    more = _LEAST_OF_FILES if are_files(config.data) else {}
     values = flat(config.to_dict())
     for field, least in (_LEAST | more).items():
         value = values[field]

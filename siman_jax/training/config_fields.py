@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from siman_jax.data import SOURCES
+from siman_jax.data.fields import IMAGE_FILES, IN_MEMORY
 from siman_jax.errors import UsageError, choose
 from siman_jax.outside import is_outside
 
@@ -30,6 +32,7 @@ _FIELDS = {
     "data.source": TEXT,
     **dict.fromkeys(("data.resident", "data.flip"), BOOL),
     **dict.fromkeys(("data.image_size", "data.channels", "data.num_classes"), WHOLE),
+    **dict.fromkeys(("data.crop_padding", "data.train_examples"), WHOLE),
     **dict.fromkeys(("data.mean", "data.std"), LIST),
     **dict.fromkeys(("optimizer.learning_rate", "optimizer.warmup_epochs"), NUMBER),
     "optimizer.reference_batch_size": NUMBER,
@@ -42,31 +45,16 @@ _FIELDS = {
     **dict.fromkeys(("estimator.first_sharpness", "estimator.last_sharpness"), NUMBER),
     **dict.fromkeys(("estimator.first_tau", "estimator.last_tau"), NUMBER),
 }
-# Of data in memory, which are digits or decoded from files, and of streamed data.
-_IN_MEMORY = {"data.crop_padding": WHOLE, "data.train_examples": WHOLE}
-_DECODED = {"data.resize": BOOL}
-_STREAMED = {
-    **dict.fromkeys(("data.workers", "data.damaged_limit", "data.shorter_side"), WHOLE),
+# Of data whose images are files, besides.
+_FILES = {
+    **dict.fromkeys(("data.name", "data.tfds_dir", "data.root", "data.cache_dir"), TEXT),
+    **dict.fromkeys(("data.train_split", "data.test_split"), TEXT),
+    **dict.fromkeys(("data.exif_orientation", "data.resize"), BOOL),
+    **dict.fromkeys(("data.background", "data.workers", "data.damaged_limit"), WHOLE),
     **dict.fromkeys(("data.min_area", "data.max_area"), NUMBER),
+    "data.shorter_side": WHOLE,
 }
-_SPLITS = dict.fromkeys(("data.train_split", "data.test_split"), TEXT)
-_OF_SOURCES = {
-    "digits": {},
-    "arrays": {},
-    "tfds": {**dict.fromkeys(("data.name", "data.tfds_dir"), TEXT), **_SPLITS},
-    "image_folder": {"data.root": TEXT, **_SPLITS},
-}
-# Of images that are decoded; without them they have defaults.
-_OPTIONAL = {"data.cache_dir": TEXT, "data.background": WHOLE, "data.exif_orientation": BOOL}
-_ALL = (
-    _FIELDS
-    | _IN_MEMORY
-    | _DECODED
-    | _STREAMED
-    | _OF_SOURCES["tfds"]
-    | _OF_SOURCES["image_folder"]
-    | _OPTIONAL
-)
+_ALL = _FIELDS | _FILES
 # Without these nothing can be made of a stored config; later versions added others.
 _NEEDED_OF_STORED = (
     "seed",
@@ -85,38 +73,29 @@ _NEEDED_OF_STORED = (
 
 
 def check_fields(config: ConfigDict) -> None:
-    """Check that a config has all fields that its run reads.
+    """Check that a config has all fields that its run reads, and the types of their values.
 
     Raises:
-      UsageError: some are missing; says why they are needed and which config has them. Or the
-        data source is unknown.
+      UsageError: a field is missing, or its value has a wrong type; or the data source is unknown,
+        or cannot stream.
     """
     fields = flat(config.to_dict())
     _check(fields, _FIELDS, "the config lacks", "all configs in configs/ have them")
     resident, source = config.data.resident, config.data.source
-    of_source = {} if is_outside(source) else choose(_OF_SOURCES, source, "data source")
-    _check(
-        fields,
-        of_source,
-        f"--config.data.source is {source!r}, and the config lacks",
-        "begin with a config of such data"
-        + (", such as configs/image_folder.py" if source == "image_folder" else ""),
-    )
-    needed = _STREAMED
-    if resident:
-        needed = _IN_MEMORY | (_DECODED if source in ("tfds", "image_folder") else {})
-    kind, example = (
-        ("data in memory", "configs/image_folder.py")
-        if resident
-        else ("streamed data", "configs/imagenet.py")
-    )
-    _check(
-        fields,
-        needed,
-        f"--config.data.resident is {resident}, and the config lacks",
-        f"{kind} need them: set --config.data.resident={not resident}, or begin with a config of"
-        f" {kind}, such as {example}",
-    )
+    if not is_outside(source):
+        choose(SOURCES, source, "data source")
+    if source in IN_MEMORY and not resident:
+        raise UsageError(
+            f"--config.data.source is {source!r}, whose data are in memory; set"
+            " --config.data.resident=True."
+        )
+    if source in IMAGE_FILES or not resident:
+        _check(
+            fields,
+            _FILES,
+            "for images in files the config lacks",
+            "make config.data with siman_jax.data.fields.image_files(), as configs/cifar10.py does",
+        )
 
 
 def _check(
