@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import ENGINES, Case, Setting, random_images
+from benchmarks.case import Case
+from benchmarks.engines import ENGINES, Setting, random_images
 
 
 def keep_to_cores(count: int) -> None:

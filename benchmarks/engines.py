@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.case import Case, Run
+
 OURS = "siman-jax packed"
 CALIBRATION_IMAGES = 32
 
@@ -26,22 +28,6 @@ STATE_FILE = "torch_state.pt"
 ONNX_FILE = "float.onnx"
 INT8_FILE = "int8_qdq.onnx"
 LARQ_FILE = "larq.tflite"
-
-
-class Case(NamedTuple):
-    """A network and its input.
-
-    Attributes:
-      network: key of `siman_jax.models.MODELS`.
-      image_size: height and width of the images.
-      num_classes: width of the classifier.
-      width: channels of the first stage.
-    """
-
-    network: str
-    image_size: int
-    num_classes: int
-    width: int
 
 
 class Setting(NamedTuple):
@@ -58,9 +44,6 @@ class Setting(NamedTuple):
     folder: Path
     batch: int
     threads: int
-
-
-Run = Callable[[Any], Any]
 
 
 class Engine(NamedTuple):

@@ -15,7 +15,7 @@ Engine does fastest. Its interpreter takes the images of a batch one after the o
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import Case, Run
+from benchmarks.case import Case, Run
 
 STAGES = {"imagenet.resnet18_1w1a": (2, 2, 2, 2), "cifar.resnet20_1w1a": (3, 3, 3)}
 

@@ -31,7 +31,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.engines import ENGINES, OURS, Case
+from benchmarks.case import Case
+from benchmarks.engines import ENGINES, OURS
 from benchmarks.inference_report import describe, draw, print_layers, print_memory, print_speed
 
 REPOSITORY = Path(__file__).parent.parent

@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.engines import Case
+from benchmarks.case import Case
 from benchmarks.inference_report import describe
 from benchmarks.training_worker import OURS, SIDES
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from benchmarks.case import Case
 from benchmarks.engine_worker import forget_peak, keep_to_cores, memory, versions
-from benchmarks.engines import Case
 from benchmarks.input_pipeline import keep_freed_memory
 
 

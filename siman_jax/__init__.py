@@ -108,7 +108,7 @@ def train(
       UsageError: the config, the data or the folder cannot be used.
       Preempted: SIGTERM or Ctrl-C came; everything is saved, and the same call goes on from there.
     """
-    from siman_jax.data.arrays import dataset_of, describe
+    from siman_jax.data.arrays import config_for, dataset_of
     from siman_jax.devices.mesh import make_mesh
     from siman_jax.errors import UsageError
     from siman_jax.paths import local_path
@@ -120,4 +120,4 @@ def train(
             raise UsageError("classes name the labels of data, which were not given.")
         return runs.train(config, folder, make_mesh(devices))
     dataset = dataset_of(*data, classes)
-    return runs.train(describe(config, dataset), folder, make_mesh(devices), dataset)
+    return runs.train(config_for(config, dataset), folder, make_mesh(devices), dataset)

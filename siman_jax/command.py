@@ -9,7 +9,7 @@ from collections.abc import Callable
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from siman_jax.errors import UsageError
+from siman_jax.errors import UsageError, on_one_line
 from siman_jax.native.library import keep_freed_memory
 from siman_jax.stop import EXIT_CODE, Preempted
 from siman_jax.terminal import accept_any_text, say, shown
@@ -113,7 +113,7 @@ def _expand_home(argument: str) -> str:
 def _text(error: object) -> str:
     while isinstance(error, BaseException) and error.args:
         error = error.args[0]
-    return ". ".join(str(error).splitlines())
+    return on_one_line(error)
 
 
 def _log_plainly() -> None:

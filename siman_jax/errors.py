@@ -15,6 +15,16 @@ class UsageError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; the name of its type if it has no message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def on_one_line(error: object) -> str:
+    """An error's message with its lines joined to one."""
+    return ". ".join(str(error).splitlines())
+
+
 def choose(table: Mapping[str, T], name: str, what: str) -> T:
     """Return `table[name]`.
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from siman_jax.errors import UsageError
@@ -47,14 +48,27 @@ def write_whole(path: Path, data: bytes) -> None:
       UsageError: the file cannot be written, for example because the disk is full; an older file
         at `path` is unchanged.
     """
+    try:
+        with draft_of(path) as draft:
+            draft.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Yield the path of a new file beside `path`; at the end rename it to `path`.
+
+    After an error it is removed instead, and a file at `path` is unchanged.
+    """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_DRAFT}")
     try:
-        draft.write_bytes(data)
+        yield draft
         draft.replace(path)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise
 
 
 def remove_drafts(folder: Path) -> None:

@@ -60,7 +60,7 @@ def signal_name(number: int) -> str:
     return _NAMES[signal.Signals(number)]
 
 
-def say(line: str) -> None:
+def write_line(line: str) -> None:
     """Print a line to standard error; safe in a signal handler, where `print` is not."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
@@ -70,5 +70,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     del frame
     with contextlib.suppress(Exception):  # the stream may be in use, closed or full
         sys.stdout.flush()
-    say(f"stopped by {signal_name(number)}; nothing is lost, run the same command to continue.")
+    write_line(
+        f"stopped by {signal_name(number)}; nothing is lost, run the same command to continue."
+    )
     os._exit(EXIT_CODE)

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from siman_jax.stop import say
+from siman_jax.stop import write_line
 
 
 def outlive_streams() -> None:
@@ -52,4 +52,4 @@ class _Output(io.FileIO):
 
 
 def _tell(reason: str) -> None:
-    say(f"warning: cannot write to standard output ({reason}); continuing without it.")
+    write_line(f"warning: cannot write to standard output ({reason}); continuing without it.")

@@ -9,7 +9,7 @@ from test_training import small_config
 
 import siman_jax
 from siman_jax.data import class_names, load_dataset
-from siman_jax.data.arrays import dataset_of, describe
+from siman_jax.data.arrays import config_for, dataset_of
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.runs.train import evaluate_run, train
@@ -44,7 +44,7 @@ def test_a_source_outside_the_package_is_trained_on_and_evaluated(tmp_path):
 
 def test_arrays_are_trained_on_like_the_same_data_from_a_source(tmp_path):
     data = arrays()
-    config = describe(config_of_stripes(), dataset_of(*data))
+    config = config_for(config_of_stripes(), dataset_of(*data))
     found = siman_jax.train(config_of_stripes(), tmp_path / "arrays", data=data, devices=1)
     config.data.source = "tests.own_data:stripes"
     assert found == train(config, tmp_path / "source", make_mesh(1))

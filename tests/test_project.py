@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -50,7 +51,7 @@ ROOMS = {
     "packed": "errors output paths native rules models",
     "pytorch": "errors paths rules models",
     "devices": "errors stop",
-    "data": "errors outside paths devices",
+    "data": "errors outside output paths devices",
     "training": "errors outside native rules models devices data",
     "analysis": "rules models data training",
     "runs": "errors stop output terminal native models packed devices data training analysis",
@@ -71,10 +72,10 @@ def room(module):
     return module.split(".")[1] if "." in module else module
 
 
-def imports():
-    """Modules of the package, and which others of it each one imports."""
+def imports(package=PACKAGE):
+    """Modules of a package, and which others of it each one imports."""
     graph = {}
-    for path in PACKAGE.rglob("*.py"):
+    for path in package.rglob("*.py"):
         name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
         name = name.removesuffix(".__init__")
         found = set()
@@ -118,6 +119,21 @@ def test_imports_run_one_way():
         "siman_jax.runs.stored_run",
         "siman_jax.runs.verify",
     }
+
+
+def test_benchmarks_import_one_way():
+    """No two files import each other, in whatever number of steps, nor do two folders."""
+    graph = imports(REPOSITORY / "benchmarks")
+    for name in graph:
+        assert name not in reachable(graph, name), f"{name} imports itself in a circle"
+    folders = {}
+    for name, others in graph.items():
+        folder = name.rpartition(".")[0]
+        folders.setdefault(folder, set()).update(other.rpartition(".")[0] for other in others)
+    for folder, others in folders.items():
+        assert not any(folder in folders[other] for other in others - {folder}), folder
+    for path in PACKAGE.rglob("*.py"):
+        assert "benchmarks" not in re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text())
 
 
 def test_a_room_imports_only_rooms_before_it():

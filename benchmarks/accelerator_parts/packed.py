@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from benchmarks.accelerator_parts.part import Part, describe_device, run
-from benchmarks.engines import Case, random_images, random_variables
+from benchmarks.case import Case
+from benchmarks.engines import random_images, random_variables
 from siman_jax.models import build_model
 from siman_jax.models.folding import fold, folded_twin
 from siman_jax.packed.network import pack_unchecked, packed_logits

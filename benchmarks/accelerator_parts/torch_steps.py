@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.accelerator_parts.part import Part, run
-from benchmarks.engines import Case
+from benchmarks.case import Case
 from benchmarks.torch_training import Training, build_network
 
 ROUNDS = 5

@@ -64,7 +64,7 @@ def _split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:
     return Split(np.ascontiguousarray(images), labels.astype(np.int32))
 
 
-def describe(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+def config_for(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     """Copy a run's config and set the fields of `config.data` that the data set determines.
 
     These are the source, the sizes, the number of classes, and mean and standard deviation of the

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import re
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,12 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Record, Split
+from siman_jax.output import draft_of
 from siman_jax.paths import local_path
 
 _VERSION = 1  # increase it when the same bytes decode to other pixels
 _DECODERS = ("pillow", "simplejpeg")
 _FIELDS = ("image_size", "channels", "resize", "background", "exif_orientation")
-_ENTRY = re.compile(r"[0-9a-f]{32}([-.][0-9a-f]{32})*\.npz")  # also drafts and older formats
+# Also drafts, and the entries and drafts of older versions.
+_ENTRY = re.compile(r"[0-9a-f]{32}([-.][0-9a-f]{32})*\.npz(\.[0-9a-f]+\.draft)?")
 _DAYS = 30  # an entry is removed so long after its last use
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,6 @@ class Cache:
     def write(self, digest: str, splits: dict[str, Split]) -> None:
         """Write decoded images, and remove the previous entry of the data set."""
         path = self._path(digest)
-        draft = path.with_suffix(f".{uuid.uuid4().hex}.npz")  # other hosts may write the same entry
         arrays = {
             f"{name}_{field}": getattr(split, field)
             for name, split in splits.items()
@@ -77,11 +77,10 @@ class Cache:
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(draft, **arrays)
-            draft.replace(path)  # so that a half-written entry is never read
+            with draft_of(path) as draft, draft.open("wb") as file:
+                np.savez(file, **arrays)
             self._remove_old(path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             _log.warning("decoded images cannot be cached: %s", error)
 
     def _path(self, digest: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from siman_jax.stop import restore_handlers, say, set_handlers, signal_name
+from siman_jax.stop import restore_handlers, set_handlers, signal_name, write_line
 
 
 class StopSignals:
@@ -75,4 +75,4 @@ def _end_at_the_next() -> None:
     """Let a second Ctrl-C end the process at once, even in the middle of a step."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.stderr is not None and sys.stderr.isatty():
-        say("Ctrl-C: saving after this step; press it again to stop at once without saving.")
+        write_line("Ctrl-C: saving after this step; press it again to stop at once without saving.")

@@ -21,7 +21,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from siman_jax.devices.mesh import all_agree, is_first_process
-from siman_jax.errors import UsageError
+from siman_jax.errors import UsageError, first_line
 from siman_jax.runs.checksums import (
     Checksums,
     checksums_of,
@@ -128,7 +128,7 @@ class CheckpointWriter:
         except Exception as error:  # when the disk refuses, orbax and tensorstore raise any error
             self._failed = True
             raise UsageError(
-                f"{what} {self._directory}: {_first_line(error)}\nEarlier checkpoints are"
+                f"{what} {self._directory}: {first_line(error)}\nEarlier checkpoints are"
                 " unchanged. Free some space or fix the folder's permissions; then run the same"
                 " command to continue from the latest."
             ) from error
@@ -177,7 +177,7 @@ def restore_step(directory: Path, step: int, like: State) -> State:
     path = directory.absolute() / str(step)
     restored, error = _try_restore(path, jax.tree.map(_abstract, like))
     if error is not None:
-        raise UsageError(f"the checkpoint {path} cannot be read: {_first_line(error)}.")
+        raise UsageError(f"the checkpoint {path} cannot be read: {first_line(error)}.")
     return restored
 
 
@@ -199,9 +199,7 @@ def verify_checkpoint(directory: Path, step: int) -> bool:
     try:
         tree, stored = _describe(path)
     except Exception as caught:  # on damage, orbax and tensorstore raise any error
-        raise UsageError(
-            f"the checkpoint {path} cannot be read: {_first_line(caught)}."
-        ) from caught
+        raise UsageError(f"the checkpoint {path} cannot be read: {first_line(caught)}.") from caught
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
     )
@@ -209,7 +207,7 @@ def verify_checkpoint(directory: Path, step: int) -> bool:
     if error is None and _top1(directory, step) is None:
         error = OSError("its metrics are damaged")
     if error is not None:
-        raise UsageError(f"the checkpoint {path} cannot be read: {_first_line(error)}.")
+        raise UsageError(f"the checkpoint {path} cannot be read: {first_line(error)}.")
     return stored is not None
 
 
@@ -383,10 +381,6 @@ def _unless_loop_is_closed(hook: Callable[[Any], Any], unraisable: Any) -> None:
     """Hide the errors of tasks that were running when a save failed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.errors import UsageError
+from siman_jax.errors import UsageError, on_one_line
 from siman_jax.runs.checkpoint import (
     CheckpointWriter,
     leaf_shape,
@@ -155,7 +155,8 @@ def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
     # A field is missing, unknown to the network, or of another type.
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(
-            f"the config is of another version: {'. '.join(str(error).splitlines())}"
+            f"the config is of another version: {on_one_line(error)}. Use the"
+            " version that wrote it."
         ) from error
 
 

@@ -69,7 +69,7 @@ def train(config: ConfigDict, workdir: Path, mesh: Mesh, data: Dataset | None = 
       config: the run's config, as made by the files in configs/.
       workdir: the run's folder, shared by all processes; created if needed.
       mesh: the devices to train on.
-      data: the data set, if it is in memory; `config` must come from `arrays.describe`.
+      data: the data set, if it is in memory; `config` must come from `arrays.config_for`.
 
     Returns:
       Logged test metrics of the last and the best epoch, in process 0; {} in others.
