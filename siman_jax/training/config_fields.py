@@ -1,4 +1,4 @@
-"""The fields of a config, and what each of them holds."""
+"""The fields of a config, and the types of their values."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,9 +18,9 @@ _IS: dict[str, Callable[[Any], bool]] = {
     BOOL: lambda value: isinstance(value, bool),
     LIST: lambda value: isinstance(value, list | tuple),
 }
-_LARGEST = 2.0**53  # of the numbers in a stored config; those of a run are far below
+_LARGEST = 2.0**53  # numbers in a stored config must not be larger
 
-# Of every config. configs/cifar10.py says what they mean.
+# Fields of every config; configs/cifar10.py explains them.
 _FIELDS = {
     **dict.fromkeys(("seed", "epochs", "batch_size", "accumulation_steps"), WHOLE),
     **dict.fromkeys(("eval_batch_size", "steps_per_dispatch", "keep_checkpoints"), WHOLE),
@@ -45,7 +45,7 @@ _FIELDS = {
     **dict.fromkeys(("estimator.first_sharpness", "estimator.last_sharpness"), NUMBER),
     **dict.fromkeys(("estimator.first_tau", "estimator.last_tau"), NUMBER),
 }
-# Of data whose images are files, besides.
+# Further fields for images in files; data/fields.py explains them.
 _FILES = {
     **dict.fromkeys(("data.name", "data.tfds_dir", "data.root", "data.cache_dir"), TEXT),
     **dict.fromkeys(("data.train_split", "data.test_split"), TEXT),
@@ -55,7 +55,7 @@ _FILES = {
     "data.shorter_side": WHOLE,
 }
 _ALL = _FIELDS | _FILES
-# Without these nothing can be made of a stored config; later versions added others.
+# A stored config needs at least these fields; others may be missing, since they were added later.
 _NEEDED_OF_STORED = (
     "seed",
     "epochs",
@@ -110,10 +110,10 @@ def _check(
 
 
 def faults_of_stored(fields: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the fields of a stored config, of this version or an older one.
+    """List what is wrong with the fields of a stored config, of this or an older version.
 
     Args:
-      fields: any values that JSON can hold, by paths such as "model.width".
+      fields: any values of JSON, by paths such as "model.width".
     """
     streamed = ("data.shorter_side",) if fields.get("data.resident") is False else ()
     needed = (*_NEEDED_OF_STORED, *streamed)
@@ -134,7 +134,7 @@ def _is_sound(value: Any, kind: str) -> bool:
     parts = value if kind == LIST else [value]
     if kind == LIST and not all(type(part) in (int, float, str) for part in parts):
         return False
-    # Also False of NaN.
+    # False for NaN too.
     return all(isinstance(p, str | bool) or -_LARGEST <= p <= _LARGEST for p in parts)
 
 
@@ -144,7 +144,7 @@ def _short(value: Any) -> str:
 
 
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of nested tables by their paths, such as "model.width"; empty ones are values."""
+    """Flatten nested tables to values by paths such as "model.width"; empty tables are values."""
     found = {}
     for name, value in fields.items():
         path = f"{prefix}{name}"
