@@ -1,4 +1,4 @@
-"""Commands of the project, called in the tests' own process or as a user calls them."""
+"""Call the project's commands, in the test's process or in a new one."""
 
 import contextlib
 import subprocess
@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from siman_jax.command import parse_flags
 
 REPOSITORY = Path(__file__).parent.parent
-# Of a training on the digits that compiles fast: five binary convolutions.
+# Flags of a training on the digits that compiles fast, with five binary convolutions.
 TINY = [
     "--config=configs/digits.py",
     "--config.model.name=cifar.vgg_small_1w1a",
@@ -23,14 +23,14 @@ TINY = [
 
 
 def call(main, *arguments):
-    """Do what a command does between reading its flags and printing its errors."""
+    """Run a command in this process; errors are raised, not printed."""
     with flagsaver.flagsaver():
         flags.FLAGS.set_gnu_getopt(True)
         main(parse_flags(["command", *map(str, arguments)]))
 
 
 def run(module, *arguments, **options):
-    """Run a command in a process of its own; nothing of its output is lost."""
+    """Run a command in a new process, and capture its output."""
     return subprocess.run(
         [sys.executable, "-m", f"siman_jax.{module}", *map(str, arguments)],
         cwd=REPOSITORY,

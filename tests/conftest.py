@@ -1,4 +1,4 @@
-"""Settings that hold for every test: eight virtual devices, strict dtypes and ranks."""
+"""Settings for all tests: eight virtual devices, strict dtypes and ranks."""
 
 import atexit
 import os
@@ -7,13 +7,13 @@ import signal
 import tempfile
 from collections.abc import Iterator
 
-# What XLA compiled once serves all processes of the tests: the workers, and those they start.
+# All processes of the tests share one compilation cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-# Of tests that a shell started in the background, or `nohup`; the programs that tests start would
-# inherit what is ignored, but no handler.
+# A shell ignores SIGINT for background commands, and `nohup` SIGHUP. The programs that tests start
+# would inherit that, so handlers are set, which are not inherited.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:

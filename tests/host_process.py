@@ -1,4 +1,4 @@
-"""One of several real processes: trains the sharded case, or reads its checkpoint back.
+"""One of several processes: trains the sharded case, or reads its checkpoint.
 
 python tests/host_process.py {train,read} FOLDER PORT PROCESSES PROCESS DEVICES
 """
@@ -25,7 +25,7 @@ from siman_jax.runs.checksums import array_checksum, leaf_checksums
 
 
 def check_divided_sums(mesh, process, processes):
-    """What no process has all of has the checksum of the whole."""
+    """Arrays divided among processes have the checksum of the whole array."""
     whole = np.random.default_rng(0).standard_normal((mesh.size * 3, 5))
     own = np.split(whole, processes)[process]
     found = leaf_checksums({"x": put_local_rows(mesh, own), "y": jnp.ones(3)})

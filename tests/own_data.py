@@ -1,4 +1,4 @@
-"""A data source as a user would write it, outside the package."""
+"""A data source outside the package, as a user would write it."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from siman_jax.data.dataset import Dataset, Split
 
 
 def stripes(config):
-    """Images of horizontal and of vertical stripes."""
+    """Images of horizontal and vertical stripes."""
     rng = np.random.default_rng(0)
 
     def split(n):

@@ -1,6 +1,6 @@
 """Five float64 steps of a small binary ResNet, for any number of devices and processes.
 
-The tests import it, and the processes that they start.
+Tests and the processes that they start import this.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def fresh_state(case, mesh):
             lambda x: x.astype(case.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
         )
 
-    options = {"xla_backend_optimization_level": 0}  # it compiles ten times faster
+    options = {"xla_backend_optimization_level": 0}  # compiles ten times faster
     return jax.jit(create, out_shardings=replicated(mesh), compiler_options=options)(
         jax.random.key(0)
     )
@@ -75,7 +75,7 @@ def make_step(case, state, mesh):
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
-    def step_by_xla(*arguments):  # as training has it on several devices
+    def step_by_xla(*arguments):  # as in training on several devices
         with native(False):
             return step(*arguments)
 
@@ -87,7 +87,7 @@ def make_step(case, state, mesh):
 
 
 def rows(step, process, processes, dtype=np.float64):
-    """This process's rows of batch number `step`: images and labels."""
+    """Return this process's rows of batch number `step`: images and labels."""
     rng = np.random.default_rng(step)
     images = rng.standard_normal((GLOBAL_BATCH, *IMAGE)).astype(dtype)
     labels = rng.integers(0, 8, GLOBAL_BATCH).astype(np.int32)

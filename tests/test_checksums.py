@@ -1,4 +1,4 @@
-"""Checksums of checkpoints: one changed bit anywhere is seen, whatever the devices."""
+"""Checksums of checkpoints: every changed bit is found, on any devices."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_a_checksum_does_not_depend_on_the_devices():
 
 
 def test_every_pair_of_flipped_bits_changes_the_checksum():
-    """So does every single one: all differ from one another."""
+    """Every single flipped bit changes it too: all sums differ."""
     array = example((33,), np.float32)
     bits = np.unpackbits(np.frombuffer(array.tobytes(), np.uint8))
     changed = np.tile(bits, (bits.size + 1, 1))
@@ -131,7 +131,7 @@ def flip(file, place):
 
 
 def step_of(restored):
-    """The step whose state this is bit for bit; an error if it is none's."""
+    """The step whose state equals this one bit for bit; an error if there is none."""
     for step in (1, 2):
         state = at_step(step)
         if all(np.array_equal(restored[name], state[name]) for name in state):
@@ -140,14 +140,14 @@ def step_of(restored):
 
 
 def places(size, count):
-    """Bits spread over a file."""
+    """Numbers of bits spread over a file."""
     return [int(place) for place in np.linspace(0, 8 * size - 1, count)]
 
 
 # Orbax leaves coroutines behind when a restore fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_flipped_bit_is_never_restored(copy, caplog):
-    """In whatever file: the state is as saved, or the checkpoint before is taken, with a word."""
+    """In any file: the state is unchanged, or the previous checkpoint is used with a warning."""
     older = 0
     for file in sorted(path for path in (copy / "2").rglob("*") if path.is_file()):
         whole = file.read_bytes()
@@ -167,7 +167,7 @@ def data_file(checkpoint):
 
 
 def test_the_leaf_that_changed_is_named(copy, caplog):
-    """A bit in the middle of the numbers, which nothing else notices."""
+    """A bit in the middle of the numbers, which only checksums detect."""
     file = data_file(copy / "2")
     flip(file, 4 * file.stat().st_size)
     assert step_of(restore_latest(copy, STATE)) == 1

@@ -1,4 +1,4 @@
-"""What commands print, and where to: help, pipes, encodings, names with odd characters."""
+"""The output of commands: help, pipes, encodings, names with odd characters."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ ODD = "a\x1b[2J\r\u202eb"
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
-    """A model whose first class has an odd name, and whose others an accent."""
+    """A model file with odd characters in the first class name, and accents in the others."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     network = packed_network()
     network.notes["class_names"] = [ODD, "é", "\udc80"]
@@ -77,8 +77,8 @@ def test_names_are_shown_and_not_sent(model_file, image, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_narrow_encodings_lose_no_table(model_file, image, encoding):
-    """By the command as a user gives it; the name of a file may be no text at all, too."""
-    with tempfile.TemporaryDirectory() as folder:  # whose name is too short for the table to wrap
+    """Runs the command; the name of a file may also be invalid UTF-8."""
+    with tempfile.TemporaryDirectory() as folder:  # too short for the table to wrap
         raw = os.fsencode(folder) + b"/\xff.png"
         shutil.copy(image, raw)
         result = run(
@@ -95,7 +95,7 @@ def test_narrow_encodings_lose_no_table(model_file, image, encoding):
 
 
 def piped(script, *arguments):
-    """Run a shell script in which $PYTHON is this Python; its status is the first command's."""
+    """Run a pipe in a shell, with $PYTHON for this Python; return the first command's status."""
     return subprocess.run(
         ["bash", "-c", script, "bash", *map(str, arguments)],
         cwd=REPOSITORY,
@@ -112,7 +112,7 @@ def piped(script, *arguments):
     ("pipe", "name"), [("| true", "image.png"), ("2>&1 >/dev/null | true", "damaged.png")]
 )
 def test_a_closed_pipe_is_quiet(model_file, image, pipe, name):
-    """That of the tables, or that of the messages."""
+    """Standard output, with tables, or standard error, with messages."""
     image.rename(image.with_name("image.png"))
     image.with_name("damaged.png").touch()
     script = f'"$PYTHON" -m siman_jax.predict "$@" {pipe}; exit ${{PIPESTATUS[0]}}'
@@ -129,7 +129,7 @@ def test_a_closed_standard_input_is_named(model_file):
 
 @pytest.mark.slow
 def test_files_from_other_commands_are_read(model_file, image):
-    """Model and image as pipes, as a shell makes them."""
+    """The model and the image are pipes made by a shell."""
     script = '"$PYTHON" -m siman_jax.predict <(cat "$1") <(cat "$2") --json --top=1'
     result = piped(script, model_file, image)
     assert result.returncode == 0, result.stderr

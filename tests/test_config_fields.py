@@ -1,4 +1,4 @@
-"""Configs that are used in another mode, or lack fields: what is missing is said."""
+"""Configs in another mode, or without some fields: errors name what is missing."""
 
 import importlib
 import os
@@ -61,7 +61,7 @@ def test_a_field_that_is_missing_or_of_another_kind():
 
 @pytest.mark.slow
 def test_training_without_jit(tmp_path):
-    """To debug a step: every operation by itself, which XLA should compile fast."""
+    """For debugging: every operation is compiled by itself, so XLA should compile fast."""
     small = ["--config.epochs=1", "--config.data.train_examples=256"]
     flags = {"JAX_DISABLE_JIT": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     result = run("main", *TINY, *small, f"--workdir={tmp_path}", env=os.environ | flags)
@@ -73,7 +73,7 @@ def test_training_without_jit(tmp_path):
 
 @pytest.mark.slow
 def test_imagenet_without_its_data_is_a_clear_word(tmp_path):
-    """By the command that the project was asked for."""
+    """The error is clear and has no traceback."""
     result = run("main", "--config=configs/imagenet.py", f"--config.data.tfds_dir={tmp_path}")
     assert result.returncode == 2, result.stderr
     assert "runs/imagenet" in result.stdout

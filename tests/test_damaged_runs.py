@@ -1,4 +1,4 @@
-"""Runs whose config or log is damaged, in every way that JSON allows; and runs that still train."""
+"""Runs with a config or log damaged in any way that JSON allows, and runs that still train."""
 
 import copy
 import json
@@ -64,7 +64,7 @@ DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 
 @contextmanager
 def refusal(messages=None, about=""):
-    """What is done within is done, or refused by a `UsageError`, which `messages` gets."""
+    """Allow a `UsageError` in the block, and append its message to `messages`."""
     try:
         yield
     except UsageError as error:
@@ -87,7 +87,7 @@ def stored():
 
 
 def test_every_field_of_a_config_with_every_odd_value(tmp_path):
-    """It is refused with its name, or taken where the value makes sense."""
+    """An odd value is refused by name, or accepted if it makes sense."""
     messages = []
     for path in [*stored(), *flat(stored())]:
         for value in ODD:
@@ -117,7 +117,7 @@ def test_configs_that_are_none(tmp_path, text):
 
 
 def test_what_remains_odd_is_said_when_the_run_is_read(run, tmp_path):
-    """Values of the right kind that no network has."""
+    """Values of the right type that no network can have."""
     for path, value in {
         "data.channels": 0,
         "data.image_size": -8,
@@ -154,7 +154,7 @@ def lines_of_logs():
 
 
 def test_every_odd_line_of_a_log(tmp_path):
-    """Rows that are whole are read, others are passed over, and all that reads logs goes on."""
+    """Complete rows are read, other lines are skipped, and all readers of logs work."""
     odd = lines_of_logs()
     (tmp_path / "log.jsonl").write_text("\n".join([json.dumps(ROW), *odd, json.dumps(ROW)]) + "\n")
     rows = read_rows(tmp_path)
@@ -189,7 +189,7 @@ def test_any_config_is_read_or_refused(tmp_path_factory, changes):
 
 
 def test_a_report_on_a_run_that_trains(run, tmp_path, monkeypatch):
-    """A checkpoint that the run itself removed meanwhile, for a later one, is no problem of it."""
+    """A checkpoint that the run replaces meanwhile is not reported as a problem."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     shutil.copytree(folder / "checkpoints" / "0", folder / "checkpoints" / "7")
@@ -206,7 +206,7 @@ def test_a_report_on_a_run_that_trains(run, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_training_replaces_while_it_is_read(run, tmp_path, monkeypatch, caplog):
-    """The later one is read instead, without a word."""
+    """The later checkpoint is read instead, without a warning."""
     caplog.set_level(logging.WARNING, "siman_jax")
     folder, load = tmp_path / "run", ocp.load
     shutil.copytree(run, folder)
@@ -258,7 +258,7 @@ def report(config, folder, mesh):
 
 @pytest.mark.slow
 def test_what_reads_a_run_reads_one_that_trains(tmp_path, caplog):
-    """By the command, which keeps one checkpoint and makes the next as fast as it can."""
+    """The training keeps one checkpoint and writes new ones as fast as it can."""
     caplog.set_level(logging.WARNING, "siman_jax")
     line = [sys.executable, "-m", "siman_jax.main", *TINY, f"--workdir={tmp_path}"]
     more = ["--config.epochs=99999", "--config.keep_checkpoints=1"]

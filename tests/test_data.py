@@ -1,4 +1,4 @@
-"""Sources, augmentation and batches; bad folders and images are named."""
+"""Data sources, augmentation and batches; errors name bad folders and images."""
 
 import importlib.util
 import os
@@ -69,7 +69,7 @@ def test_image_folder(config):
 
 
 def test_hidden_names_and_folders_within_a_class(config, folder, caplog):
-    """Hidden names are neither classes nor images; deeper files are found, others are counted."""
+    """Hidden names are skipped, files in subfolders are found, other files are counted."""
     red = folder / "train" / "red"
     for hidden in (folder / "train" / ".ipynb_checkpoints", red / ".thumbnails"):
         hidden.mkdir()
@@ -139,7 +139,7 @@ def test_a_flat_split_is_recognised(config, folder):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """How many images were decoded, one entry each."""
+    """A list that gets an entry for each image that is decoded."""
     sizes = []
     read = decode.whole_image
 
@@ -181,7 +181,7 @@ def test_a_damaged_cache_is_made_again(config, decoded):
 
 
 def test_the_cache_serves_no_other_pixels_of_the_same_name_size_and_time(config, folder, tmp_path):
-    """Neither when a file changes so, nor for another folder."""
+    """Also when a file changes and keeps them, and for another folder."""
     path = folder / "train" / "red" / "0.bmp"
     (folder / "train" / "red" / "0.png").unlink()
     other = tmp_path / "other"
@@ -231,7 +231,7 @@ def test_files_that_change_while_they_are_decoded_are_cached_as_what_they_were(
 
 
 def test_old_entries_of_the_cache_go(config, folder, tmp_path):
-    """Those of images that changed, and those not used for a month; nothing else does."""
+    """Entries of changed images and entries not used for a month are removed, and no others."""
     for level in range(3):
         Image.new("RGB", (8, 8), (level,) * 3).save(folder / "train" / "red" / "0.png")
         load_dataset(config)
@@ -242,9 +242,9 @@ def test_old_entries_of_the_cache_go(config, folder, tmp_path):
         (cache / name).touch()
     for name in (*own, "mine.npz", entry):
         os.utime(cache / name, (0, 0))
-    load_dataset(config)  # used now
+    load_dataset(config)  # marks it as used
     config.resize = True
-    load_dataset(config)  # writes another
+    load_dataset(config)  # writes a new entry
     assert len(cached(config)) == 4
     assert {"mine.npz", f"{'d' * 32}.npz", entry} < set(cached(config))
 
@@ -321,7 +321,7 @@ def test_unknown_source(config):
 
 
 def write_cifar10_archive(path, per_file):
-    """CIFAR-10's binary format: a label byte, then 3 x 1024 bytes of red, green, blue."""
+    """Write CIFAR-10's binary format: a byte with the label, then 3 x 1024 bytes of colours."""
     rng = np.random.default_rng(0)
     path.mkdir(parents=True)
     records = {}
@@ -335,9 +335,9 @@ def write_cifar10_archive(path, per_file):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # TensorFlow's own
+@pytest.mark.filterwarnings("default")  # raised inside TensorFlow
 def test_tfds_writes_and_reads_cifar10(tmp_path, monkeypatch):
-    """Through the real builder, writer and reader, from files in CIFAR-10's own format."""
+    """Uses the real builder, writer and reader, on files in CIFAR-10's format."""
     pytest.importorskip("tensorflow")
     import tensorflow_datasets as tfds
 

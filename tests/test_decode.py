@@ -1,4 +1,4 @@
-"""From files to pixels: boxes, both transforms against Pillow, and damage of every kind."""
+"""Decoding: random boxes, both transforms compared with Pillow, and all kinds of damage."""
 
 import io
 import math
@@ -58,7 +58,7 @@ def test_boxes_lie_inside_and_within_the_ranges(height, width, area):
 
 
 def published_box(rng, height, width):
-    """The recipe step by step, with another generator."""
+    """The published procedure, step by step, with another generator."""
     for _ in range(10):
         area = height * width * rng.uniform(*AREA)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -78,7 +78,7 @@ def test_boxes_are_distributed_as_published():
         gap = np.searchsorted(np.sort(one), levels, "right") - np.searchsorted(
             np.sort(two), levels, "right"
         )
-        assert np.abs(gap).max() / n < 0.05  # Kolmogorov and Smirnov at 1e-4
+        assert np.abs(gap).max() / n < 0.05  # Kolmogorov-Smirnov test at 1e-4
 
 
 def test_every_place_is_as_likely_as_any_other():
@@ -110,7 +110,7 @@ def test_where_nothing_fits_the_box_is_central(height, width, expected):
 
 
 def with_pillow(image, size, seed, factor=1):
-    """The box cut out and scaled by Pillow; its edges multiples of `factor`."""
+    """Crop and scale the box with Pillow; its edges are multiples of `factor`."""
     top, left, height, width = random_box(
         np.random.default_rng(seed), image.height, image.width, area=AREA
     )
@@ -122,7 +122,7 @@ def with_pillow(image, size, seed, factor=1):
 @pytest.mark.parametrize("size", [32, 64, 100, 200])
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}])
 def test_training_pixels_are_those_of_pillow_within_half_a_level(size, options):
-    """At full resolution: boxes are at most twice as large as the result."""
+    """At full resolution, because boxes are at most twice as large as the result."""
     data = encode(photograph(120, 160), quality=95, **options)
     image = Image.open(io.BytesIO(data))
     differences = []
@@ -139,7 +139,7 @@ def test_training_pixels_are_those_of_pillow_within_half_a_level(size, options):
     ("height", "width"), [(300, 31), (300, 300), (29, 290), (59, 45), (33, 58)]
 )
 def test_scaling_antialiases_by_any_factor(height, width):
-    """Noise is what aliases worst."""
+    """Noise aliases most."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     expected = np.asarray(Image.fromarray(pixels).resize((30, 30), BILINEAR))
     aliased = cv2.resize(pixels, (30, 30), interpolation=cv2.INTER_LINEAR)
@@ -190,7 +190,7 @@ def test_half_are_mirrored():
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Shapes that the JPEG decoder was asked for, in order."""
+    """A list of the shapes that the JPEG decoder is asked for."""
     shapes = []
     decode_jpeg = simplejpeg.decode_jpeg
 
@@ -206,7 +206,7 @@ def decoded(monkeypatch):
 def test_large_boxes_are_decoded_at_less_resolution(decoded, size, factor):
     image = photograph(600, 800)
     data = encode(image, quality=95)
-    whole = train(data, size=size, area=(1.1, 1.25))  # fits nowhere, hence all of the image
+    whole = train(data, size=size, area=(1.1, 1.25))  # never fits, so the box is the whole image
     assert decoded == [(600 // factor, 800 // factor, 3)]
     assert difference(whole, np.asarray(image.resize((size, size), BILINEAR))) < 1.5
 
@@ -247,7 +247,7 @@ def test_rows_below_the_box_are_not_decoded(decoded, monkeypatch, mode, options,
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411"])
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_the_last_row_of_the_box_is_whole(subsampling, factor):
-    """Its colours are interpolated from the next one."""
+    """The colours of the last row are interpolated from the next row."""
     image = np.asarray(photograph(120, 80))
     data = simplejpeg.encode_jpeg(image, 90, "RGB", subsampling)
     rules = PixelRules(3)
@@ -263,7 +263,7 @@ def test_the_last_row_of_the_box_is_whole(subsampling, factor):
 
 
 def torchvision_says(image, size, resize, channels):
-    """Resize and CenterCrop as torchvision words them, for a Pillow image."""
+    """Resize and CenterCrop as defined in torchvision, for a Pillow image."""
     image = image.convert("RGB")
     if channels == 1:
         image = image.convert("L")
@@ -324,7 +324,7 @@ def test_every_kind_of_file(kind, channels):
     image = Image.open(io.BytesIO(data))
     expected = torchvision_says(image, 40, 50, channels)
     np.testing.assert_array_equal(evaluate(data, channels=channels), expected)
-    # All of the image, at 1/2: whatever reads it, pixels have one geometry.
+    # The whole image at 1/2: pixels have the same places for every reader.
     ours = train(data, size=70, channels=channels, area=(1.1, 1.25))
     converted = image.convert("RGB") if channels == 3 else image.convert("RGB").convert("L")
     expected = np.asarray(converted.resize((70, 70), BILINEAR)).reshape(70, 70, channels)
@@ -392,12 +392,12 @@ def test_surplus_data_elsewhere_are_damage():
 
 
 def test_surplus_data_before_the_first_row_are_damage():
-    """Nothing is decoded behind them, so the pixels would be whatever was in memory before."""
+    """The decoder stops there, so the pixels would be uninitialized memory."""
     data = encode(photograph(40, 56), quality=90)
     for marker in (b"\xff\xc0", b"\xff\xda"):
         place = data.index(marker)
         surplus = data[:place] + bytes(60) + data[place:]
-        for seed in range(20):  # boxes that end above the last row too
+        for seed in range(20):  # also boxes that end above the last row
             with pytest.raises(DamagedImage, match="extraneous bytes before marker"):
                 train(surplus, seed, size=16)
 
@@ -420,7 +420,7 @@ def test_huge_headers_are_refused_before_anything_is_allocated(read, side, monke
     pixels = io.BytesIO()
     Image.new("1", (side, 1)).save(pixels, "BMP")
     bmp = pixels.getvalue()[:22] + side.to_bytes(4, "little") + pixels.getvalue()[26:]
-    monkeypatch.setattr(decode, "decode", None)  # any use of it fails
+    monkeypatch.setattr(decode, "decode", None)  # every use fails
     for data in (huge, bmp):
         with pytest.raises(DamagedImage, match=r"pixels"):
             read(data)

@@ -1,4 +1,4 @@
-"""Eight virtual devices against one: the same numbers, and what they tell each other."""
+"""Eight virtual devices give the numbers of one; the traffic between them."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ from siman_jax.training.step import TrainState, train_step
 
 
 def trained(devices, shard_optimizer=False):
-    """State and losses after five float64 steps on so many devices."""
+    """State and losses after five float64 steps on a number of devices."""
     mesh = make_mesh(devices)
     case = make_case()
     state = fresh_state(case, mesh)
@@ -66,7 +66,7 @@ def one_device():
 @pytest.mark.slow
 @pytest.mark.parametrize("shard_optimizer", [False, True])
 def test_eight_devices_equal_one(one_device, x64, shard_optimizer):
-    """Projection, bits, batch norm over the global batch, and momentum, five steps long."""
+    """For five steps with projection, bits, global batch norm and momentum."""
     expected, expected_losses = one_device
     state, losses = trained(8, shard_optimizer=shard_optimizer)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-10)
@@ -100,7 +100,7 @@ def test_a_replica_that_differs_is_seen():
 
 @pytest.fixture(scope="module")
 def programs():
-    """Compiled float32 steps for eight devices, by who shares batch norm's statistics."""
+    """Compiled float32 steps for eight devices, with shared and separate batch norm statistics."""
 
     def compiled(groups, shard_optimizer=False):
         mesh = make_mesh(8)
@@ -143,7 +143,7 @@ def test_a_sharded_optimizer_gathers_the_updates_and_nothing_else(programs):
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 4])
 def test_synchronised_batch_norm_exchanges_its_sums_only(programs, groups):
-    """Over all eight devices, or over pairs of them."""
+    """For statistics over all eight devices and over pairs."""
     state, program = programs[groups]
     traffic = communication(program)
     norms = sum(
@@ -152,7 +152,7 @@ def test_synchronised_batch_norm_exchanges_its_sums_only(programs, groups):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     statistics = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     assert traffic.keys() == {"all-reduce"}
-    # Of each norm: the mean, then the variance, and the sums of two gradients on the way back.
+    # For each norm: mean and variance forwards, and the sums of two gradients backwards.
     assert traffic["all-reduce"].operations <= 4 * norms + 4
     assert traffic["all-reduce"].bytes <= 4 * (parameters + (groups + 1) * statistics + 8)
 
@@ -188,7 +188,7 @@ def test_groups_of_devices_have_their_own_statistics():
 
 
 class Small(nn.Module):
-    """Two binary layers, with batch norm between them where `groups` says so."""
+    """Two binary layers, with batch norm between them if `groups` is set."""
 
     groups: int = 0
 
@@ -202,7 +202,7 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize("with_norm", [False, True])
 def test_accumulated_gradients_are_those_of_the_large_batch(x64, with_norm):
-    """Batch norm aside: its statistics are each part's, as of a batch normalized in groups."""
+    """Except batch norm, whose statistics are each part's, as if normalized in groups."""
     optimizer = build_optimizer(cifar10.get_config().optimizer, 0.1)
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((24, 4, 4, 1)), rng.integers(-1, 10, 24).astype(np.int32)
@@ -223,7 +223,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(x64, with_norm):
     accumulated, sums = jax.jit(partial(step, model=model, accumulation=parts))(
         state, images, labels
     )
-    # Part i is every fourth example from the i-th on; in this order the parts lie side by side.
+    # Part i is every fourth example, from number i on; this order puts the parts side by side.
     order = np.arange(24).reshape(6, parts).T.ravel()
     large = Small(groups=parts if with_norm else 0)
     whole, whole_sums = jax.jit(partial(step, model=large))(state, images[order], labels[order])

@@ -1,4 +1,4 @@
-"""A run goes on where output fails that it can do without; else it ends at once, in few words."""
+"""Failing output: a run continues without optional output, and else ends with a short message."""
 
 import errno
 import json
@@ -87,7 +87,7 @@ ROW = {"step": 5, "epoch": 1, "test_loss": 0.5, "flips": {"conv1": 0.25}}
 
 
 def events(workdir):
-    """Events of a run's only file; each is framed by its length and two checksums."""
+    """Read the events in a run's file; each is framed by its length and two checksums."""
     (file,) = (workdir / "events").iterdir()
     data, found = file.read_bytes(), []
     while data:
@@ -98,7 +98,7 @@ def events(workdir):
 
 
 def test_what_tensorboard_reads(tmp_path, monkeypatch):
-    """Without shared memory too, which containers may lack."""
+    """Also without shared memory, which containers may lack."""
 
     def refuse(*arguments):
         raise OSError(errno.ENOSYS, "no /dev/shm")
@@ -184,7 +184,7 @@ def test_a_folder_of_checkpoints_without_permission_is_refused_before_training(t
         train(digits.get_config(), tmp_path, make_mesh(1))
 
 
-# Refuses a folder of orbax's, as a disk does that has no inodes left.
+# Refuses to create orbax's folders, like a disk without free inodes.
 REFUSE = """
 import errno, os, sys
 from pathlib import Path
@@ -220,17 +220,17 @@ def test_out_of_inodes_ends_a_command_at_once_with_the_message(tmp_path, folder)
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,  # it took more than 300 s to end
+        timeout=200,  # it once took more than 300 s
     )
     assert result.returncode == 2, result.stderr
-    error, advice = result.stderr.splitlines()  # and nothing else
+    error, advice = result.stderr.splitlines()  # no other lines
     assert error.startswith(f"error: the checkpoint of step 2 could not be written to {tmp_path}")
     assert "No space left on device" in error
     assert advice.startswith("Earlier checkpoints are unchanged. Free some space")
 
 
 def train_with_small_files(workdir):
-    """A training where no file may have more than 8 kB, which stands for a disk that is full."""
+    """Train with a limit of 8 kB on file sizes, which stands in for a full disk."""
     line = [sys.executable, "-m", "siman_jax.main", *TINY, f"--workdir={workdir}"]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     return subprocess.run(
@@ -250,13 +250,13 @@ def test_a_full_disk_ends_a_run_with_the_message(tmp_path):
     assert result.returncode == 2, result.stderr
     lines = result.stderr.splitlines()
     assert lines[-2].startswith("error: the checkpoint of step 5 could not be written")
-    assert len(lines) < 20, result.stderr  # a thousand before
+    assert len(lines) < 20, result.stderr  # it once was a thousand
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 256
 
 
 @pytest.mark.slow
 def test_a_log_that_cannot_be_written_ends_a_run_with_the_message(tmp_path):
-    """It is as long as files may be when the first epoch's row comes."""
+    """The log has the maximum size when the first epoch's row is written."""
     (tmp_path / "log.jsonl").write_text("null\n" * (8192 // 5))
     result = train_with_small_files(tmp_path)
     assert result.returncode == 2, result.stderr
@@ -264,7 +264,7 @@ def test_a_log_that_cannot_be_written_ends_a_run_with_the_message(tmp_path):
     assert lines[-1].startswith(f"error: the log in {tmp_path} cannot be written: [Errno 27]")
     assert lines[-1].endswith("run the same command to continue from the latest.")
     assert "Traceback" not in result.stderr
-    assert read_rows(tmp_path) == []  # a row that is cut short is none
+    assert read_rows(tmp_path) == []  # a row that is cut short does not count
     assert not list((tmp_path / "checkpoints").iterdir())
 
 

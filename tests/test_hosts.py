@@ -1,4 +1,4 @@
-"""Real processes that form one run: equal to one process, stopped, resumed, and bereft."""
+"""Several processes as one run: equal to one process, stopped, resumed, and with one killed."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def free_port():
 
 
 def start(commands, devices):
-    """Start processes with so many virtual devices each."""
+    """Start processes with a number of virtual devices each."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY),
@@ -56,7 +56,7 @@ def start(commands, devices):
 
 
 def finish(processes, timeout=240):
-    """Exit codes and outputs of all of them; none is left behind."""
+    """Wait for all processes; return their exit codes and outputs."""
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
@@ -77,9 +77,9 @@ def run_case(action, folder, processes, devices):
 
 
 def test_two_processes_equal_one_and_any_number_reads_their_checkpoint(tmp_path, x64):
-    """Float64, five steps, 1e-10; one process and four read what the two wrote.
+    """Five float64 steps, to 1e-10; one process and four read the checkpoint of two.
 
-    They go back to the checkpoint before, where the newest is damaged.
+    They use the previous checkpoint if the newest is damaged.
     """
     mesh, case = make_mesh(4), make_case()
     state = fresh_state(case, mesh)
@@ -95,7 +95,7 @@ def test_two_processes_equal_one_and_any_number_reads_their_checkpoint(tmp_path,
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)
     run_case("read", tmp_path, processes=1, devices=1)
-    # Now one bit in the middle of its numbers, which only its checksums tell.
+    # Flip one bit in the middle of the numbers, which only checksums detect.
     shutil.rmtree(newest)
     copy.rename(newest)
     numbers = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
@@ -127,7 +127,7 @@ def wait_for(processes, condition):
 
 
 def test_processes_stop_together_resume_and_do_not_outwait_a_dead_one(tmp_path):
-    """SIGTERM to one of two; the same command again; kill -9 of one; then one process alone."""
+    """SIGTERM to one of two; start again; kill -9 of one; then continue with one process."""
     workdir, epochs = tmp_path / "run", "--config.epochs=2000"
     log = workdir / "log.jsonl"
 
@@ -158,7 +158,7 @@ def test_processes_stop_together_resume_and_do_not_outwait_a_dead_one(tmp_path):
     )
     codes, outputs = finish([alone])
     assert codes == [0], outputs
-    # It may have been killed between a row of the log and its checkpoint.
+    # The kill may have come between a row of the log and its checkpoint.
     saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
     (last,) = [line for line in outputs[0].splitlines() if "last" in line]
     assert last.split("│")[2].strip() == f"{saved / 5:g}"
@@ -180,7 +180,7 @@ def test_what_does_not_fit_the_processes_is_refused_by_each(tmp_path, extra, mes
 
 
 def test_one_lock_holds_for_all_processes_of_a_run(tmp_path):
-    """What it refuses, it refuses to each of them; the tests above show that they share one."""
+    """All processes are refused; the tests above show that they can share a lock."""
     with RunLock(tmp_path):
         codes, outputs = finish(start(commands(tmp_path), devices=1))
     assert codes == [2, 2], outputs

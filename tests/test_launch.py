@@ -1,6 +1,6 @@
-"""The scripts in launch/: what they would run, what they refuse, and real runs on the CPU.
+"""The scripts in launch/: their commands, their errors, and real runs on the CPU.
 
-Of SLURM, gcloud and kubectl there are stand-ins, put first on the PATH.
+Stand-ins for SLURM, gcloud and kubectl come first on the PATH.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parent.parent
 LAUNCH = REPOSITORY / "launch"
-PATIENCE = 300  # seconds, for a machine that is busy with other things
+PATIENCE = 300  # seconds, for a busy machine
 
 NEEDED = {
     "local.sh": ["CONFIG", "WORKDIR"],
@@ -39,7 +39,7 @@ GIVEN = {
     "WORKDIR": "/runs/a",
 }
 GIVEN_FLAGS = ["--config=configs/cifar10.py:resnet20", "--workdir=/runs/a"]
-# What a shell, JSON, YAML or Kubernetes could take for its own.
+# Characters with a meaning in a shell, JSON, YAML or Kubernetes.
 ODD_FLAGS = [
     "--config.a=two words",
     "--config.b=(0.5, 1)",
@@ -52,7 +52,7 @@ ODD_FLAGS = [
     "--config.i=",
     "",
 ]
-# A network that compiles fast: five binary convolutions.
+# A network that compiles fast, with five binary convolutions.
 SMALL = [
     "--config.model.name=cifar.vgg_small_1w1a",
     "--config.model.width=4",
@@ -66,12 +66,12 @@ def arguments_of(script, **changed):
 
 
 PROCESS_ID = "id=; for flag; do [[ $flag != --process_id=* ]] || id=${flag#*=}; done\n"
-# Of XLA, ten times faster than its default on the CPU.
+# XLA compiles ten times faster with this on the CPU.
 FAST_COMPILER = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 class Programs:
-    """A folder for the PATH, whose programs note how they were called."""
+    """A folder for the PATH, with programs that record how they are called."""
 
     def __init__(self, folder):
         self.folder, self.bin, self.notes = folder, folder / "bin", folder / "notes"
@@ -79,18 +79,18 @@ class Programs:
         self.notes.mkdir()
         for name in ("srun", "scontrol", "gcloud", "kubectl"):
             self.write(name, "")
-        # The scripts themselves compute with `python -c`.
+        # The scripts themselves run `python -c`.
         self.write("python", f'[[ ${{1:-}} != -c ]] || exec {shlex.quote(sys.executable)} "$@"\n')
 
     def write(self, name, before, after=""):
-        """Make a program: bash lines before and after it notes its arguments, one file a call."""
+        """Make a program of bash lines that also writes its arguments to a file for each call."""
         path = self.bin / name
         note = f'printf "%s\\0" "$@" >"$(mktemp {shlex.quote(str(self.notes))}/{name}.XXXXXX)"\n'
         path.write_text(f"#!/usr/bin/env bash\n{before}\n{note}\n{after}\n")
         path.chmod(0o755)
 
     def use_real_python(self):
-        """Let `python` be the one that runs the tests; it notes its process id first."""
+        """Make `python` the one that runs the tests, and record its process id."""
         note = f'echo $$ >"$(mktemp {shlex.quote(str(self.notes))}/pid$id.XXXXXX)"\n'
         path = self.bin / "python"
         path.write_text(
@@ -98,15 +98,15 @@ class Programs:
         )
 
     def pids(self, number):
-        """Of the `python` that was told to be this process of its run."""
+        """Process ids of the `python` that was started with this --process_id."""
         return [int(path.read_text()) for path in self.notes.glob(f"pid{number}.*")]
 
     def calls(self, name):
-        """Arguments of each call of a program."""
+        """The arguments of each call of a program."""
         return [path.read_text().split("\0")[:-1] for path in self.notes.glob(f"{name}.*")]
 
     def environment(self, **more):
-        """Of a login where nothing is set that matters here."""
+        """The environment of a login, with no variables of launchers."""
         matters = ("JAX_", "XLA_", "CUDA_", "SLURM_", "SIMAN_", "OMPI_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(matters)}
         path = f"{self.bin}:{os.environ['PATH']}"
@@ -134,7 +134,7 @@ def run(programs, script, *arguments, **environment):
 
 @contextlib.contextmanager
 def started(programs, script, *arguments, **environment):
-    """A script that runs; at the end nothing that it started does."""
+    """A running script; at the end everything that it started is killed."""
     process = subprocess.Popen(
         ["bash", LAUNCH / script, *arguments],
         cwd=REPOSITORY,
@@ -142,7 +142,7 @@ def started(programs, script, *arguments, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a process group, so that all of it can be found
+        start_new_session=True,  # a process group, so that all its processes can be found
     )
     try:
         yield process
@@ -154,7 +154,7 @@ def started(programs, script, *arguments, **environment):
 
 
 def group_lives(group):
-    """Whether a process of a group still runs; one that merely was not waited for does not."""
+    """Whether a process of a group still runs; zombies do not count."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
@@ -372,7 +372,7 @@ def test_what_cannot_work_is_refused(programs, script, changed, environment, mes
 
 @pytest.mark.parametrize("script", ["local.sh", "gpus.sh", "slurm.sbatch"])
 def test_odd_flags_survive(programs, script):
-    """When started, and when what a dry run prints is given to a shell."""
+    """When the script runs, and when a shell runs the output of --dry-run."""
     arguments, environment = [*arguments_of(script), *ODD_FLAGS], {"SIMAN_PORT": "1234"}
     program = "srun" if script == "slurm.sbatch" else "python"
     result = run(programs, script, *arguments, **environment)
@@ -391,7 +391,7 @@ def test_odd_flags_survive(programs, script):
 
 
 def test_odd_flags_reach_the_hosts_of_a_tpu(programs, tmp_path):
-    """Through gcloud, which hands --command to the shell of each host."""
+    """gcloud passes --command to the shell of each host."""
     host_python = tmp_path / "siman-jax" / ".venv" / "bin" / "python"
     host_python.parent.mkdir(parents=True)
     shutil.copy(programs.bin / "python", host_python)
@@ -415,7 +415,7 @@ def test_odd_flags_reach_the_hosts_of_a_tpu(programs, tmp_path):
 
 
 def test_odd_flags_reach_the_pods(programs):
-    """Through JSON, YAML, and Kubernetes, which expands `$(NAME)` and makes `$$` one `$`."""
+    """They pass JSON, YAML and Kubernetes, which expands `$(NAME)` and replaces `$$` by `$`."""
     programs.write("kubectl", f"cat >{shlex.quote(str(programs.notes))}/manifest")
     result = run(programs, "jobset.sh", *arguments_of("jobset.sh"), *ODD_FLAGS)
     assert result.returncode == 0, result.stderr
@@ -430,14 +430,14 @@ def test_odd_flags_reach_the_pods(programs):
     assert expanded[2:] == ["--process_id=1", *GIVEN_FLAGS, *ODD_FLAGS]
 
 
-# gpus.sh, with processes that only pretend.
+# gpus.sh, with stand-ins for the processes.
 
 SAVES = "echo saving; exit 75"
 FOREVER = "while true; do sleep 0.05; done"
 
 
 def pretend(programs, body, on_sigterm=SAVES):
-    """Let `python -m` run these bash lines; `$id` is the number of the process."""
+    """Make `python -m` run bash lines, in which `$id` is the number of the process."""
     real = f'[[ ${{1:-}} != -c ]] || exec {shlex.quote(sys.executable)} "$@"\n'
     programs.write("python", f"{real}{PROCESS_ID}trap {shlex.quote(on_sigterm)} TERM", body)
 
@@ -459,7 +459,7 @@ def test_gpus_ends_with_zero_when_all_do(programs):
 
 
 def test_gpus_ends_with_the_first_failure(programs):
-    """Which is not that of the first process in the list; its words are shown."""
+    """The failing process is not the first one; its output is shown."""
     pretend(programs, "((id == 0)) && sleep 0.5 && exit 69; echo out of memory; exit 3")
     with started(programs, "gpus.sh", *arguments_of("gpus.sh")) as process:
         _, errors = process.communicate(timeout=PATIENCE)
@@ -472,7 +472,7 @@ def test_gpus_ends_with_the_first_failure(programs):
 
 
 def test_gpus_kills_what_does_not_notice_a_failure(programs):
-    """After the host timeout and half a minute, which this time is one second."""
+    """After the host timeout and half a minute, shortened to a second here."""
     pretend(programs, f"((id == 0)) || exit 3; {FOREVER}", on_sigterm="")
     arguments = [*arguments_of("gpus.sh"), "--host_timeout=-29"]
     before = time.monotonic()
@@ -505,7 +505,7 @@ def test_gpus_does_not_wait_after_a_second_interrupt(programs):
 
 
 def test_the_tests_of_signals_pass_in_the_background_too():
-    """Where a shell ignores SIGINT for what it starts, and `nohup` SIGHUP, which inherits that."""
+    """A shell ignores SIGINT for background commands, and `nohup` SIGHUP; children inherit it."""
     signals = [f"passes_signals_on[{number:d}]" for number in (signal.SIGINT, signal.SIGHUP)]
     names = [*signals, "does_not_wait_after_a_second_interrupt"]
     tests = [f"tests/test_launch.py::test_gpus_{name}" for name in names]
@@ -545,7 +545,7 @@ def test_local_trains(programs, tmp_path):
 
 @pytest.mark.slow
 def test_gpus_trains_until_a_process_is_killed(programs, tmp_path):
-    """Two processes on the CPU; the one that is left notices by itself."""
+    """Two processes on the CPU; the remaining one notices the loss of the other."""
     programs.use_real_python()
     workdir = tmp_path / "run"
     arguments = ["2", "configs/digits.py", workdir, "--config.epochs=10000", "--host_timeout=5"]
@@ -563,8 +563,8 @@ def test_gpus_trains_until_a_process_is_killed(programs, tmp_path):
     assert "the 2 devices exchange in each step" in log.read_text()
 
 
-# Like srun, as far as it matters: two tasks that find each other by SLURM's variables; the highest
-# exit status of theirs; and SIGTERM, which it answers by killing them.
+# Like srun: two tasks that find each other by SLURM's variables; the exit status is the highest of
+# theirs; SIGTERM kills them.
 SRUN = """
 trap 'kill -KILL "${tasks[@]}"' TERM
 while [[ $1 == --* ]]; do shift; done
@@ -586,7 +586,7 @@ exit "$highest"
 
 
 def job_with_a_free_port():
-    """A job's id, for which JAX comes to a port that nobody uses."""
+    """A job id from which JAX computes an unused port."""
     for job in range(1000 + os.getpid() % 1000, 4096):
         with socket.socket() as server, contextlib.suppress(OSError):
             server.bind(("localhost", job + 65535 - 4095))
@@ -596,7 +596,7 @@ def job_with_a_free_port():
 
 @pytest.mark.slow
 def test_slurm_stops_in_time_and_goes_on(programs, tmp_path):
-    """SIGTERM to the tasks, which is what SLURM sends, then the job again."""
+    """SIGTERM to the tasks, as SLURM sends it, and then the job again."""
     programs.use_real_python()
     programs.write("srun", "", SRUN)
     epochs, workdir, tasks = 6, tmp_path / "run", tmp_path / "tasks"

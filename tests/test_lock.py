@@ -1,4 +1,4 @@
-"""Two trainings in one folder: the second is refused; files are written whole."""
+"""Two trainings in one folder: the second is refused. Files are written completely."""
 
 import errno
 import fcntl
@@ -54,7 +54,7 @@ def test_a_locked_run_is_not_trained(tmp_path):
 
 
 def test_a_new_folder_is_made_late_and_by_one_only(tmp_path):
-    """Two trainings begin at once; nothing is there until both know that they can train."""
+    """Two trainings start at once in a new folder; it is created only after all checks."""
     workdir = tmp_path / "runs" / "new"
     with RunLock(workdir) as first, RunLock(workdir) as second:
         assert not workdir.parent.exists()

@@ -1,4 +1,4 @@
-"""Runs that an older version began: new fields take their defaults, removed ones are named."""
+"""Runs of older versions: new fields get defaults, and errors name removed fields."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from cli import REPOSITORY
 from siman_jax.errors import UsageError
 from siman_jax.runs.workdir import check_workdir, fields_that_matter, read_config
 
-# Files as versions before this one wrote them, and the config that made each.
+# Files written by older versions, and the config that made each.
 OLD = [
     ("results/digits_resnet20_12epochs/config.json", "digits"),
     ("results/cifar10_jpeg_resnet20_10epochs/config.json", "image_folder"),
@@ -36,7 +36,7 @@ def config_of(name, saved):
 
 @pytest.mark.parametrize(("file", "name"), OLD, ids=[file for file, _ in OLD])
 def test_an_older_run_goes_on(tmp_path, file, name):
-    """Where this fails for a new field: add it to those that `runs.workdir` gives older runs."""
+    """If this fails for a new field, add the field to those in `runs.workdir` or `data.fields`."""
     config = config_of(name, copy(file, tmp_path))
     check_workdir(config, tmp_path)
     assert fields_that_matter(read_config(tmp_path)) == fields_that_matter(config)
@@ -51,7 +51,7 @@ def test_new_fields_and_their_values_are_logged(tmp_path, caplog):
         caplog.text
     )
     assert "config.optimizer.kernel_decay=0.0" in caplog.text
-    config.optimizer.kernel_decay = 0.1  # the run went without
+    config.optimizer.kernel_decay = 0.1  # the run had none
     with pytest.raises(UsageError, match=r"kernel_decay: 0.0 there, 0.1 here"):
         check_workdir(config, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Schedules, the decay mask and the projection, against the formulas in plain Python."""
+"""Schedules, the decay mask and the projection, compared with formulas in plain Python."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_learning_rate_without_warmup(config):
 
 
 def test_the_learning_rate_grows_with_the_batch(config):
-    assert linear_scale(config, 1024) == 1  # as it is, unless asked for
+    assert linear_scale(config, 1024) == 1  # no scaling by default
     config.reference_batch_size = 256
     assert linear_scale(config, 1024) == 4
     assert linear_scale(config, 64) == 0.25

@@ -1,4 +1,4 @@
-"""Data of one's own: arrays handed over in Python, and sources outside the package."""
+"""A user's own data: arrays passed in Python, and sources outside the package."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from tests.own_data import stripes
 def config_of_stripes():
     config = small_config()
     config.epochs = 1
-    config.model.name = "tests.own_networks:plain"  # it compiles fast
+    config.model.name = "tests.own_networks:plain"  # compiles fast
     config.data.source = "tests.own_data:stripes"
     config.data.num_classes = 2
     config.data.crop_padding = 0

@@ -1,4 +1,4 @@
-"""One decoder for three ways in: memory, stream and prediction give the same pixels of any file."""
+"""All readers, in memory, streamed and for prediction, give the same pixels."""
 
 import io
 import struct
@@ -30,12 +30,12 @@ SIZE = 4
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    """What is said once a process can be said in each test."""
+    """Let each test see warnings that are logged once per process."""
     monkeypatch.setattr(frames, "_said", threading.Event())
 
 
 def root_with(folder, data):
-    """A folder of one class, with the same image to train on and to test on."""
+    """Make a folder with one class and one image, the same for training and test."""
     for split in ("train", "test"):
         (folder / split / "only").mkdir(parents=True)
         (folder / split / "only" / "image.png").write_bytes(data)
@@ -43,10 +43,10 @@ def root_with(folder, data):
 
 
 def configs(root, size=SIZE, **fields):
-    """The config of images in memory, and that of streamed ones."""
+    """Configs for images in memory and for streamed images."""
     resident, streamed = image_folder.get_config(), imagenet.get_config()
     streamed.data.update(source="image_folder", test_split="test", shorter_side=size, flip=False)
-    streamed.data.update(min_area=1.1, max_area=1.25)  # fits nowhere, hence all of the image
+    streamed.data.update(min_area=1.1, max_area=1.25)  # never fits, so the box is the whole image
     for config in (resident, streamed):
         config.batch_size = 1
         config.data.update(root=str(root), num_classes=1, image_size=size, **fields)
@@ -57,7 +57,7 @@ def configs(root, size=SIZE, **fields):
 
 
 def every_way(folder, data, size=SIZE, **fields):
-    """Pixels in memory, streamed to evaluate and to train on, and of prediction by either."""
+    """Pixels of each reader: in memory, streamed for evaluation and training, and prediction."""
     root = root_with(folder, data)
     resident, streamed = configs(root, size, **fields)
     records = load_dataset(streamed.data)
@@ -87,7 +87,7 @@ def every_way(folder, data, size=SIZE, **fields):
 
 
 def png(depth, colour, rows, transparent=b""):
-    """A PNG file of packed rows, which Pillow cannot write in every depth."""
+    """Make a PNG file from packed rows; Pillow cannot write all depths."""
 
     def chunk(name, data):
         crc = struct.pack(">I", zlib.crc32(name + data))
@@ -104,7 +104,7 @@ def png(depth, colour, rows, transparent=b""):
 
 
 def tiff(bits, data, white_is_zero):
-    """A grey TIFF file of packed rows."""
+    """Make a grey TIFF file from packed rows."""
     tags = [(256, SIZE), (257, SIZE), (258, bits), (259, 1), (262, 0 if white_is_zero else 1)]
     tags += [(273, 8 + 2 + 12 * 8 + 4), (278, SIZE), (279, len(data))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
@@ -112,7 +112,7 @@ def tiff(bits, data, white_is_zero):
 
 
 def square(levels, dtype=np.uint8):
-    """The grey levels as the rows of an image, over and over."""
+    """An image whose rows repeat the grey levels."""
     return np.resize(np.asarray(levels, dtype), (SIZE, SIZE))
 
 
@@ -123,11 +123,11 @@ TWELVE_BITS = [0, 3000, 4095, 16]
 
 
 def over(background):
-    """ALPHA, composed."""
+    """ALPHA on a grey background."""
     return background + ALPHA[..., 3] / 255 * (200.0 - background)
 
 
-# Files, and the grey levels that they show over black and over white.
+# Files, and their grey levels on black and on white.
 ODD = {
     "16 bits": (encode(Image.fromarray(SIXTEEN), "PNG"), *[SIXTEEN >> 8] * 2),
     "16 bits, TIFF": (encode(Image.fromarray(SIXTEEN), "TIFF"), *[SIXTEEN >> 8] * 2),
@@ -274,7 +274,7 @@ def test_boxes_of_turned_images_are_those_of_the_image_as_shown(orientation):
                 (encode(shown, "PNG"), PixelRules(3)),
             )
         ]
-        # At 1/2 and 1/4 of the resolution, edges may move to the pixel beside it.
+        # At 1/2 and 1/4 of the resolution, edges may move by a pixel.
         assert np.abs(np.subtract(*images, dtype=int)).mean() < 6
     wide = evaluation_image(
         encode(stored, "JPEG", exif=exif, subsampling=0),
@@ -286,7 +286,7 @@ def test_boxes_of_turned_images_are_those_of_the_image_as_shown(orientation):
 
 
 def test_a_jpeg_is_decoded_down_to_the_box_whichever_way_it_is_turned():
-    """Where whole pixels meet, boxes are exactly those of the image as shown."""
+    """If the edges are at whole pixels, boxes are exactly those of the turned image."""
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation

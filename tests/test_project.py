@@ -1,4 +1,4 @@
-"""The project as a whole: one direction of imports, and configs that all build."""
+"""The whole project: imports in one direction, and configs that all build."""
 
 import ast
 import importlib
@@ -36,7 +36,7 @@ CONFIGS = [
 ]
 
 
-# The rooms of the package, folders and single files, each after the rooms that it imports.
+# The rooms of the package, which are folders and single files, with the rooms that each imports.
 ROOMS = {
     "errors": "",
     "outside": "errors",
@@ -73,7 +73,7 @@ def room(module):
 
 
 def imports(package=PACKAGE):
-    """Modules of a package, and which others of it each one imports."""
+    """Return the modules of a package, and the modules in it that each imports."""
     graph = {}
     for path in package.rglob("*.py"):
         name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
@@ -85,7 +85,7 @@ def imports(package=PACKAGE):
             elif isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
         graph[name] = found
-    # Importing a module from a package is no use of what the package itself defines.
+    # Importing a module from a package does not count as an import of the package's own file.
     return {
         name: {
             other
@@ -122,7 +122,7 @@ def test_imports_run_one_way():
 
 
 def test_benchmarks_import_one_way():
-    """No two files import each other, in whatever number of steps, nor do two folders."""
+    """There are no circles of files, and no two folders import each other."""
     graph = imports(REPOSITORY / "benchmarks")
     for name in graph:
         assert name not in reachable(graph, name), f"{name} imports itself in a circle"
@@ -187,7 +187,7 @@ def test_only_one_file_knows_torch():
 
 
 def test_the_core_imports_no_data_library():
-    """So that it runs where they are not installed."""
+    """The core must run where they are not installed."""
     code = (
         "import sys, siman_jax.runs.train, siman_jax.convert, siman_jax.models.summary;"
         "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain', 'cv2',"

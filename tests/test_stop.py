@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: at any moment of a command, to one process or a whole group."""
+"""SIGTERM and Ctrl-C at any time, to one process or a whole group."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from siman_jax.devices.preemption import StopSignals
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.stored_run import kept_steps
 
-PATIENCE = 300  # seconds, for a machine that is busy with other things
+PATIENCE = 300  # seconds, for a busy machine
 
 
 def start(*arguments, **options):
@@ -34,7 +34,7 @@ def test_a_signal_counts_before_jax_is_imported(tmp_path, command, number):
     words = ["-m", f"siman_jax.{module}", *arguments, f"--workdir={tmp_path / 'run'}"]
     process = start("-X", "importtime", *words)
     seen = []
-    for line in process.stderr:  # each module's name, once it is imported
+    for line in process.stderr:  # prints the name of each imported module
         seen.append(line.split("|")[-1].strip())
         if seen[-2:-1] == ["siman_jax.stop"]:
             process.send_signal(number)
@@ -48,7 +48,7 @@ def test_a_signal_counts_before_jax_is_imported(tmp_path, command, number):
 
 
 def when_logged(process, workdir, number):
-    """Send a signal once an epoch is logged."""
+    """Wait until an epoch is logged, and send a signal."""
     deadline = time.monotonic() + PATIENCE
     while not read_rows(workdir):
         assert process.poll() is None, process.communicate()
@@ -73,7 +73,7 @@ def test_ctrl_c_saves_like_sigterm(tmp_path):
 
 
 def test_a_second_ctrl_c_stops_at_once():
-    """In the middle of a step, which may take minutes of C++."""
+    """Even in the middle of a step, which may spend minutes in C++."""
     code = (
         "import os, signal, time\n"
         "from siman_jax.devices.preemption import StopSignals\n"
@@ -102,7 +102,7 @@ def test_what_was_heard_is_kept_and_the_handlers_put_back(number):
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
-    """As in a command that a shell started in the background."""
+    """A shell starts background commands this way."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with StopSignals() as stop:

@@ -1,4 +1,4 @@
-"""Streams of encoded images: order, shares, resume, damage."""
+"""Streams of encoded images: order, shares, resuming, damage."""
 
 import io
 import tarfile
@@ -24,7 +24,7 @@ ALONE = Share(0, 1)
 
 
 def jpeg(rng, height=40, width=56):
-    """A smooth random picture."""
+    """Encode a smooth random picture."""
     small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
     file = io.BytesIO()
     small.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def config(folder):
-    """The ImageNet config on that folder, narrow and small."""
+    """The ImageNet config for that folder, with a small network."""
     config = imagenet.get_config()
     config.batch_size = 4
     config.eval_batch_size = 4
@@ -66,7 +66,7 @@ def config(folder):
 
 
 def training(records, config, share, step):
-    """The batches that a run reads from a step on."""
+    """The batches that a run reads, from a step on."""
     return training_batches(
         records,
         config.data,
@@ -110,7 +110,7 @@ def test_an_epoch_is_whole_batches_of_a_permutation(config):
             crops.setdefault(index, set()).add((epoch // 5, image.tobytes()))
     twice = [found for found in crops.values() if len(found) == 2]
     assert twice
-    assert all(len({image for _, image in found}) == 2 for found in twice)  # drawn anew
+    assert all(len({image for _, image in found}) == 2 for found in twice)  # drawn again
 
 
 def test_any_number_of_processes_reads_the_same_batches(config):
@@ -127,7 +127,7 @@ def test_any_number_of_processes_reads_the_same_batches(config):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # Grain's, of processes that are forked or ended
+@pytest.mark.filterwarnings("default")  # Grain's warnings about processes that are forked or ended
 def test_worker_processes_read_what_threads_read(config):
     records = load_dataset(config.data).train
     results = []
@@ -148,13 +148,13 @@ def test_evaluation_shows_every_example_once_and_fills_up(config):
     assert indices == list(range(8))
     assert labels == [0, 0, 0, 0, 1, 1, 1, -1]
     stream = EvaluationStream(records, make_mesh(2), config.data, 4)
-    for _ in range(2):  # as often as it is asked for
+    for _ in range(2):  # can be iterated again
         found = [batch.labels.tolist() for batch in stream]
         assert found == [[0, 0, 0, 0], [1, 1, 1, -1]]
 
 
 def damage(root, source):
-    """A copy of the folder with two files cut short, one of them for testing."""
+    """A copy of the folder with two files cut short, one of them in the test split."""
     for path in source.rglob("*.jpg"):
         target = root / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def damage(root, source):
 def test_damaged_images_end_the_run_or_are_left_out_counted_and_logged(
     config, folder, tmp_path, caplog
 ):
-    """The limit is for each epoch; what was trained before an evaluation ended it is not lost."""
+    """The limit holds for each epoch; training before a failed evaluation is kept."""
     damage(tmp_path / "images", folder)
     config.data.root = str(tmp_path / "images")
     config.batch_size = 2
@@ -190,7 +190,7 @@ def test_damaged_images_end_the_run_or_are_left_out_counted_and_logged(
     train(config, tmp_path / "run", mesh)  # evaluates, then trains the second epoch
     rows = read_rows(tmp_path / "run")
     assert [row["step"] for row in rows] == [11, 22]
-    # Of the six test images that could be decoded, every share is a multiple of a sixth.
+    # Six test images can be decoded, so accuracies are multiples of a sixth.
     assert all(round(row["test_top1"] * 6 / 100, 6).is_integer() for row in rows)
 
 
@@ -257,11 +257,11 @@ def add(archive, name, data):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # TensorFlow's own
+@pytest.mark.filterwarnings("default")  # raised inside TensorFlow
 def test_imagenet_through_tfds(config, tmp_path, monkeypatch):
-    """The real builder, on archives laid out as the published ones; read back without TensorFlow.
+    """Uses the real builder on archives like the published ones; reads without TensorFlow.
 
-    Four processes read two files: records are found by number, so shards need not match hosts.
+    Four processes read two files; records are read by number, so shards need not match hosts.
     """
     pytest.importorskip("tensorflow")
     import tensorflow_datasets as tfds

@@ -1,4 +1,4 @@
-"""Sweeps: seeds trained together, what is skipped, resumed and summed up, and what is refused."""
+"""Sweeps: seeds trained together; skipping, resuming, summaries and errors."""
 
 import json
 import os
@@ -55,7 +55,7 @@ from siman_jax.training.step import create_state, train_step
 from siman_jax.training.task import build_task, image_shape
 
 SWEEPS = sorted((REPOSITORY / "configs" / "sweeps").glob("*.py"))
-STEPS = 5  # of an epoch
+STEPS = 5  # in an epoch
 
 
 def small_sweep(**fields):
@@ -70,7 +70,7 @@ def small_sweep(**fields):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished sweep: its folder, and what `run_sweep` returned; both seeds at once."""
+    """The folder of a finished sweep, and the summary; both seeds were trained together."""
     folder = tmp_path_factory.mktemp("sweeps") / "finished"
     return folder, run_sweep(small_sweep(), folder, make_mesh(1), seeds_at_once=2)
 
@@ -159,9 +159,9 @@ def epochs_of(config, seeds, mesh):
     ("weight_rule", "steps_per_dispatch", "devices"), [("half_half", 1, 1), ("rbnn", 3, 2)]
 )
 def test_seeds_trained_together_equal_single_runs(weight_rule, steps_per_dispatch, devices):
-    """With each seed's own start, order, crops and flips, to rounding in float64.
+    """Each seed keeps its start, order, crops and flips; equal up to rounding in float64.
 
-    In float32 rounding differs as much as it does between two compilers, and bits amplify it.
+    In float32 rounding differs between the two programs, and binarization amplifies it.
     """
     config = with_fields(
         digits.get_config(),
@@ -223,7 +223,7 @@ def test_what_is_done_is_skipped(finished, monkeypatch):
     folder, summary = finished
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/**/*")}
     no_training(monkeypatch)
-    monkeypatch.setattr(command, "build_task", None)  # nor are data needed
+    monkeypatch.setattr(command, "build_task", None)  # no data are needed either
     assert run_sweep(small_sweep(), folder, make_mesh(1)) == summary
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*/**/*")} == before
 
@@ -245,7 +245,7 @@ def test_a_run_that_is_missing_is_made_alone(copy, finished, monkeypatch):
 
 
 def test_a_checkpoint_that_is_missing_is_made_again(copy):
-    """A run that was logged and killed before its checkpoint was whole."""
+    """The run was logged, and killed before its checkpoint was complete."""
     shutil.rmtree(copy / "bnn" / "seed3" / "checkpoints" / "10")
     summary = run_sweep(small_sweep(), copy, make_mesh(1))
     assert (copy / "bnn" / "seed3" / "checkpoints" / "10").is_dir()
@@ -259,7 +259,7 @@ def test_sigterm_after_the_last_step_of_a_run_starts_no_other(copy, monkeypatch)
     trained = []
 
     def interrupt(configs, mesh, stop):
-        with stop:  # and is not asked any more
+        with stop:  # and is not asked again
             os.kill(os.getpid(), signal.SIGTERM)
         trained.extend(configs)
 
@@ -271,7 +271,7 @@ def test_sigterm_after_the_last_step_of_a_run_starts_no_other(copy, monkeypatch)
 
 @pytest.mark.slow
 def test_a_trained_run_that_lost_its_log_does_not_stop_the_others(copy):
-    """Whether the last line is lost, or all of it."""
+    """The last line is lost, or the whole log."""
     log = copy / "dorefa" / "seed3" / "log.jsonl"
     log.write_text(log.read_text().splitlines()[0] + "\n")
     (copy / "dorefa" / "seed1" / "log.jsonl").unlink()
@@ -337,14 +337,14 @@ def test_a_seed_that_diverges_does_not_stop_the_others(finished, tmp_path, monke
     assert list(row["seeds"]) == ["3"]
     assert (row["last"]["n"], row["last"]["std"]) == (1, None)
 
-    monkeypatch.setattr(command, "train_together", None)  # what diverged once is not tried again
+    monkeypatch.setattr(command, "train_together", None)  # a diverged run is not tried again
     again = run_sweep(small_sweep(), tmp_path, make_mesh(1), 2, only=["bnn"])
     assert again["variants"]["bnn"] == row
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_builds(path, monkeypatch):
-    """All variants pass the checks before training, and differ from each other."""
+    """All variants pass the checks before training, and all differ."""
     sweep = load_sweep(path)
     assert f"siman_jax.sweep configs/sweeps/{path.name}" in path.read_text()
     shape = image_shape(sweep.base)
@@ -478,7 +478,7 @@ def test_the_folder_of_another_sweep_is_refused(copy, finished):
 
 
 def test_a_table_names_variants_and_failures(copy, monkeypatch, capsys):
-    """The command prints the table, and ends with an error where a run could not be done."""
+    """The command prints the table, and ends with an error if a run failed."""
     sweep = small_sweep()
     monkeypatch.setattr(command, "load_sweep", lambda path: sweep)
     no_training(monkeypatch)

@@ -1,4 +1,4 @@
-"""Runs of a few steps: what they write, resume, evaluate and refuse."""
+"""Runs of a few steps: files, resuming, evaluation, and errors."""
 
 import json
 import os
@@ -53,13 +53,13 @@ def small_config():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run: its folder, and what `train` returned."""
+    """The folder of a finished run, and the results of `train`."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     return workdir, train(small_config(), workdir, make_mesh(1))
 
 
 def leaves_of(workdir, step):
-    """Every array of a checkpoint, by its path."""
+    """All arrays of a checkpoint, by path."""
     from orbax.checkpoint import v1 as ocp
 
     tree = ocp.load(workdir / "checkpoints" / str(step))
@@ -74,7 +74,7 @@ def test_a_run_writes_what_it_promises(finished):
     names = {path.name for path in workdir.iterdir()}
     files = {"config.json", "data.json", "log.jsonl", "curves.png", ".lock"}
     assert names == {*files, "checkpoints", "events"}
-    assert not (workdir / ".lock").read_text()  # nobody holds it
+    assert not (workdir / ".lock").read_text()  # it is not held
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     rows = read_rows(workdir)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -101,7 +101,7 @@ def test_evaluation_gives_what_was_logged(finished):
 
 
 def test_the_last_few_checkpoints_and_the_best_are_kept(tmp_path):
-    """At equal accuracy the later one is the best, on disk as in the log."""
+    """Of equal accuracies the later is best, on disk and in the log."""
     folder, state = tmp_path / "checkpoints", {"w": jnp.arange(3.0)}
     writer = CheckpointWriter(folder, keep=2, step=0)
     for step, top1 in ((1, 90.0), (2, 10.0), (3, 90.0), (4, 20.0), (5, 30.0)):
@@ -121,7 +121,7 @@ def test_nothing_saved_restores_as_none(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_every_example_is_evaluated_once(devices):
-    """Ragged batches give what one batch of everything gives."""
+    """Batches with a smaller last one give the result of one large batch."""
     config, mesh = small_config(), make_mesh(devices)
     task = build_task(config, mesh)
     rng = np.random.default_rng(0)
@@ -145,11 +145,11 @@ def test_scores_count_hits_and_skip_negative_labels():
     expected = -sum(np.log(p / 28) for p in (7, 3, 1))
     assert (sums + Sums.zero()).means()["loss"] == pytest.approx(expected / 3)
     constant = score(jnp.zeros((7, 7)), jnp.arange(7))
-    assert int(constant.top1) == 1  # a tie is no hit for everyone
+    assert int(constant.top1) == 1  # in a tie only the first class is a hit
 
 
 def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
-    """On a step that only notes what it is shown, so that equality is exact."""
+    """The step only records its inputs, so equality is exact."""
     config = small_config()
     config.data.update(mean=(0.0,), std=(1 / 255,))
     rng = np.random.default_rng(0)
@@ -185,7 +185,7 @@ def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
             use_native=False,
         )
         told = []
-        # goes on from the epoch's third step
+        # continues from the third step of the epoch
         progress = run_epoch(progress, told.append, lambda _: False)
         assert sum(told) == 3
         assert int(progress.sums.count) == 20
@@ -211,10 +211,10 @@ def test_log_lines_of_a_killed_epoch_are_written_again(tmp_path):
     path = tmp_path / "log.jsonl"
     with path.open("a") as file:
         file.write('17\n{"step": 15}\n{"step": null, "epoch": 1}\n{"step": 15, "lo')
-    assert read_rows(tmp_path) == [first, second]  # the others are no rows, and cut by a kill
+    assert read_rows(tmp_path) == [first, second]  # the others are not rows, or cut short by a kill
     RunLog(tmp_path, 5).close()
     assert read_rows(tmp_path) == [first]
-    # What is not of a later step was not written by what was killed.
+    # Values that are not of a later step were not written by the killed run.
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert kept == [first, 17, {"step": None, "epoch": 1}]
 
@@ -231,8 +231,8 @@ def command(workdir, *arguments):
     ]
 
 
-# As many virtual devices as in the tests' own process: XLA divides its threads among them, and so
-# rounds differently.
+# The same number of virtual devices as in the tests' process: XLA divides its threads among them,
+# and rounding depends on it.
 ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
 
 
@@ -268,7 +268,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     draft = killed / "config.json.0123abcd.draft"
-    draft.touch()  # what a kill in the middle of writing leaves
+    draft.touch()  # as a kill in the middle of writing leaves it
 
     resumed = subprocess.run(
         command(killed, *small),
@@ -280,7 +280,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
     )
     assert "continuing from step" in resumed.stderr
     assert "epoch   3" in resumed.stdout
-    assert "\x1b" not in resumed.stdout  # plain lines where there is no terminal
+    assert "\x1b" not in resumed.stdout  # plain lines without a terminal
     assert [row["epoch"] for row in read_rows(killed)] == [1, 2, 3]
     assert not draft.exists()
     expected, found = leaves_of(workdir, 15), leaves_of(killed, 15)
@@ -290,7 +290,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, tmp_path):
 
 
 def truncate(path):
-    """Cut a file in half; of a folder, every file below it."""
+    """Cut a file, or every file in a folder, to half its size."""
     for file in [path] if path.is_file() else (p for p in path.rglob("*") if p.is_file()):
         os.truncate(file, file.stat().st_size // 2)
 
@@ -330,7 +330,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, v
         writer.close()
         np.testing.assert_array_equal(restore_best(folder, state)["w"], state["w"])
     aside = {path.name for path in (tmp_path / "damaged-checkpoints").iterdir()}
-    assert aside == {"2-0", "2-1"}  # not lost
+    assert aside == {"2-0", "2-1"}  # it is kept
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -347,7 +347,7 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    """The last good checkpoint stays, the message says at which step."""
+    """The last good checkpoint is kept, and the message gives the step."""
     schedule = schedules.learning_rate_schedule
 
     def explode(*arguments):
@@ -363,7 +363,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_a_parameter_that_is_not_finite_is_seen_behind_a_sign():
-    """A binarized NaN is -1, so that the loss alone may not show it."""
+    """A binarized NaN is -1, so the loss may stay finite."""
     assert training._all_finite({"a": jnp.ones(3), "b": jnp.zeros((2, 2))})
     assert not training._all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.nan])})
 
@@ -378,7 +378,7 @@ def test_a_workdir_of_another_config_is_refused(finished):
             do(config, workdir, make_mesh(1))
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
     config = small_config()
-    config.eval_batch_size = 360  # of no consequence to any number
+    config.eval_batch_size = 360  # changes no result
     check_workdir(config, workdir)
 
 
@@ -480,7 +480,7 @@ def test_a_run_without_a_workdir_is_named_by_its_config(tmp_path):
     ],
 )
 def test_names_in_a_flag_are_split_at_commas(given, expected):
-    """As one name they would match no leaf, and weight decay would take the binary kernels."""
+    """As a single name they match no leaf, and binary kernels would be decayed."""
     config = digits.get_config()
     config.optimizer.undecayed = given
     assert lock_config(config).optimizer.undecayed == expected
@@ -516,7 +516,7 @@ def test_wrong_commands_give_one_clear_message(arguments, message):
 
 @pytest.mark.slow
 def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_path, monkeypatch):
-    """Stopped after the second step of the second epoch: state, log and flips are the same."""
+    """After a stop in the second epoch, state, log and flips are those of an unstopped run."""
     workdir, _ = finished
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
@@ -526,7 +526,7 @@ def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_p
     assert [row["epoch"] for row in read_rows(stopped)] == [1]
     assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"5", "7"}
     best = evaluate_run(small_config(), stopped, make_mesh(1))["best"]
-    assert best["epoch"] == 1  # what was interrupted was not evaluated
+    assert best["epoch"] == 1  # the interrupted epoch was not evaluated
 
     train(small_config(), stopped, make_mesh(1))
     for row, expected in zip(read_rows(stopped), read_rows(workdir), strict=True):
@@ -539,7 +539,7 @@ def test_an_interrupted_epoch_is_finished_as_if_it_never_stopped(finished, tmp_p
 
 @pytest.mark.slow
 def test_a_stop_after_the_last_step_of_an_epoch_is_not_lost(finished, tmp_path, monkeypatch):
-    """It waits for the evaluation; one dispatch takes the whole epoch here."""
+    """The stop waits for the evaluation; here one dispatch takes the whole epoch."""
     workdir, _ = finished
     config = small_config()
     config.steps_per_dispatch = 5
@@ -554,7 +554,7 @@ def test_a_stop_after_the_last_step_of_an_epoch_is_not_lost(finished, tmp_path, 
 
 
 def test_the_service_is_asked_after_every_step_and_its_answer_kept(monkeypatch):
-    """JAX's service says yes for one step only: the first, where a signal came before any."""
+    """JAX's service says yes for one step only: the first, if the signal came before it."""
     for agreed, expected in ((1, 10), (13, 13), (20, 20)):
         service = lambda step, agreed=agreed: step == agreed  # noqa: E731
         monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", service)
@@ -627,7 +627,7 @@ assert restore_latest(folder, {"w": jnp.zeros(100_000)})["w"][0] == 1
 
 
 def test_a_disk_that_is_full_while_saving_leaves_earlier_checkpoints_intact(tmp_path):
-    """The limit on a file's size stands for the disk's: writing beyond it fails the same way."""
+    """A limit on file sizes stands in for a full disk: writing fails the same way."""
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path / "checkpoints")],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""A run's files are checked one by one, and what is damaged is named."""
+"""Verification of a run's files, one by one."""
 
 import json
 import shutil
