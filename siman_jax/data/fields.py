@@ -49,7 +49,7 @@ def image_files() -> ConfigDict:
 
 def are_files(data: ConfigDict) -> bool:
     """Whether `data` has the fields of `image_files`."""
-    return image_files().keys() <= data.keys()
+    return set(image_files()) <= set(data)
 
 
 def fields_of(source: str) -> ConfigDict:
