@@ -69,7 +69,7 @@ def kept_steps(workdir: Path) -> list[int]:
 
 
 def is_removed(workdir: Path, step: int) -> bool:
-    """Whether a checkpoint that could not be read is gone, since the run still trains."""
+    """Whether a checkpoint that could not be read is gone, because the run still trains."""
     return removed_meanwhile(workdir / CHECKPOINTS / str(step))
 
 
