@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from siman_jax.models import MODELS as MODELS
     from siman_jax.models import build_model as build_model
-    from siman_jax.models.layers import BatchNorm as BatchNorm
     from siman_jax.models.layers import BinaryConv as BinaryConv
     from siman_jax.models.layers import BinaryDense as BinaryDense
-    from siman_jax.models.layers import PReLU as PReLU
+    from siman_jax.models.norm_layer import BatchNorm as BatchNorm
+    from siman_jax.models.norm_layer import PReLU as PReLU
     from siman_jax.packed.model import PackedModel
     from siman_jax.rules import ACTIVATION_RULES as ACTIVATION_RULES
     from siman_jax.rules import WEIGHT_RULES as WEIGHT_RULES
@@ -31,10 +31,10 @@ _MODULES = {
     "WEIGHT_RULES": "siman_jax.rules",
     "MODELS": "siman_jax.models",
     "build_model": "siman_jax.models",
-    "BatchNorm": "siman_jax.models.layers",
+    "BatchNorm": "siman_jax.models.norm_layer",
     "BinaryConv": "siman_jax.models.layers",
     "BinaryDense": "siman_jax.models.layers",
-    "PReLU": "siman_jax.models.layers",
+    "PReLU": "siman_jax.models.norm_layer",
 }
 __all__ = [*_MODULES, "load", "train"]
 

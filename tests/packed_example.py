@@ -8,7 +8,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv, computed
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.leaves import BINARY_KERNEL, BITS
+from siman_jax.models.product import computed
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.notes import Notes

@@ -15,11 +15,11 @@ from parameters import first_quickly
 from benchmarks.compile_ahead import lower_step
 from configs import cifar10
 from siman_jax import rules
-from siman_jax.models import MODELS, build_model, layers
+from siman_jax.models import MODELS, build_model, norm_layer, product
 from siman_jax.models.batch_norm import Affine, Moments, Norm, Operands, Sums
-from siman_jax.models.layers import BINARY_KERNEL
-from siman_jax.models.leaves import binary_bits
-from siman_jax.rules.siman import approx_sign, standardize
+from siman_jax.models.leaves import BINARY_KERNEL, binary_bits
+from siman_jax.rules.estimators import approx_sign
+from siman_jax.rules.standardize import standardize
 from siman_jax.training import step
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.step import create_state, train_step
@@ -41,7 +41,7 @@ def test_step_lowers_for_accelerators(network, dtype, platform):
 
 
 def plain_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = None) -> Array:
-    """Of `binarize.siman_kernel`, by sorting, and differentiated by JAX."""
+    """Do what `siman.siman_kernel` does, by sorting, differentiated by JAX."""
     u = standardize(kernel, range(kernel.ndim - 1))
     magnitude = jnp.abs(u).reshape(-1, u.shape[-1])
     median = jnp.sort(magnitude, axis=0)[(len(magnitude) - 1) // 2]
@@ -51,7 +51,7 @@ def plain_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = No
 
 
 def plain_project(params: dict, percent: Array) -> dict:
-    """Of `optimizer.project_binary_kernels`, by `jnp.percentile`."""
+    """Do what `optimizer.project_binary_kernels` does, by `jnp.percentile`."""
 
     def project(path: tuple, kernel: Array) -> Array:
         if path[-1].key != BINARY_KERNEL:
@@ -65,7 +65,7 @@ def plain_project(params: dict, percent: Array) -> dict:
 
 
 def plain_norm(norm: Norm, y: Array, affine: Affine, near: Array) -> tuple[Array, Moments]:
-    """Of `batch_norm.batch_norm`, in two passes, and differentiated by JAX."""
+    """Do what `batch_norm.batch_norm` does, in two passes, differentiated by JAX."""
     mean = jnp.mean(y, range(y.ndim - 1))
     spread = lambda v: v.reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)  # noqa: E731
     var = jnp.mean(jnp.square(y - spread(mean)), range(y.ndim - 1))
@@ -82,7 +82,7 @@ def plain_norm(norm: Norm, y: Array, affine: Affine, near: Array) -> tuple[Array
 
 
 def plain_product(sums: Sums, operands: Operands) -> Array:
-    """Of `batch_norm.scaled_product`, differentiated by JAX."""
+    """Do what `batch_norm.scaled_product` does, differentiated by JAX."""
     y = sums.multiply(operands.x, operands.kernel)
     return y if operands.alpha is None else y * operands.alpha.astype(y.dtype)[None, None, None]
 
@@ -90,12 +90,12 @@ def plain_product(sums: Sums, operands: Operands) -> Array:
 def plain_product_norm(
     sums: Sums, norm: Norm, operands: Operands, affine: Affine, near: Array
 ) -> tuple[Array, Moments]:
-    """Of `batch_norm.product_norm`."""
+    """Do what `batch_norm.product_norm` does, differentiated by JAX."""
     return plain_norm(norm, plain_product(sums, operands), affine, near)
 
 
 def plainly(function):
-    """The same function of the step, traced with every written-out derivative replaced."""
+    """Trace a function of the step with every hand-written derivative replaced by JAX's."""
 
     def traced(*arguments):
         rule = rules.WeightRule(plain_kernel, "siman", alpha="mean magnitude", projected=True)
@@ -104,9 +104,9 @@ def plainly(function):
             mock.patch.dict(rules.WEIGHT_RULES, {"half_half": rule}),
             mock.patch.dict(rules.ACTIVATION_RULES, {"siman": activation}),
             mock.patch.object(step, "project_binary_kernels", plain_project),
-            mock.patch.object(layers, "batch_norm", plain_norm),
-            mock.patch.object(layers, "scaled_product", plain_product),
-            mock.patch.object(layers, "product_norm", plain_product_norm),
+            mock.patch.object(norm_layer, "batch_norm", plain_norm),
+            mock.patch.object(product, "scaled_product", plain_product),
+            mock.patch.object(norm_layer, "product_norm", plain_product_norm),
         ):
             return function(*arguments)
 

@@ -13,20 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from siman_jax.errors import UsageError
-from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv
-from siman_jax.rules import siman
-from siman_jax.rules.siman import (
-    angle_optimal_bits,
-    approx_sign,
-    cosine,
-    half_half_bits,
-    moments_about_first,
-    moments_about_mean,
-    project,
-    siman_activation,
-    siman_kernel,
-    standardize,
-)
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.leaves import BINARY_KERNEL, BITS
+from siman_jax.rules.estimators import approx_sign
+from siman_jax.rules.magnitude_bits import BIT_RULES, angle_optimal_bits, cosine, half_half_bits
+from siman_jax.rules.siman import project, siman_activation, siman_kernel
+from siman_jax.rules.standardize import moments_about_first, moments_about_mean, standardize
 
 TOLERANCE = 1e-12
 
@@ -105,7 +97,7 @@ def test_odd_filters_have_one_zero_more():
     np.testing.assert_array_equal(half_half_bits(u), [[1], [0], [0]])
 
 
-@pytest.mark.parametrize("rule", list(siman.BIT_RULES))
+@pytest.mark.parametrize("rule", list(BIT_RULES))
 def test_kernel_gradient_is_its_closed_form(rule, x64):
     """Straight through to |u|, then the derivative of standardization, written in NumPy."""
     rng = np.random.default_rng(0)

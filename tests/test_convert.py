@@ -19,7 +19,7 @@ from configs import cifar10, cifar100, imagenet
 from siman_jax import convert
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.models.layers import BITS
+from siman_jax.models.leaves import BITS
 from siman_jax.packed.network import packed_twin
 from siman_jax.pytorch.bits import stored_bits
 from siman_jax.pytorch.checkpoint import find_state, read_state
@@ -80,7 +80,7 @@ def test_logits_of_the_authors(without_torch, name, tmp_path, capsys):
     assert "not needed" in printed.out
     assert "arrays of state_dict converted" in printed.out
     # Drawn at random, half of the bits are not the weights' own.
-    assert "% of the bits in B are not those of the latent weights (more than 1 %)" in printed.err
+    assert "% of the bits in B differ from those of the latent weights (expected at most 1 %)" in printed.err
     assert "neither 0 nor 1" not in printed.err
 
 
@@ -101,7 +101,7 @@ def test_notes_that_do_not_fit_are_refused(without_torch, tmp_path):
     (tmp_path / "classes").write_text("cat\ndog\n")
     for flag, message in (
         ("--mean=0.5", "do not fit the model: its mean"),
-        ("--std=0.5,0,0.5", "each must be above 0"),
+        ("--std=0.5,0,0.5", "expected numbers above 0"),
         ("--std=0.5,x,0.5", "--std=0.5,x,0.5 holds what is no number"),
         (f"--classes={tmp_path / 'classes'}", "2 class_names for 10 classes"),
     ):
@@ -179,9 +179,9 @@ def test_warnings_state_the_share():
     assert stored_bits(with_own_bits(), "half_half")[1] == []
     assert stored_bits(with_own_bits(flipped(0.005)), "half_half")[1] == []
     (warning,) = stored_bits(with_own_bits(flipped(0.02)), "half_half")[1]
-    assert warning.startswith("2.01 % of the bits in B are not those of the latent weights")
+    assert warning.startswith("2.01 % of the bits in B differ from those of the latent weights")
     bits, (warning,) = stored_bits(with_own_bits(lambda bits: 2 * bits - 1), "half_half")
-    assert warning.startswith("50 % of B is neither 0 nor 1; what is above 0 was taken for 1")
+    assert warning.startswith("50 % of B is neither 0 nor 1; values above 0 were taken as 1")
     expected, _ = stored_bits(with_own_bits(), "half_half")
     np.testing.assert_array_equal(
         bits["layer1_0"]["conv1"]["binary_kernel"], expected["layer1_0"]["conv1"]["binary_kernel"]
@@ -237,7 +237,7 @@ def test_what_holds_no_state_is_refused(tmp_path):
     for content in ([], {}, {"state_dict": None}, {"state_dict": {}}, {"model": "resnet20"}):
         with pytest.raises(UsageError, match="holds no state_dict"):
             find_state(content, tmp_path)
-    with pytest.raises(UsageError, match="no tensors: lr"):
+    with pytest.raises(UsageError, match="not tensors: lr"):
         find_state({"state_dict": {"w": np.zeros(1), "lr": 0.1}}, tmp_path)
     with pytest.raises(UsageError, match=r"no entry 'ema' with tensors; it has net"):
         find_state({"net": {"w": np.zeros(1)}}, tmp_path, "ema")

@@ -15,8 +15,10 @@ from siman_jax.data.resident import padded_batches
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.cifar import resnet20_1w1a
-from siman_jax.models.layers import BatchNorm, BinaryConv, PReLU, computed
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.norm_layer import BatchNorm, PReLU
 from siman_jax.models.normalization import normalize
+from siman_jax.models.product import computed
 from siman_jax.models.resnet import TwoShortcutBlock
 from siman_jax.packed.network import pack_variables
 from siman_jax.training.epoch import make_evaluator

@@ -15,8 +15,7 @@ from parameters import first_quickly
 
 from configs import cifar10
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL, BITS
-from siman_jax.models.leaves import binary_bits
+from siman_jax.models.leaves import BINARY_KERNEL, BITS, binary_bits
 from siman_jax.pytorch.names import flax_path, variables_from_torch
 from siman_jax.training.optimizer import build_optimizer, project_binary_kernels
 from siman_jax.training.step import TrainState, train_step

@@ -17,14 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from siman_jax.models.layers import BINARY_KERNEL, BatchNorm, BinaryConv, PReLU
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.leaves import BINARY_KERNEL
+from siman_jax.models.norm_layer import BatchNorm, PReLU
 from siman_jax.native import library
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH, Geometry, conv
 from siman_jax.native.dispatch import native
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
+from siman_jax.rules import identity
 from siman_jax.rules.order_statistics import exceeds_kth_smallest, kth_smallest
-from siman_jax.rules.siman import identity, project, siman_kernel, standardize
+from siman_jax.rules.siman import project, siman_kernel
+from siman_jax.rules.standardize import standardize
 
 pytestmark = pytest.mark.skipif(not library.variants(), reason="the native library is not built")
 

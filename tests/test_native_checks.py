@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from native_calls import CALLS, F32, I32, NOTHING, ROWS, call
 
-from siman_jax.models.layers import BatchNorm
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.native import library
 from siman_jax.native.convolution import ONE, Geometry
 from siman_jax.native.dispatch import native
@@ -158,11 +158,11 @@ def test_numbers_with_a_sign_have_no_rank(number):
 
 @pytest.mark.parametrize("rank", [-1, 3])
 def test_ranks_that_there_are_not(rank):
-    with pytest.raises(ValueError, match=f"no rank {rank} among 3 numbers; expected 0 to 2"):
+    with pytest.raises(ValueError, match=f"no rank {rank} of 3 numbers; expected 0 to 2"):
         kth_smallest(jnp.ones((3, 1)), rank)
     with pytest.raises(ValueError, match="among 0 numbers"):
         exceeds_kth_smallest(jnp.ones((0, 4)), 0)
-    with pytest.raises(ValueError, match="no rank 3 among 3 numbers; expected -1 to 2"):
+    with pytest.raises(ValueError, match="no rank 3 of 3 numbers; expected -1 to 2"):
         exceeds_kth_smallest(jnp.ones((3, 1)), 3)
 
 
@@ -216,9 +216,9 @@ def test_packed_products_that_do_not_fit():
         binary_dense(jnp.ones((2, 70), bool), kernel)
     with pytest.raises(ValueError, match="the input has 70 channels, and the kernel 2 words"):
         weight_only_conv(jnp.ones((2, 6, 6, 70)), kernel.words)
-    with pytest.raises(ValueError, match="65 bits take 3 words, but there are 2"):
+    with pytest.raises(ValueError, match="there are 2 words for 65 bits; expected 3"):
         unpack_kernel(kernel.words, 65)
-    with pytest.raises(ValueError, match="3 bits take 1 words, but there are 2"):
+    with pytest.raises(ValueError, match="there are 2 words for 3 bits; expected 1"):
         packed_bits.dot(jnp.ones(2, jnp.uint32), jnp.ones(2, jnp.uint32), 3)
     with pytest.raises(ValueError, match="expected the same"):
         packed_bits.dot(jnp.ones((1, 1), jnp.uint32), jnp.ones(1, jnp.uint32), 3)

@@ -17,6 +17,7 @@ from siman_jax.rules.order_statistics import (
     quantile_ranks,
     quantiles,
 )
+from siman_jax.rules.standardize import VARIANCE_EPSILON
 
 # Drawn from few values, so that ties are common; zero and the smallest subnormal among them.
 values = st.sampled_from([0.0, 2**-149, 0.5, 1.0, 1.5, 2.0**127]) | st.floats(0, 2.0**100, width=32)
@@ -108,7 +109,7 @@ def test_all_kernels_together_as_one_by_one(percent, x64):
     one_by_one = jax.jit(siman.project_and_choose)(kernels, percent)
     together = jax.jit(
         lambda kernels: kernels_together.project_and_choose(
-            kernels, jnp.float64(percent), jnp.float64, siman.VARIANCE_EPSILON
+            kernels, jnp.float64(percent), jnp.float64, VARIANCE_EPSILON
         )
     )(kernels)
     projected, bits, *moments = together

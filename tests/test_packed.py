@@ -19,13 +19,12 @@ from parameters import first_quickly
 
 from siman_jax.models import MODELS, build_model
 from siman_jax.models.folding import fold, folded_twin
-from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryDense
-from siman_jax.models.leaves import binary_bits
+from siman_jax.models.layers import BinaryDense
+from siman_jax.models.leaves import BINARY_KERNEL, BITS, binary_bits
 from siman_jax.native import library
 from siman_jax.packed import kernels, native, network
 from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
 from siman_jax.packed.layers import (
-    ACTIVATION_BITS,
     CORNER_SUMS,
     DERIVED,
     WORDS,
@@ -34,6 +33,7 @@ from siman_jax.packed.layers import (
 )
 from siman_jax.packed.network import pack_unchecked, packed_logits, packed_twin
 from siman_jax.pytorch.names import variables_from_torch
+from siman_jax.rules import ACTIVATION_RULES
 from siman_jax.rules.siman import siman_activation
 
 # Every example of a property has shapes of its own, so most of its time is compilation.
@@ -220,13 +220,13 @@ def test_max_pool_is_flax_s(dtype, size, window, stride, padding):
 
 def test_bits_of_activations_are_their_signs_about_the_mean():
     x = jax.random.normal(jax.random.key(0), (4, 6, 6, 20)) + 3
-    np.testing.assert_array_equal(ACTIVATION_BITS["siman"](x), siman_activation(x) > 0)
+    np.testing.assert_array_equal(ACTIVATION_RULES["siman"].bits(x), siman_activation(x) > 0)
     zero = jnp.array([0.0, -0.0, -1e-30])
-    np.testing.assert_array_equal(ACTIVATION_BITS["approx_sign"](zero), [True, True, False])
+    np.testing.assert_array_equal(ACTIVATION_RULES["approx_sign"].bits(zero), [True, True, False])
 
 
 def test_bits_of_equal_activations_are_one():
-    assert ACTIVATION_BITS["siman"](jnp.full((1, 2, 2, 3), 0.25)).all()
+    assert ACTIVATION_RULES["siman"].bits(jnp.full((1, 2, 2, 3), 0.25)).all()
 
 
 # What each leaf of a trained network may look like: alphas of both signs, scales that are no 1.

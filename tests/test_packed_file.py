@@ -121,7 +121,7 @@ def changed(data, *, metadata=None, tensors=None):
 
 
 WRONG = {
-    "version": ({"metadata": {"version": "2"}}, r"version is '2'; known is '1'"),
+    "version": ({"metadata": {"version": "2"}}, r"version is '2'; expected '1'"),
     "format": ({"metadata": {"format": None}}, "format is None"),
     "polarity": ({"metadata": {"polarity": "bit 0 is"}}, "polarity"),
     "notes missing": ({"metadata": {"notes": None}}, "metadata lack notes"),
@@ -228,7 +228,7 @@ def test_numbers_of_another_kind_are_refused(data, name, dtype):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="there is no file|is a folder"):
         read_network(tmp_path)
 
 

@@ -194,17 +194,17 @@ def test_importing_the_package_imports_no_jax():
 
 
 WRONG = {
-    "no mean": ({"mean": None}, "its mean is None, but it must hold a number for each channel, 3"),
+    "no mean": ({"mean": None}, "its mean is None; expected a list of 3 numbers"),
     "another count": ({"std": [1.0]}, r"its std is \[1.0\]"),
     "true": ({"mean": [True, 0, 0]}, "its mean"),
     "huge": ({"mean": [10**400, 0, 0]}, "its mean"),
-    "std of 0": ({"std": [0.1, 0.0, 0.1]}, "each must be above 0"),
+    "std of 0": ({"std": [0.1, 0.0, 0.1]}, "expected numbers above 0"),
     "names": ({"class_names": ["a"]}, "1 class_names for 3 classes"),
     "no names": ({"class_names": [1, 2, 3]}, "no list of strings"),
-    "side": ({"shorter_side": 4}, "shorter_side is 4, no whole number from 8"),
+    "side": ({"shorter_side": 4}, "shorter_side is 4; expected a whole number from 8"),
     "resize": ({"resize": "yes"}, "its resize is 'yes'"),
-    "orientation": ({"exif_orientation": 1}, "its exif_orientation is 1, neither true nor false"),
-    "background": ({"background": 256}, "its background is 256, no whole number from 0 to 255"),
+    "orientation": ({"exif_orientation": 1}, "its exif_orientation is 1; expected true or false"),
+    "background": ({"background": 256}, "its background is 256; expected a whole number from 0 to 255"),
     "no level": ({"background": True}, "its background is True"),
     "accuracy": ({"accuracy": {"top1": "high"}}, "its accuracy"),
     "digest": ({"config_sha256": 1}, "its config_sha256"),

@@ -12,7 +12,7 @@ from siman_jax.models import build_model
 from siman_jax.native import library
 from siman_jax.packed import residual
 from siman_jax.packed.network import pack_unchecked, packed_logits, packed_twin
-from siman_jax.rules.siman import REAL
+from siman_jax.rules import REAL
 
 COVERED = ["cifar.resnet20_1w1a", "imagenet.resnet18_1w1a"]
 needs_native = pytest.mark.skipif(not library.variants(), reason="no native library here")

@@ -33,8 +33,8 @@ from siman_jax.report.runs import Run, has_measures, read_run
 from siman_jax.report.seeds import Group, curve_over_seeds, group_runs, training_seconds
 from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
-from siman_jax.rules import WEIGHT_RULES
-from siman_jax.rules.siman import angle_optimal_bits, cosine, half_half_bits, identity
+from siman_jax.rules import WEIGHT_RULES, identity
+from siman_jax.rules.magnitude_bits import angle_optimal_bits, cosine, half_half_bits
 from siman_jax.runs.stored_run import FAILURE_FILE, found_run, load_run
 from siman_jax.runs.train import train
 from siman_jax.runs.workdir import read_config

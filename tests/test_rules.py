@@ -21,10 +21,10 @@ from siman_jax.devices.mesh import make_mesh
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.models import MODELS, build_model
-from siman_jax.models.layers import BINARY_KERNEL, BatchNorm, BinaryConv, BinaryDense
-from siman_jax.models.leaves import shares_flipped
+from siman_jax.models.layers import BinaryConv, BinaryDense
+from siman_jax.models.leaves import BINARY_KERNEL, shares_flipped
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.models.summary import summarize
-from siman_jax.packed.layers import ACTIVATION_BITS
 from siman_jax.packed.network import pack_unchecked, packed_twin
 from siman_jax.rules import ACTIVATION_RULES, AT_THE_END, WEIGHT_RULES
 from siman_jax.runs.log import read_rows
@@ -261,10 +261,10 @@ def test_every_network_packs_scaled_and_rotated_kernels(name):
 @pytest.mark.parametrize("activation_rule", sorted(ACTIVATION_RULES))
 def test_bits_of_activations_are_those_of_the_rules(weight_rule, activation_rule):
     """Any two rules go together, in bfloat16 too, and give finite gradients."""
-    if activation_rule in ACTIVATION_BITS:
+    if activation_rule != "real":
         x = jax.random.normal(jax.random.key(0), (4, 6, 6, 5)) + 0.5
-        code = ACTIVATION_RULES[activation_rule](x, AT_THE_END)
-        np.testing.assert_array_equal(ACTIVATION_BITS[activation_rule](x), code > 0)
+        rule = ACTIVATION_RULES[activation_rule]
+        np.testing.assert_array_equal(rule.bits(x), rule(x, AT_THE_END) > 0)
     layer = BinaryDense(4, weight_rule, activation_rule, dtype=jnp.bfloat16)
     x = jax.ShapeDtypeStruct((6, 20), jnp.bfloat16)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)
@@ -273,10 +273,6 @@ def test_bits_of_activations_are_those_of_the_rules(weight_rule, activation_rule
     )
     assert y.shape == ()
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
-
-
-def test_every_activation_rule_but_real_has_bits():
-    assert ACTIVATION_BITS.keys() == ACTIVATION_RULES.keys() - {"real"}
 
 
 @pytest.mark.parametrize("weight_rule", METHODS)

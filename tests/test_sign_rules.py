@@ -12,7 +12,7 @@ from golden_data import FOLDER
 from jax import lax
 
 from siman_jax.rules import estimators, rbnn, sign_kernels
-from siman_jax.rules.siman import approx_sign
+from siman_jax.rules.estimators import approx_sign
 from siman_jax.training.bop import bop
 
 TOLERANCE = 1e-12

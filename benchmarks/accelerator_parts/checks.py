@@ -12,6 +12,7 @@
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -25,11 +26,12 @@ from jax import Array, lax
 from benchmarks.accelerator_parts.part import Part, describe_device, run
 from configs import cifar10
 from siman_jax.models import build_model
-from siman_jax.models.layers import CHOSEN
+from siman_jax.models.leaves import CHOSEN
 from siman_jax.native.dispatch import native
 from siman_jax.packed.kernels import binary_conv, pack_kernel
-from siman_jax.rules import ACTIVATION_RULES, ActivationRule
-from siman_jax.rules.siman import half_half_bits, project_and_choose, siman_activation
+from siman_jax.rules import ACTIVATION_RULES
+from siman_jax.rules.magnitude_bits import half_half_bits
+from siman_jax.rules.siman import project_and_choose, siman_activation
 from siman_jax.training.metrics import cross_entropy
 from siman_jax.training.optimizer import build_optimizer, prepare_binary_kernels
 from siman_jax.training.step import create_state, train_step
@@ -213,7 +215,8 @@ def gradients(
             taken.append(code)
             return code
 
-        with mock.patch.dict(ACTIVATION_RULES, {"siman": ActivationRule(rule)}):
+        recording = replace(ACTIVATION_RULES["siman"], function=rule)
+        with mock.patch.dict(ACTIVATION_RULES, {"siman": recording}):
             logits, _ = model.apply(
                 {"params": params, "batch_stats": batch_stats, CHOSEN: chosen},
                 images,

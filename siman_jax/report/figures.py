@@ -13,7 +13,7 @@ import numpy as np
 
 from siman_jax.analysis.distributions import SHAPES, density
 from siman_jax.analysis.gradients import Mismatch
-from siman_jax.analysis.measures import EDGES, Layer, Measures, binary_kernels
+from siman_jax.analysis.measures import EDGES, KernelMeasures, Measures, binary_kernels
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
 from siman_jax.report.runs import Run, layers_of_row
 from siman_jax.report.seeds import (
@@ -145,7 +145,7 @@ def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]])
 
     Args:
       groups: the last checkpoint of each one's first run gives the dots.
-      values: attributes that `Optimum` and `Layer` share, each with label and colour.
+      values: attributes that `Optimum` and `KernelMeasures` share, each with label and colour.
     """
     ideals = [optimum(shape) for shape in _SHAPES]
     with _axes() as (figure, axes):
@@ -171,7 +171,7 @@ def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]])
     return figure
 
 
-def draw_histograms(layers: Sequence[Layer]) -> "Figure":
+def draw_histograms(layers: Sequence[KernelMeasures]) -> "Figure":
     """Standardised weights of every layer with the three fitted densities."""
     rows = -(-len(layers) // _COLUMNS)
     x = np.linspace(EDGES[0], EDGES[-1], 121)
@@ -194,7 +194,7 @@ def draw_histograms(layers: Sequence[Layer]) -> "Figure":
     return figure
 
 
-def draw_cosines(layers: Sequence[Layer]) -> "Figure":
+def draw_cosines(layers: Sequence[KernelMeasures]) -> "Figure":
     """The cosine that each rule for the bits reaches in each layer."""
     with _axes(height=_height_of_rows(len(layers))) as (figure, axes):
         positions = range(len(layers))
@@ -434,7 +434,7 @@ def _mosaic(tiles: np.ndarray) -> np.ndarray:
     return picture.reshape(channels * (height + 1), filters * (width + 1), 4)[:-1, :-1]
 
 
-def _last_layers(run: Run) -> list[Layer]:
+def _last_layers(run: Run) -> list[KernelMeasures]:
     return run.checkpoints[-1].layers if run.checkpoints else []
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from siman_jax.analysis.measures import EDGES, Layer, Measures
+from siman_jax.analysis.measures import EDGES, KernelMeasures, Measures
 from siman_jax.analysis.theory import optimum
 from siman_jax.report.contents import Mismatches
 from siman_jax.report.runs import LOGGED, Run, has_measures
@@ -84,7 +84,7 @@ def _run(run: Run, mismatches: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _layer(layer: Layer) -> dict[str, Any]:
+def _layer(layer: KernelMeasures) -> dict[str, Any]:
     fits = {
         name: getattr(layer, name)._asdict() for name in ("laplacian", "gaussian", "generalised")
     }

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.analysis.measures import (
-    Layer,
+    KernelMeasures,
     Measures,
     binary_kernels,
     can_be_measured,
@@ -40,7 +40,7 @@ class Checkpoint:
 
     step: int
     epoch: float | None
-    layers: list[Layer]
+    layers: list[KernelMeasures]
 
 
 class Moment(NamedTuple):

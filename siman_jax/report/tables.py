@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from siman_jax.analysis.distributions import SHAPES
-from siman_jax.analysis.measures import Layer, Measures
+from siman_jax.analysis.measures import KernelMeasures, Measures
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, UNIFORM, optimum
 from siman_jax.report.page import Table
 from siman_jax.report.runs import Run
@@ -161,7 +161,7 @@ def theory_table() -> Table:
     )
 
 
-def layers_table(layers: Sequence[Layer]) -> Table:
+def layers_table(layers: Sequence[KernelMeasures]) -> Table:
     """Fits and bits of every layer of a checkpoint."""
     rows = [
         [

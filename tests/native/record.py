@@ -21,7 +21,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL, BITS, same_padding
+from siman_jax.models.leaves import BINARY_KERNEL, BITS
+from siman_jax.models.product import same_padding
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH
 from siman_jax.native.norm import HARD_TANH, NONE, PRELU
 from siman_jax.packed import native, residual
