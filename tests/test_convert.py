@@ -80,7 +80,10 @@ def test_logits_of_the_authors(without_torch, name, tmp_path, capsys):
     assert "not needed" in printed.out
     assert "arrays of state_dict converted" in printed.out
     # Drawn at random, half of the bits are not the weights' own.
-    assert "% of the bits in B differ from those of the latent weights (expected at most 1 %)" in printed.err
+    assert (
+        "% of the bits in B differ from those of the latent weights (expected at most 1 %)"
+        in printed.err
+    )
     assert "neither 0 nor 1" not in printed.err
 
 

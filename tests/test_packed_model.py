@@ -204,7 +204,10 @@ WRONG = {
     "side": ({"shorter_side": 4}, "shorter_side is 4; expected a whole number from 8"),
     "resize": ({"resize": "yes"}, "its resize is 'yes'"),
     "orientation": ({"exif_orientation": 1}, "its exif_orientation is 1; expected true or false"),
-    "background": ({"background": 256}, "its background is 256; expected a whole number from 0 to 255"),
+    "background": (
+        {"background": 256},
+        "its background is 256; expected a whole number from 0 to 255",
+    ),
     "no level": ({"background": True}, "its background is True"),
     "accuracy": ({"accuracy": {"top1": "high"}}, "its accuracy"),
     "digest": ({"config_sha256": 1}, "its config_sha256"),
