@@ -29,8 +29,8 @@ from siman_jax.models.layers import BinaryDense
 from siman_jax.report import __main__ as command
 from siman_jax.report.contents import make_sections
 from siman_jax.report.figures import draw_curves, draw_flips_by_layer
+from siman_jax.report.groups import Group, curve_over_seeds, group_runs, training_seconds
 from siman_jax.report.runs import Run, has_measures, read_run
-from siman_jax.report.seeds import Group, curve_over_seeds, group_runs, training_seconds
 from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
 from siman_jax.rules import WEIGHT_RULES, identity
@@ -315,7 +315,7 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     said = json.loads((out / "report.json").read_text())["left_out"]
     for name, problem in {
         "bare": "it holds no checkpoint",
-        "cut": "3 of the 4 lines of its log are cut short",
+        "cut": "3 of the 4 lines of its log are incomplete",
         "newer": "the config is of another version",
         "older": "seed is missing",
         "other": "data.source is missing",
@@ -347,7 +347,7 @@ def test_weights_that_nothing_fits_are_left_out(runs, tmp_path):
         broken = {**params, "conv1": {**params["conv1"], "binary_kernel": kernel * ones}}
         variables = {"params": broken, "batch_stats": state.batch_stats}
         found_run(config, tmp_path / name, make_mesh(1), variables)
-        with pytest.raises(UsageError, match="not finite, or all the same, in conv1"):
+        with pytest.raises(UsageError, match="not finite, or all equal, in conv1"):
             read_run(tmp_path / name, name, make_mesh(1))
 
 
@@ -502,13 +502,13 @@ def test_what_is_wrong_is_said_before_any_work(runs, tmp_path):
     one, two = runs / "seed0", runs / "seed1"
     wrong = {
         "name the folders of runs": [],
-        "a run is named twice": [one, one],
+        "a run is given twice": [one, one],
         "--labels has 1 names for 2 runs": [one, two, "--labels=a"],
         "same name twice": [one, two, "--labels=a,a"],
-        "holds something else": [one, f"--out={tmp_path / 'full'}"],
+        "holds other files": [one, f"--out={tmp_path / 'full'}"],
         "is a file; name a folder": [one, f"--out={tmp_path / 'file'}"],
         "gradients": [one, "--gradients=-1"],
-        "one direction shows no agreement": [one, "--gradients=1"],
+        "too few to measure agreement": [one, "--gradients=1"],
         "none of the runs can be read": [tmp_path / "nothing", f"--out={tmp_path / 'out'}"],
     }
     for message, arguments in wrong.items():

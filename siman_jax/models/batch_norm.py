@@ -83,7 +83,7 @@ class Norm:
     dtype: DTypeLike
 
     def moments(self, x: Array, scale: Array | None, near: Array) -> Moments:
-        """Compute the statistics of x `[batch, ..., channels]`: one pass in float32, two in float64.
+        """Compute the statistics of x `[batch, ..., channels]`: in one pass, in float64 in two.
 
         One pass takes squares of distances from an estimate of the mean; otherwise the variance
         would lose digits where the mean is large compared to the deviation. A poor estimate costs
