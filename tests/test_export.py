@@ -118,7 +118,7 @@ def test_bits_of_another_weight_rule(tmp_path, capsys):
     assert model.network.arguments["weight_rule"] == "angle_optimal"
     assert_same_network(model, tmp_path / "run")
     assert model.notes.accuracy is None
-    assert "not known" in capsys.readouterr().out
+    assert "unknown" in capsys.readouterr().out
 
 
 def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, 
     assert first.read_bytes() == second.read_bytes()
     capsys.readouterr()
     call(export, workdir, f"--out={first}", "--float16", "--overwrite")
-    assert "single predictions may differ" in capsys.readouterr().out
+    assert "a few predictions may differ" in capsys.readouterr().out
     assert len(first.read_bytes()) < len(second.read_bytes())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
 
@@ -219,7 +219,7 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path):
     (tmp_path / "empty").mkdir()
     out = f"--out={tmp_path / 'model'}"
     wrong = {
-        "name one run's folder": [out],
+        "name the folder of one run": [out],
         "--out is missing": [tmp_path],
         "expected its config.json": [tmp_path / "empty", out],
         "there is no folder": [tmp_path, f"--out={tmp_path / 'no' / 'model'}"],

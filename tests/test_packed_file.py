@@ -144,7 +144,7 @@ WRONG = {
     "missing": ({"tensors": {"conv1/words": None}}, "'conv1/words' is missing"),
     "extra": ({"tensors": {"conv9/words": np.uint32([1])}}, "'conv9/words' is not of this network"),
     "shape": ({"tensors": {"fc/bias": np.zeros(4, np.float32)}}, r"'fc/bias' has shape \(4,\)"),
-    "unknown": ({"metadata": {"sha257": "0"}}, "metadata hold 'sha257', which is not known"),
+    "unknown": ({"metadata": {"sha257": "0"}}, "metadata hold 'sha257', which is unknown"),
     "dtype": ({"tensors": {"fc/bias": np.zeros(3, np.uint32)}}, "'fc/bias' has dtype uint32"),
     "finite": (
         {"tensors": {"fc/bias": np.float32([0, np.nan, 0])}},

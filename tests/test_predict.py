@@ -171,7 +171,7 @@ def test_what_is_wrong_is_said_before_any_work(model_file, tmp_path):
         "holds no images": [model_file, tmp_path / "empty"],
         "name it once": [model_file, "-", "-"],
         "takes no images": [model_file, "--benchmark", "x.jpg"],
-        "leave --exact out": [model_file, "--benchmark", "--exact"],
+        "leave out --exact": [model_file, "--benchmark", "--exact"],
         "there is no file": [tmp_path / "no.safetensors", model_file],
         "no usable model file": [__file__, model_file],
         "top": [model_file, model_file, "--top=0"],
