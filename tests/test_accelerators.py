@@ -16,7 +16,7 @@ from benchmarks.compile_ahead import lower_step
 from configs import cifar10
 from siman_jax import rules
 from siman_jax.models import MODELS, build_model, norm_layer, product
-from siman_jax.models.batch_norm import Affine, Moments, Norm, Operands, Sums
+from siman_jax.models.batch_norm import Affine, KeptSums, Moments, Norm, Operands
 from siman_jax.models.leaves import BINARY_KERNEL, binary_bits
 from siman_jax.rules.estimators import approx_sign
 from siman_jax.rules.standardize import standardize
@@ -81,14 +81,14 @@ def plain_norm(norm: Norm, y: Array, affine: Affine, near: Array) -> tuple[Array
     return activate(z), Moments(mean[None], var[None])
 
 
-def plain_product(sums: Sums, operands: Operands) -> Array:
+def plain_product(sums: KeptSums, operands: Operands) -> Array:
     """Do what `batch_norm.scaled_product` does, differentiated by JAX."""
     y = sums.multiply(operands.x, operands.kernel)
     return y if operands.alpha is None else y * operands.alpha.astype(y.dtype)[None, None, None]
 
 
 def plain_product_norm(
-    sums: Sums, norm: Norm, operands: Operands, affine: Affine, near: Array
+    sums: KeptSums, norm: Norm, operands: Operands, affine: Affine, near: Array
 ) -> tuple[Array, Moments]:
     """Do what `batch_norm.product_norm` does, differentiated by JAX."""
     return plain_norm(norm, plain_product(sums, operands), affine, near)

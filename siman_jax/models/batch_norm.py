@@ -238,7 +238,7 @@ class Operands(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sums:
+class KeptSums:
     """A product whose sums are kept for the backward direction.
 
     Attributes:
@@ -271,12 +271,12 @@ class Sums:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scaled_product(sums: Sums, operands: Operands) -> Array:
+def scaled_product(sums: KeptSums, operands: Operands) -> Array:
     """Compute multiply(x, kernel) * alpha, in the dtype of x."""
     return _scaled_product_fwd(sums, operands)[0]
 
 
-def _scaled_product_fwd(sums: Sums, operands: Operands) -> tuple[Array, Any]:
+def _scaled_product_fwd(sums: KeptSums, operands: Operands) -> tuple[Array, Any]:
     kept = sums.forward(operands)
     x, _, alpha = operands
     y = kept.astype(wide(x.dtype))
@@ -285,7 +285,7 @@ def _scaled_product_fwd(sums: Sums, operands: Operands) -> tuple[Array, Any]:
     return y.astype(x.dtype), (operands, None if alpha is None else kept)
 
 
-def _scaled_product_bwd(sums: Sums, residuals: Any, g: Array) -> tuple[Operands]:
+def _scaled_product_bwd(sums: KeptSums, residuals: Any, g: Array) -> tuple[Operands]:
     operands, kept = residuals
     g = g.astype(wide(g.dtype))
     dalpha = None if kept is None else jnp.sum(g * kept.astype(g.dtype), range(g.ndim - 1))
@@ -297,14 +297,14 @@ scaled_product.defvjp(_scaled_product_fwd, _scaled_product_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def product_norm(
-    sums: Sums, norm: Norm, operands: Operands, affine: Affine, near: Array
+    sums: KeptSums, norm: Norm, operands: Operands, affine: Affine, near: Array
 ) -> tuple[Array, Moments]:
     """Compute `batch_norm` of `scaled_product`, and keep only the sums for the backward."""
     return _product_norm_fwd(sums, norm, operands, affine, near)[0]
 
 
 def _product_norm_fwd(
-    sums: Sums, norm: Norm, operands: Operands, affine: Affine, near: Array
+    sums: KeptSums, norm: Norm, operands: Operands, affine: Affine, near: Array
 ) -> tuple[Any, Any]:
     kept = sums.forward(operands)
     alpha = operands.alpha
@@ -317,7 +317,9 @@ def _product_norm_fwd(
     return (out, of_y), (operands, affine, near, moments, kept)
 
 
-def _product_norm_bwd(sums: Sums, norm: Norm, residuals: Any, g: tuple[Array, Moments]) -> tuple:
+def _product_norm_bwd(
+    sums: KeptSums, norm: Norm, residuals: Any, g: tuple[Array, Moments]
+) -> tuple:
     operands, affine, near, moments, kept = residuals
     gradients = norm.gradients(g[0], kept, operands.alpha, moments, affine)
     cotangents = sums.gradients(gradients.y, gradients.scale, operands)

@@ -25,7 +25,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from siman_jax.errors import choose
-from siman_jax.models.batch_norm import Sums
+from siman_jax.models.batch_norm import KeptSums
 from siman_jax.models.initializers import (
     Initializer,
     kaiming_normal,
@@ -165,7 +165,7 @@ def _binary_product(
         weight_rule.scaled,
         result,
         binarize,
-        Sums(product, jnp.int16 if whole else layer.dtype),
+        KeptSums(product, jnp.int16 if whole else layer.dtype),
         geometry,
     )
 

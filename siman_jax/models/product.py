@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from siman_jax.models.batch_norm import Operands, Sums, per_channel, scaled_product
+from siman_jax.models.batch_norm import KeptSums, Operands, per_channel, scaled_product
 from siman_jax.native import convolution as native_convolution
 from siman_jax.rules import filter_scales
 from siman_jax.rules.precision import wide
@@ -42,7 +42,7 @@ class Product:
     scaled: bool
     shape: tuple[int, ...]
     binarize: Callable[[Array], Array]
-    sums: Sums
+    sums: KeptSums
     geometry: native_convolution.Geometry | None
 
     def value(self) -> Array:
