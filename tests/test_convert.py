@@ -6,6 +6,7 @@ import sys
 import threading
 from functools import cache, partial
 
+import fake_torch
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,12 +57,7 @@ def assert_golden_logits(model, name):
 @pytest.fixture
 def without_torch(monkeypatch):
     """A reader for files that NumPy can write, in place of PyTorch's."""
-
-    def load(path):
-        return {"state_dict": dict(np.load(path))}
-
-    monkeypatch.setattr("siman_jax.pytorch.checkpoint._load", load)
-    monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: True)
+    fake_torch.install(monkeypatch, lambda file: {"state_dict": dict(np.load(file))})
 
 
 def saved(folder, arrays):
@@ -265,8 +261,7 @@ def test_averaged_weights_are_told_of_and_taken_by_their_name(tmp_path, capsys, 
     found = find_state(entries, tmp_path, "model_ema")
     assert (found.entry, found.averaged) == ("model_ema", ())
     assert found.arrays.keys() == state().keys()
-    monkeypatch.setattr("siman_jax.pytorch.checkpoint._load", lambda _: entries)
-    monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: True)
+    fake_torch.install(monkeypatch, lambda _: entries)
     (tmp_path / "model.pth").touch()
     call(convert.main, tmp_path / "model.pth", f"--model={NAME}", f"--out={tmp_path / 'out'}")
     printed = capsys.readouterr()

@@ -36,6 +36,11 @@ TOLERANCE = 1e-5
 ACTIVATIONS = {"identity": identity, "relu": nn.relu, "hard_tanh": nn.hard_tanh}
 
 
+def not_on_a_cpu(geometry, x, kernel, alpha):
+    """Stands for XLA's convolution, on other platforms: here any use of it would show."""
+    return jnp.full(geometry.result(x, kernel), jnp.nan, x.dtype)
+
+
 def relative_error(found, expected):
     scale = np.max(np.abs(expected), initial=0)
     return np.max(np.abs(np.float64(found) - np.float64(expected)), initial=0) / (scale or 1)
@@ -103,7 +108,7 @@ def test_convolutions_of_given_signs(sizes, padding, seed):
     x = rng.choice([-1.0, 1.0], (samples, height, width, channels))
     kernel = rng.choice([-1.0, 1.0], (down, across, channels, filters))
     geometry = Geometry(strides, padding, ONE, centred=False)
-    function = conv(None, geometry, scaled=False).args[0]  # the library's, whatever the platform
+    function = conv(partial(not_on_a_cpu, geometry), geometry, scaled=False)
     nothing = jnp.zeros(0, jnp.float32)
     y, pullback = jax.vjp(
         lambda x, kernel: function(x, kernel, nothing), jnp.float32(x), jnp.float32(kernel)
@@ -470,7 +475,7 @@ def test_estimators_differ():
         (STRAIGHT_THROUGH, [0, 1, 1, 1, 0]),
     ):
         geometry = Geometry(1, ((0, 0), (0, 0)), estimator, centred=False)
-        function = conv(None, geometry, scaled=False).args[0]
+        function = conv(partial(not_on_a_cpu, geometry), geometry, scaled=False)
         y, pullback = jax.vjp(lambda x: function(x, kernel, nothing), x)  # noqa: B023
         np.testing.assert_array_equal(y.ravel(), [-1, -1, 1, 1, 1])
         np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0].ravel(), expected)

@@ -1,8 +1,14 @@
 """Packed inference: exact integers, whole networks, the authors' logits."""
 
+import json
+import os
 import platform
 import shutil
+import subprocess
+import sys
 from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -17,12 +23,13 @@ from jax import lax
 from packed_example import outputs_of
 from parameters import first_quickly
 
+import siman_jax
 from siman_jax.models import MODELS, build_model
 from siman_jax.models.folding import fold, folded_twin
 from siman_jax.models.layers import BinaryDense
 from siman_jax.models.leaves import BINARY_KERNEL, BITS, binary_bits
 from siman_jax.native import library
-from siman_jax.packed import kernels, native, network
+from siman_jax.packed import kernels, native
 from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
 from siman_jax.packed.layers import (
     CORNER_SUMS,
@@ -151,29 +158,42 @@ def test_convolution_is_exact_beyond_one_block(name, channels, features):
     np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
 
 
-def forget():
-    """Let the library be looked for anew."""
-    for function in (library.variants, library.indices, library._load):
-        function.cache_clear()
+WITHOUT_LIBRARY = """
+import numpy as np
+from siman_jax.packed import kernels
+
+rng = np.random.default_rng(0)
+bits, kernel = rng.random((1, 4, 5, 40)) < 0.5, rng.random((3, 3, 40, 6)) < 0.5
+for padding in (((1, 1), (1, 1)), ((2, 1), (1, 0))):
+    y = kernels.binary_conv(bits, kernels.pack_kernel(kernel), padding=padding)
+    print(np.asarray(y).tolist())
+"""
 
 
 @pytest.mark.parametrize("built", ["not", "for another system"])
-def test_a_machine_without_the_native_library_says_so_once(built, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+def test_a_machine_without_the_native_library_says_so_once(built, tmp_path):
+    package = Path(siman_jax.__file__).parent
+    skipped = shutil.ignore_patterns("_native*", "__pycache__")
+    shutil.copytree(package, tmp_path / "siman_jax", ignore=skipped)
     if built != "not":
-        (tmp_path / f"_native{library.EXTENSION_SUFFIXES[0]}").write_text("no library")
-    forget()
-    bits, kernel = random_bits(0, 1, 4, 5, 40), random_bits(1, 3, 3, 40, 6)
-    packed = kernels.pack_kernel(jnp.asarray(kernel))
-    try:
-        jax.clear_caches()  # of what was compiled with the kernel
-        for padding in (((1, 1), (1, 1)), ((2, 1), (1, 0))):
-            y = kernels.binary_conv(bits, packed, padding=padding)
-            np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
-    finally:
-        forget()
+        name = f"_native{EXTENSION_SUFFIXES[0]}"
+        (tmp_path / "siman_jax" / "native" / name).write_text("not a library")
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBRARY],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rng = np.random.default_rng(0)
+    bits, kernel = rng.random((1, 4, 5, 40)) < 0.5, rng.random((3, 3, 40, 6)) < 0.5
+    for line, padding in zip(
+        process.stdout.splitlines(), (((1, 1), (1, 1)), ((2, 1), (1, 0))), strict=True
+    ):
+        np.testing.assert_array_equal(json.loads(line), exact_conv(bits, kernel, 1, padding))
     message = "without its native library" if built == "not" else "install siman-jax again"
-    assert caplog.text.count(message) == 1
+    assert process.stderr.count(message) == 1
 
 
 @few
@@ -314,15 +334,20 @@ def test_logits_are_those_of_evaluation(name):
         np.testing.assert_array_equal(logits, evaluated)
 
 
-def test_pieces_of_a_batch_give_the_logits_of_the_whole(monkeypatch):
-    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [(160, 8), (160, 9), (320, 2)],
+    ids=["pieces and a rest", "pieces", "one by one"],
+)
+def test_pieces_of_a_batch_give_the_logits_of_the_whole(size, count):
+    """Images so large that three of them, or one, fill a piece."""
+    shape = (count, size, size, 3)
+    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32, shape=shape)
     packed = pack_unchecked(model, with_random_bits(variables))
-    images = jnp.concatenate([images, images[::-1], images[:1]])
+    by_pieces = jax.jit(partial(packed_logits, model))
+    assert "stablehlo.while" in by_pieces.lower(packed, images).as_text()
     whole = jax.jit(partial(packed_twin(model).apply, train=False))(packed, images)
-    for piece in (1, 2, 3, 8):
-        monkeypatch.setattr(network, "_CACHED", piece * images[0, ..., 0].size * model.width)
-        logits = jax.jit(partial(packed_logits, model))(packed, images)
-        assert_close(logits, whole, 1e-6)
+    assert_close(by_pieces(packed, images), whole, 1e-6)
 
 
 def assert_logits_agree(model, variables, images):

@@ -99,16 +99,11 @@ def call(target: str, result: Any, *operands: Array, **attributes: Any) -> Any:
       target: name of the function.
       result: shape and dtype of the result, or a tuple of these.
       operands: its operands.
-      **attributes: its attributes.
+      **attributes: its attributes; a `variant` by its index replaces the fastest one.
     """
-    given = {
-        name: np.int64(value) if type(value) is int else value for name, value in attributes.items()
-    }
-    return jax.ffi.ffi_call(target, result)(*operands, variant=np.int64(_fastest()), **given)
-
-
-def _fastest() -> int:
-    return indices()[variants()[0]]
+    given = {"variant": indices()[variants()[0]], **attributes}
+    given = {name: np.int64(x) if type(x) is int else x for name, x in given.items()}
+    return jax.ffi.ffi_call(target, result)(*operands, **given)
 
 
 @functools.cache
