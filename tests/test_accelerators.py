@@ -1,4 +1,4 @@
-"""What accelerators get, seen without one: programs lowered for them, and the step's plain twin."""
+"""Tests of the code for accelerators without one: lowered programs, and a simpler step."""
 
 import re
 from functools import partial
@@ -29,14 +29,14 @@ from siman_jax.training.step import create_state, train_step
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("network", first_quickly(MODELS))
 def test_step_lowers_for_accelerators(network, dtype, platform):
-    """No loop, nothing of the CPU's library, and no array of doubles."""
+    """There is no loop, no call of the CPU's library, and no array of doubles."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     lowered = lower_step(network, "half_half", 2, dtype, mesh, lowering_platforms=(platform,))
     program = lowered.as_text()
     assert "stablehlo.while" not in program
     assert "siman_" not in program
     assert not re.search(r"tensor<[\dx]*f64>", program)
-    # One copy of what percentiles are found in, and one of what is compared with medians.
+    # One barrier for the magnitudes that have percentiles, and one for those that have medians.
     assert program.count("stablehlo.optimization_barrier") == 2
 
 
@@ -46,7 +46,7 @@ def plain_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = No
     magnitude = jnp.abs(u).reshape(-1, u.shape[-1])
     median = jnp.sort(magnitude, axis=0)[(len(magnitude) - 1) // 2]
     code = jnp.where(magnitude > median[None], 1.0, -1.0).reshape(u.shape)
-    # Exactly +-1: sums that poolings compare must be integers, or rounding chooses among equals.
+    # Exactly +-1: max pools compare sums, and rounding must not choose between equal ones.
     return code + (jnp.abs(u) - lax.stop_gradient(jnp.abs(u)))
 
 
@@ -116,10 +116,10 @@ def plainly(function):
 @pytest.mark.slow
 @pytest.mark.parametrize("network", MODELS)
 def test_ten_steps_are_those_of_the_plain_formulas(network, x64):
-    """In float64: no bit differs, nor any parameter by more than rounding.
+    """In float64 all bits are equal, and parameters are equal up to rounding.
 
-    The plain twin sorts, takes variances in two passes and leaves all derivatives but the
-    estimators' to JAX.
+    The simpler step sorts, computes variances in two passes, and leaves all derivatives except
+    those of estimators to JAX.
     """
     size, batch = (16, 6) if network.startswith("cifar") else (32, 4)
     model = build_model(network, 10, width=8, dtype=jnp.float64)

@@ -1,4 +1,4 @@
-"""The binarizers against the authors' program, closed forms in NumPy, and by hand."""
+"""Tests of SiMaN's rules against the authors' program, closed forms in NumPy, and by hand."""
 
 import itertools
 from functools import partial
@@ -37,7 +37,7 @@ def hwio(array):
 
 @pytest.fixture(params=range(4))
 def layer(request, x64):
-    """One golden convolution, in the layouts used here."""
+    """Read one golden convolution, in the layouts used here."""
     with np.load(FOLDER / "layers.npz") as file:
         prefix = f"{request.param}/"
         raw = {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)}
@@ -99,7 +99,7 @@ def test_odd_filters_have_one_zero_more():
 
 @pytest.mark.parametrize("rule", list(BIT_RULES))
 def test_kernel_gradient_is_its_closed_form(rule, x64):
-    """Straight through to |u|, then the derivative of standardization, written in NumPy."""
+    """Straight through to |u|, then the derivative of standardization, in NumPy."""
     rng = np.random.default_rng(0)
     w, g = rng.standard_normal((2, 3, 3, 5, 7))
     code, pullback = jax.vjp(partial(siman_kernel, rule=rule), jnp.asarray(w))
@@ -172,7 +172,7 @@ def test_half_half_bits_are_the_larger_half(u):
     ids=["laplace", "gauss", "uniform"],
 )
 def test_what_the_optimum_looks_like(draw, share, angle_cosine, half_cosine, x64):
-    """The paper's table of distributions, on two million draws."""
+    """Compare with the paper's table of distributions, on two million draws."""
     u = jnp.asarray(draw(np.random.default_rng(0), 2_000_000))[:, None]
     best = angle_optimal_bits(u)
     assert best.share[0] == pytest.approx(share, abs=0.01)  # the optimum is flat
@@ -194,7 +194,7 @@ def test_projection_by_zero_percent_only_centres(x64):
 
 
 def test_bits_are_the_same_in_every_compilation():
-    """XLA may round |u| differently where it sorts and where it compares."""
+    """XLA must not round |u| differently for selecting and for comparing."""
     w = jax.random.normal(jax.random.key(0), (3, 3, 64, 256))
 
     def together(w):
@@ -237,7 +237,7 @@ def test_activations_far_from_zero_keep_their_gradient(dtype, tolerance):
 
 @pytest.mark.parametrize("moments", [moments_about_first, moments_about_mean])
 def test_moments_far_from_zero_keep_their_digits(moments):
-    """Both ways to take them: what CPUs run, and what the others do."""
+    """Test both implementations: that for CPUs, and that for other devices."""
     x = 300 + np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
     mean, variance = jax.jit(moments)(x)
     exact = np.float64(x)

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: every format, logits by their stored bits, and what is refused."""
+"""Tests of converting the authors' checkpoints: formats, logits by stored bits, refusals."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def state(name="resnet20", prefix=""):
 
 
 def assert_golden_logits(model, name):
-    """Of the golden images, which are normalized already."""
+    """Compare logits of the golden images, which are already normalized."""
     apply = jax.jit(partial(packed_twin(model.network.model()).apply, train=False))
     logits = apply(model.network.variables, jnp.float32(golden(name).images))
     expected = golden(name).results["eval_logits"]
@@ -56,7 +56,7 @@ def assert_golden_logits(model, name):
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    """A reader for files that NumPy can write, in place of PyTorch's."""
+    """Read files of NumPy in place of PyTorch's."""
     fake_torch.install(monkeypatch, lambda file: {"state_dict": dict(np.load(file))})
 
 
@@ -75,7 +75,7 @@ def test_logits_of_the_authors(without_torch, name, tmp_path, capsys):
     assert "bits/" in printed.out
     assert "not needed" in printed.out
     assert "arrays of state_dict converted" in printed.out
-    # Drawn at random, half of the bits are not the weights' own.
+    # The bits were drawn at random, so half of them differ from those of the weights.
     assert (
         "% of the bits in B differ from those of the latent weights (expected at most 1 %)"
         in printed.err
@@ -155,7 +155,7 @@ def test_other_networks_are_refused():
 
 
 def with_own_bits(change=lambda bits: bits):
-    """The golden variables with the bits of their latent weights, changed."""
+    """Return golden variables with some bits of their latent weights changed."""
     variables = variables_from_torch(NAME, state())
     rule = WEIGHT_RULES["half_half"]
     for block, layers in variables[BITS].items():
@@ -240,7 +240,7 @@ def test_what_holds_no_state_is_refused(tmp_path):
         find_state({"state_dict": {"w": np.zeros(1), "lr": 0.1}}, tmp_path)
     with pytest.raises(UsageError, match=r"no entry 'ema' with tensors; it has net"):
         find_state({"net": {"w": np.zeros(1)}}, tmp_path, "ema")
-    # A prefix is one only where all names have it.
+    # Only a prefix of all names is removed.
     found = find_state({"module.a": np.zeros(1), "b": np.zeros(1)}, tmp_path)
     assert found.arrays.keys() == {"module.a", "b"}
 
@@ -266,12 +266,12 @@ def test_averaged_weights_are_told_of_and_taken_by_their_name(tmp_path, capsys, 
     call(convert.main, tmp_path / "model.pth", f"--model={NAME}", f"--out={tmp_path / 'out'}")
     printed = capsys.readouterr()
     assert "averaged weights (EMA) too, in model_ema; converted are those in model" in printed.err
-    assert "bits/" not in printed.out  # the table is for who asks
+    assert "bits/" not in printed.out  # the table is printed only on request
     assert "arrays of model converted" in printed.out
 
 
 class WithTorch:
-    """Files that PyTorch itself wrote."""
+    """Tests with files that PyTorch itself wrote."""
 
     @pytest.fixture(autouse=True)
     def torch(self):
@@ -312,7 +312,7 @@ class TestFormats(WithTorch):
         assert arrays["n"] == 3
 
     def test_a_pipe(self, torch, tmp_path):
-        """As a shell makes one of <(...)."""
+        """Read from a pipe, as a shell makes of <(...)."""
         torch.save({"a": torch.ones(2)}, tmp_path / "state")
         os.mkfifo(tmp_path / "pipe")
         data = (tmp_path / "state").read_bytes()
@@ -334,7 +334,7 @@ class TestFormats(WithTorch):
                 read_state(path)
 
     def test_the_command_and_training_on(self, torch, tmp_path):
-        """By the commands as a user gives them, on digits, for want of CIFAR-10."""
+        """Run the commands as a user does, on digits, since CIFAR-10 is not available."""
         arrays = state() | {"conv1.weight": golden().arrays["conv1.weight"][:, :1]}
         self.save(torch, tmp_path / "model.tar", arrays)
         founded = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]

@@ -1,4 +1,4 @@
-"""Calls whose arrays do not fit each other are refused, before anything out of bounds is read."""
+"""Tests that calls with arrays that do not fit are refused before reading out of bounds."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from siman_jax.rules.order_statistics import exceeds_kth_smallest, kth_smallest
 
 needs_library = pytest.mark.skipif(not library.variants(), reason="the library is not built")
 
-# What may be larger by two: results that meet padding alone, and kernels that reach into it. The
+# Axes that may be larger by two: results over padding only, and kernels that reach into it. The
 # padded image of a packed convolution is scratch.
 MAY_GROW = {
     (library.CONV_FORWARD, 1): {0, 1},
@@ -59,7 +59,7 @@ def larger(shape, axis):
 @needs_library
 @pytest.mark.parametrize("name", CALLS)
 def test_arrays_that_do_not_fit_are_refused(name):
-    """One axis of one array larger by two than in a call that fits."""
+    """Make one axis of one array larger by two than in a valid call."""
     operands, results, attributes = CALLS[name]
     call(name, operands, results, attributes)
     arrays = [*operands, *results]
@@ -84,7 +84,7 @@ def test_numbers_that_make_no_sense_are_refused(name):
             wrong.add(0)
         for other in wrong:
             refused(name, operands, results, {**attributes, attribute: other})
-    # Some of these may be in the library, but not for this processor.
+    # Some of these may be in the library, but this processor cannot run them.
     for variant in {*range(-1, 6), 2**40} - set(library.indices().values()):
         chosen = {**attributes, "variant": variant}
         refused(name, operands, results, chosen, "a variant that this processor can run")
@@ -130,7 +130,7 @@ def test_other_dtypes_are_refused(name, dtype):
 @pytest.mark.parametrize("shape", [(0, 36, 16), (2, 0, 16), (2, 36, 0), (2, 36), (2, 6, 6, 16)])
 def test_samples_of_another_rank_or_without_pixels_are_refused(shape):
     refused(library.NORM_STATISTICS, [(shape, F32)], [((2, 16), F32)], {})
-    if all(shape):  # what has no elements is not even computed
+    if all(shape):  # empty results are not computed
         given = [(shape, F32), NOTHING, ROWS]
         refused(library.NORM_FORWARD, given, [(shape, F32)], {"activation": 0})
 
@@ -148,7 +148,7 @@ def test_a_shortcut_that_is_the_input_has_the_results_shape():
 @needs_library
 @pytest.mark.parametrize("number", [-1.0, -0.0, -np.float32(np.nan)])
 def test_numbers_with_a_sign_have_no_rank(number):
-    """Their bits, read as integers, are no places in a table."""
+    """Their bits, read as integers, are not valid indices."""
     x = jnp.array([1.0, 2.0, 0.0]).at[1].set(number)
     with pytest.raises(jax.errors.JaxRuntimeError, match="numbers that are not negative"):
         library.call(
@@ -268,7 +268,7 @@ def test_a_kernel_larger_than_the_image_has_no_results():
 
 @pytest.mark.parametrize("shape", [(3, 1, 1, 8), (1, 4, 4, 8), (3, 4, 4, 1)])
 def test_a_shortcut_may_be_broadcast(shape):
-    """The library takes one of the norm's own shape alone."""
+    """The library takes only a shortcut of the norm's own shape."""
     norm = BatchNorm()
     x, shortcut = example(3, 4, 4, 8), example(*shape)
     variables = norm.init(jax.random.key(0), x, train=True)

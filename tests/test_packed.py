@@ -1,4 +1,4 @@
-"""Packed inference: exact integers, whole networks, the authors' logits."""
+"""Tests of packed inference: exact integers, whole networks, the authors' logits."""
 
 import json
 import os
@@ -43,7 +43,7 @@ from siman_jax.pytorch.names import variables_from_torch
 from siman_jax.rules import ACTIVATION_RULES
 from siman_jax.rules.siman import siman_activation
 
-# Every example of a property has shapes of its own, so most of its time is compilation.
+# Every example has its own shapes, so most of the time is compilation.
 few = settings(max_examples=10, deadline=None, derandomize=True)
 
 
@@ -56,14 +56,14 @@ def plus_minus_one(bits):
 
 
 def convolve(x, kernel, strides, padding):
-    """The convolution that everything here must equal."""
+    """Compute the convolution that all others must equal."""
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 def exact_conv(bits, kernel, strides, padding):
-    """That of +-1, zeros around it, in 32-bit integers."""
+    """Convolve +-1, padded with zeros, in 32-bit integers."""
     return convolve(plus_minus_one(bits), plus_minus_one(kernel), strides, padding)
 
 
@@ -90,7 +90,7 @@ def test_dot_product_of_bits(length, seed):
 
 @st.composite
 def convolutions(draw):
-    """Input, kernel, strides and padding, any of them odd."""
+    """Draw input, kernel, strides and padding of unusual sizes."""
     sizes = st.integers(1, 7)
     image, kernel = (draw(sizes), draw(sizes)), (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     padding = []
@@ -106,7 +106,7 @@ def convolutions(draw):
 
 
 def cpp_conv(variant):
-    """The native convolution by one of its variants, with the arguments of the others."""
+    """Return the native convolution by one variant, with the arguments of the others."""
 
     def conv(bits, kernel, *, strides, padding):
         words, sums = kernel
@@ -213,7 +213,7 @@ def test_weight_only_convolution(case):
     x = np.random.default_rng(0).integers(-9, 10, bits.shape).astype(np.float32)
     words = kernels.pack_kernel(jnp.asarray(kernel)).words
     y = kernels.weight_only_conv(x, words, strides=strides, padding=padding)
-    # Sums of whole numbers, so that rounding cannot hide a wrong tap.
+    # Integers, so that rounding cannot hide a wrong tap.
     np.testing.assert_array_equal(y, convolve(x, signs(kernel, x.dtype), strides, padding))
 
 
@@ -249,7 +249,7 @@ def test_bits_of_equal_activations_are_one():
     assert ACTIVATION_RULES["siman"].bits(jnp.full((1, 2, 2, 3), 0.25)).all()
 
 
-# What each leaf of a trained network may look like: alphas of both signs, scales that are no 1.
+# Draws of leaves as after training: alphas of both signs, scales other than 1.
 DRAWS = {
     "alpha": lambda rng, shape: (0.05 + 0.1 * rng.random(shape)) * rng.choice([-1, 1, 1, 1], shape),
     "scale": lambda rng, shape: 0.8 + 0.4 * rng.random(shape),
@@ -263,7 +263,7 @@ DRAWS = {
 
 
 def trained(name, dtype, *, shape=None, width=12, **arguments):
-    """A narrow network, variables as after training, and images that halve unevenly."""
+    """Return a narrow network, variables as after training, and images of an awkward size."""
     model = build_model(name, 7, width=width, dtype=dtype, **arguments)
     size = 20 if name.startswith("cifar") else 40
     rng = np.random.default_rng(0)
@@ -277,7 +277,7 @@ def trained(name, dtype, *, shape=None, width=12, **arguments):
 
 
 def with_random_bits(variables):
-    """Store bits that no rule gives."""
+    """Add random bits, which no rule would give."""
     rng = np.random.default_rng(1)
     return {
         **variables,
@@ -292,14 +292,14 @@ def with_random_bits(variables):
 
 
 def assert_close(found, expected, tolerance):
-    """Compare relative to the largest magnitude."""
+    """Compare arrays relative to the largest magnitude."""
     assert found.dtype == expected.dtype
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", first_quickly(MODELS))
 def test_every_integer_of_every_network(name, x64):
-    """In float64, where no activation comes near enough its mean for rounding to decide the bit."""
+    """In float64, where no activation is so close to its mean that rounding decides its bit."""
     model, variables, images = trained(name, jnp.float64)
     variables = with_random_bits(variables)
     logits, outputs = outputs_of(model, variables, images)
@@ -322,7 +322,7 @@ def test_every_integer_of_every_network(name, x64):
 
 @pytest.mark.parametrize("name", first_quickly(MODELS))
 def test_logits_are_those_of_evaluation(name):
-    """Bit for bit, by XLA and by the native library: what is unpacked is folded alike."""
+    """Exactly equal, by XLA and by the native library, since both are folded in the same way."""
     model, variables, images = trained(name, jnp.float32)
     variables = with_random_bits(variables)
     folded = jax.jit(partial(fold, model))(variables)
@@ -351,7 +351,7 @@ def test_pieces_of_a_batch_give_the_logits_of_the_whole(size, count):
 
 
 def assert_logits_agree(model, variables, images):
-    """In float32, to rounding; a network this small meets no activation at its mean."""
+    """In float32, up to rounding; this small network has no activation close to its mean."""
     expected = jax.jit(partial(model.apply, train=False))(variables, images)
     apply = jax.jit(partial(packed_twin(model).apply, train=False))
     assert_close(apply(pack_unchecked(model, variables), images), expected, 1e-5)
@@ -412,7 +412,7 @@ def test_dense_layer(activation_rule):
 
 
 def test_logits_with_real_weights():
-    """Nothing to pack but the batch norms."""
+    """Only batch norms change when it is packed."""
     assert_logits_agree(*trained("cifar.vgg_small_1w1a", jnp.float32, weight_rule="real"))
 
 
@@ -434,7 +434,7 @@ def test_packed_variables_are_those_that_the_twin_expects():
 
 @pytest.mark.parametrize("golden_name", first_quickly(NETWORKS))
 def test_logits_of_the_authors(golden_name):
-    """Their float64 logits, by their stored bits, to what float32 can."""
+    """The authors' float64 logits by their stored bits, up to the precision of float32."""
     golden, name = load_golden(golden_name), NETWORKS[golden_name]
     model = build_model(name, golden.settings["classes"])
     variables = jax.tree.map(jnp.float32, variables_from_torch(name, golden.arrays))

@@ -48,7 +48,7 @@ ROOMS = {
     "rules": "errors native",
     "models": "errors outside terminal native rules",
     "packed": "errors output paths native rules models",
-    "pytorch": "errors paths rules models",
+    "pytorch": "errors paths models",
     "devices": "errors stop",
     "data": "errors outside paths devices",
     "training": "errors outside native rules models devices data",
