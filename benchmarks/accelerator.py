@@ -1,25 +1,26 @@
-"""All there is to know of an accelerator, in one run that ends when its minutes are over.
+"""Checks and measures an accelerator in one run of limited time.
 
     python -m benchmarks.accelerator --minutes=9 --data=FOLDER --out=results/accelerator_NAME
     python -m benchmarks.accelerator --quick --out=DIR      # every part in small, on a CPU
 
-For one GPU or TPU chip that is at hand for a quarter of an hour. Parts come in order of value; each
-is a process of its own, is ended when its share of the time is over, and writes to DIR what it has
-as soon as it is there:
+For one GPU or TPU chip that is available for a quarter of an hour. The most valuable parts run
+first. Each is a process of its own, is stopped when its share of the time is over, and writes
+results to DIR as soon as it has them:
 
-    checks.json         integers, bits, gradients and losses beside the CPU's
-    steps.json          training: images/s, memory, what ImageNet's step is spent on
-    torch_steps.json    PyTorch's side of two of these steps, where it is installed
-    packed.json         packed inference beside the bfloat16 twin
-    decoding.json       images/s that this host's cores decode, of FOLDER/photographs/**/*.jpg
-    training_run.json   a run of ResNet-20 by the published recipe on FOLDER/cifar10/{train,test}/
-    run.tar.gz          CLASS/*, in the time that is left: its folder, log and checkpoints, from
-                        which, in DIR or FOLDER, the next time goes on
-    summary.json        all of it
+    checks.json         integers, bits, gradients and losses compared with the CPU's
+    steps.json          training: images/s, memory, and where the time of ImageNet's step goes
+    torch_steps.json    two of these steps in PyTorch, if it is installed
+    packed.json         packed inference compared with the real-valued network in bfloat16
+    decoding.json       images/s that this host decodes, from FOLDER/photographs/**/*.jpg
+    training_run.json   a run of ResNet-20 by the published recipe, in the remaining time, on
+                        FOLDER/cifar10/{train,test}/CLASS/*
+    run.tar.gz          folder, log and checkpoints of that run; the next call continues from this
+                        file in DIR or FOLDER
+    summary.json        all results
 
-What a part lacks, or has no time for, is named. Checks, steps and packed inference need JAX, Flax,
-Optax and ml-collections; decoding needs simplejpeg and OpenCV; the run needs these, Orbax and
-tensorboardX. On a GPU, leave JAX_PLATFORMS alone: the CPU is what the device is compared with. Each
+Anything missing or left out for lack of time is named. Checks, steps and packed inference need JAX,
+Flax, Optax and ml-collections; decoding needs simplejpeg and OpenCV; the run needs all these, Orbax
+and tensorboardX. On a GPU do not set JAX_PLATFORMS, since the device is compared with the CPU. Each
 part is a module of `benchmarks.accelerator_parts`.
 """
 
@@ -42,9 +43,9 @@ from siman_jax.output import write_whole
 
 REPOSITORY = Path(__file__).parent.parent
 MINUTES, QUICK_MINUTES = 9.0, 3.0
-# A part gets no less than this, or is left out.
+# A part with less time than this is left out.
 LEAST_SECONDS = 10.0
-# How much longer than it was given a part may take to end by itself.
+# How long a part may exceed its time before it is killed.
 GRACE_SECONDS = 3.0
 
 
@@ -53,15 +54,15 @@ class PartOfRun:
     """A part, and when it has to end.
 
     Attributes:
-      name: of its module, and of its file.
-      until: share of the whole time that is over by then, 0 to 1.
+      name: of its module and its file.
+      until: when it ends, as a share of the whole time, 0 to 1.
     """
 
     name: str
     until: float
 
 
-# In order of value. What one does not use is for those that follow.
+# The most valuable first. Time that a part does not use goes to the next ones.
 PARTS = (
     PartOfRun("checks", 0.18),
     PartOfRun("steps", 0.6),
@@ -76,7 +77,7 @@ def main() -> None:
     """Run the parts, and print the summary."""
     args = parse_arguments()
     started, whole = time.monotonic(), 60 * args.minutes - GRACE_SECONDS
-    # So that what runs is ended too.
+    # Exit by an exception, so that the running part is killed too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     summary: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.accelerator", *sys.argv[1:]]),
@@ -90,7 +91,7 @@ def main() -> None:
     }
     try:
         for part in PARTS:
-            # Tiny parts need not be cut short for those that follow.
+            # Quick parts are so small that they need no limits of their own.
             until = 1.0 if args.quick else part.until
             seconds = started + until * whole - time.monotonic()
             summary["parts"][part.name] = run_part(part.name, seconds, args)
@@ -122,11 +123,11 @@ def run_part(name: str, seconds: float, args: argparse.Namespace) -> dict[str, A
     """Run a part in a process of its own.
 
     Returns:
-      What it has written, by the names that it gave, and the "seconds" that it took; with
-      "left_out", what it lacks, and why.
+      The results that it wrote, by name; the "seconds" that it took; and in "left_out", what is
+      missing, and why.
     """
     file = args.out / f"{name}.json"
-    file.unlink(missing_ok=True)  # an earlier run's
+    file.unlink(missing_ok=True)  # from an earlier run
     if seconds < LEAST_SECONDS:
         return {"seconds": 0.0, "left_out": {name: "no time was left for it"}}
     print(f"{name}: at most {seconds:.0f} s", flush=True)
@@ -161,19 +162,19 @@ def run_part(name: str, seconds: float, args: argparse.Namespace) -> dict[str, A
 
 
 def end_with_children(process: subprocess.Popen) -> None:
-    """End a process and all that it has started."""
-    with suppress(ProcessLookupError):  # it has ended by itself, and all others too
+    """Kill a process and all processes that it has started."""
+    with suppress(ProcessLookupError):  # all have already ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def environment(quick: bool) -> dict[str, str]:
-    """Variables of a part's process."""
+    """Return the environment variables of a part's process."""
     variables = dict(os.environ)
-    # Others may need some of the memory, PyTorch and the compiler's trials.
+    # PyTorch and the compiler's autotuning also need memory.
     variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     platforms = variables.get("JAX_PLATFORMS", "")
-    if platforms and "cpu" not in platforms.split(","):  # to compare with, and to make states on
+    if platforms and "cpu" not in platforms.split(","):  # to compare with, and to create states
         variables["JAX_PLATFORMS"] = f"{platforms},cpu"
     if quick:
         flags = variables.get("XLA_FLAGS", "")
@@ -182,7 +183,7 @@ def environment(quick: bool) -> dict[str, str]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print what came out, and what is missing."""
+    """Print the results, and what is missing."""
     parts = summary["parts"]
     steps, torch = parts["steps"], parts["torch_steps"]
     versions = steps.get("versions", {}) | torch.get("versions", {})
@@ -212,7 +213,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def print_check(name: str, row: dict[str, Any]) -> None:
-    """Print a line for a check, or losses side by side."""
+    """Print a line for a check, or for the losses on each device."""
     if "passed" in row:
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
         told = ", ".join(f"{k} {v:g}" for k, v in numbers.items() if k != "passed")
@@ -223,7 +224,7 @@ def print_check(name: str, row: dict[str, Any]) -> None:
 
 
 def print_program(name: str, row: dict[str, Any], torch: dict[str, Any] | None) -> None:
-    """Print a line for a training step, and PyTorch's beside it."""
+    """Print lines for a training step, and for PyTorch's."""
     line = f"{name:48} {row['images_per_second']:12.0f} images/s"
     line += f", compiled in {row['seconds_to_compile']:.0f} s"
     if "needed_bytes" in row:

@@ -1,11 +1,11 @@
-"""What checksums cost: restoring a checkpoint, and loading a model file, with and without them.
+"""Measures the cost of checksums when restoring a checkpoint and loading a model file.
 
     python -m benchmarks.checked_loading
 
-Both sides take turns in one process, each first as often as second; a row gives the median of each,
-and the ratio. "without" restores a checkpoint as it was done before there were checksums: orbax's
-description of it is compared with the network, then orbax loads it. A model file without a digest
-is read as one with a digest is, but for the digest.
+Both sides take turns in one process, and each is first in half of the rounds. A row gives both
+medians and their ratio. Without checksums, a checkpoint is restored by comparing orbax's
+description of it with the network, and loading it by orbax. A model file without a digest is read
+in the same way as one with a digest, except for the digest.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Side = Callable[[], Any]
 
 
 def example(config: ConfigDict) -> Snapshot:
-    """A snapshot of random numbers."""
+    """Create a snapshot of random numbers."""
     config.data.num_classes = config.data.num_classes or 1000
     optimizer = build_optimizer(config.optimizer, 0.1)
     mesh, rng = make_mesh(1), np.random.default_rng(0)
@@ -60,7 +60,7 @@ def example(config: ConfigDict) -> Snapshot:
 
 
 def restoring(snapshot: Snapshot, folder: Path) -> tuple[Side, Side]:
-    """Restore a checkpoint with and without checksums."""
+    """Return functions that restore a checkpoint with and without checksums."""
     writer = CheckpointWriter(folder, keep=1, step=0)
     writer.save(1, snapshot, top1=None)
     writer.close()
@@ -78,7 +78,7 @@ def restoring(snapshot: Snapshot, folder: Path) -> tuple[Side, Side]:
 
 
 def loading(config: ConfigDict, snapshot: Snapshot, folder: Path) -> tuple[Side, Side]:
-    """Load a model file with and without a digest."""
+    """Return functions that load a model file with and without a digest."""
     model, size = model_from_config(config), config.data.image_size
     packed = pack_unchecked(model, snapshot.progress.state.variables())
     arguments = {
@@ -98,7 +98,7 @@ def loading(config: ConfigDict, snapshot: Snapshot, folder: Path) -> tuple[Side,
 
 
 def compare(sides: tuple[Side, Side], rounds: int) -> dict[str, float]:
-    """Median milliseconds of both sides, and the ratio of medians and the median of ratios."""
+    """Measure both sides: median milliseconds, their ratio, and the median of ratios."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         for which in (0, 1) if number % 2 else (1, 0):

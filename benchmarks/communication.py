@@ -1,10 +1,10 @@
-"""What the devices of a run tell each other in a step, and what that costs on paper.
+"""Counts the communication between devices in a training step, and estimates its time.
 
     python -m benchmarks.communication --config=configs/imagenet.py
 
-Compiles the training step for virtual CPU devices, counts its collective operations, and
-calculates their time on two machines that this script has not seen: from the bandwidth and latency
-given below, nothing hidden behind computation, against the step's arithmetic at 30 % of the peak.
+Compiles the training step for virtual CPU devices and counts its collective operations. Their time
+is then calculated, not measured, for two machines: from the bandwidth and latency given below,
+without overlap, compared with the step's arithmetic at 30 % of the peak.
 """
 
 from functools import partial
@@ -22,11 +22,11 @@ from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.step import create_state, train_step
 from siman_jax.training.task import image_shape, model_from_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/imagenet.py", "Whose step.")
-_DEVICES = flags.DEFINE_integer("virtual_devices", 8, "To compile for.")
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/imagenet.py", "Config of the run.")
+_DEVICES = flags.DEFINE_integer("virtual_devices", 8, "Number of devices to compile for.")
 
-# Bytes/s that a device sends in an all-reduce, seconds of one all-reduce of next to nothing, peak
-# operations/s in bfloat16, devices: vendors' figures for the first and third, the second assumed.
+# Bytes/s that a device sends in an all-reduce (vendor's figure), seconds for an all-reduce of
+# almost no data (assumed), peak operations/s in bfloat16 (vendor's figure), number of devices.
 MACHINES = {
     "8 H100 over NVLink": (450e9, 20e-6, 989e12, 8),
     "TPU v5e-64 slice": (100e9, 20e-6, 197e12, 64),
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             out_shardings=replicated(mesh),
             compiler_options={"xla_backend_optimization_level": 0},
         )
-        with native(False):  # as training has it on several devices
+        with native(False):  # as in training on several devices
             lowered = run.lower(
                 jax.eval_shape(create, jax.random.key(0)),
                 jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32),
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
                 arithmetic = 6 * macs * per_device / (SHARE_OF_PEAK * peak)
                 efficiency = arithmetic / (arithmetic + exchange)
                 print(
-                    f"  calculated, {machine}, {per_device} images a device: arithmetic"
+                    f"  calculated, {machine}, {per_device} images per device: arithmetic"
                     f" {1e3 * arithmetic:.1f} ms, exchange {1e3 * exchange:.1f} ms, so"
                     f" {100 * efficiency:.0f} % of linear scaling"
                 )

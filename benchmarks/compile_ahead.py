@@ -1,20 +1,20 @@
-"""Compile the training step for a TPU or a GPU on a machine that has neither, and count its costs.
+"""Compiles the training step for a TPU or GPU on a machine without one, and counts its costs.
 
     pip install 'jax[tpu]'                          # brings the TPU's compiler
     pip install jax-cuda13-plugin jax-cuda13-pjrt   # brings the GPU's; CUDA has to be installed
     python -m benchmarks.compile_ahead --json compile_ahead.json
 
-A row gives, for one chip and one step: arithmetic and the bytes that instructions read and write,
-as the compiler counts them; bytes of temporary arrays; loops with their trips, fusions, launches;
-what devices exchange; and how long the bytes alone and the arithmetic alone would take at the
-chip's peak. The TPU's compiler counts accesses to on-chip memory too, so its "HBM GB" is an upper
-bound; "off chip" is counted here, from the shapes in the program. The GPU's compiler tells neither
-bytes nor arithmetic: bytes are those counted here, and the arithmetic is left at 0.
+A row gives, for one chip and one step: arithmetic and bytes read and written, as the compiler
+counts them; bytes of temporary arrays; loops with their trips, fusions, launches; the data that
+devices exchange; and the time that the bytes or the arithmetic alone would take at the chip's peak.
+The TPU's compiler also counts accesses to on-chip memory, so its "HBM GB" is an upper bound; "off
+chip" is counted here, from the shapes in the program. The GPU's compiler reports neither, so its
+bytes are those counted here, and its arithmetic is shown as 0.
 
-The instructions that move most bytes are listed, those of like layers together (--movers). A
-step takes from ten seconds to some minutes to compile; each is written as soon as it is there, and
-rows that the file of --json holds already are not compiled again. One that fails is named, and the
-others go on. No time here is measured on a chip.
+The instructions that move most bytes are listed, with similar layers together (--movers). A step
+takes from ten seconds to some minutes to compile. Each row is written as soon as it is ready, and
+rows that the --json file already holds are not compiled again. Failures are named, and the others
+continue. No time here is measured on a chip.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-# Before JAX is imported: no device is used, and a TPU's compiler need not look for one.
+# Set before JAX is imported: no device is used, and the TPU's compiler must not look for one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
@@ -58,8 +58,8 @@ class Target:
 
     Attributes:
       name: of the chip.
-      platform: as JAX calls it.
-      topology: which chips the program is for.
+      platform: JAX's name of the platform.
+      topology: the chips that the program runs on.
       bytes_per_second: of the chip's memory.
       operations_per_second: in bfloat16, without sparsity.
     """
@@ -71,7 +71,7 @@ class Target:
     operations_per_second: float
 
     def devices(self) -> list:
-        """The chips, of which there are none here."""
+        """Return descriptions of the chips; they need not exist here."""
         if self.platform == "tpu":
             return topologies.get_topology_desc(
                 topology_name=self.topology, platform=self.platform
@@ -90,7 +90,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What one program costs, for one chip and one step; bytes and operations are counts."""
+    """The costs of one program, for one chip and one step; bytes and operations are counts."""
 
     target: str
     network: str
@@ -111,12 +111,12 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
-        """What the program is."""
+        """Identifies the program."""
         return self.target, self.network, self.weight_rule, self.images, self.dtype
 
 
 def main() -> None:
-    """Compile what is asked for, print a line for each, and write JSON."""
+    """Compile the requested programs, print a line for each, and write JSON."""
     args = parse_arguments()
     rows = read_rows(args.json) if args.json and args.json.exists() else []
     known = {row.key: row for row in rows}
@@ -127,7 +127,7 @@ def main() -> None:
         if row is None:
             try:
                 row = compile_row(TARGETS[target], network, rule, images, args)
-            except Exception as error:  # a compiler that is missing, or that finds no way
+            except Exception as error:  # a compiler is missing, or fails
                 print(f"{target:5} {network:22} {rule:10} FAILED: {error}", flush=True)
                 continue
             rows.append(row)
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows that an earlier run wrote; none where it had another JAX."""
+    """Read the rows of an earlier run; none if it had another version of JAX."""
     report = json.loads(path.read_text())
     return [Row(**row) for row in report["rows"]] if report["jax"] == jax.__version__ else []
 
@@ -166,13 +166,13 @@ def parse_arguments() -> argparse.Namespace:
 def lower_step(
     network: str, weight_rule: str, images: int, dtype: str, mesh: Mesh, **options: object
 ) -> Lowered:
-    """Lower a network's training step for a mesh; the batch is divided, all else is not.
+    """Lower a network's training step for a mesh; only the batch is divided.
 
     Args:
       network: key of `MODELS`.
-      weight_rule: key of `WEIGHT_RULES`; activations take the rule that goes with it.
-      images: of one step, on all chips together.
-      dtype: of `DTYPES`.
+      weight_rule: key of `WEIGHT_RULES`; activations use the rule published with it.
+      images: number of images per step, on all chips together.
+      dtype: one of `DTYPES`.
       mesh: with the axis `data`.
       **options: of `jax.stages.Traced.lower`.
     """
@@ -210,7 +210,7 @@ def lower_step(
 def compile_row(
     target: Target, network: str, weight_rule: str, images: int, args: argparse.Namespace
 ) -> Row:
-    """Compile one step, of so many images on each chip, and count."""
+    """Compile one step with the given number of images per chip, and count its costs."""
     devices = target.devices()
     mesh = Mesh(np.array(devices).reshape(-1), ("data",))
     lowered = lower_step(network, weight_rule, images * len(devices), args.dtype, mesh)
@@ -249,9 +249,9 @@ def compile_row(
 def biggest_movers(
     program: Program, moved: dict[Instruction, int], count: int = 15
 ) -> list[tuple[str, int, int]]:
-    """Where in the network most bytes are moved: name, instructions, bytes; the most first.
+    """List the parts of the network that move most bytes: name, instructions, bytes.
 
-    Layers of one kind count together: digits in their names are left out.
+    Layers of one kind count together, since digits in their names are ignored.
     """
     times, sizes = Counter[str](), Counter[str]()
     for instruction, size in moved.items():
@@ -262,7 +262,7 @@ def biggest_movers(
 
 
 def print_head() -> None:
-    """The table's first line."""
+    """Print the first line of the table."""
     print(f"JAX {jax.__version__}")
     print(
         f"{'chip':5} {'network':22} {'rule':10} {'GFLOP':>6} {'HBM GB':>7} {'off chip':>8}"
@@ -272,7 +272,7 @@ def print_head() -> None:
 
 
 def print_row(row: Row, movers: int) -> None:
-    """One line of the table, and the biggest movers where they are asked for."""
+    """Print one line of the table, and the biggest movers if requested."""
     target = TARGETS[row.target]
     size = row.bytes_by_compiler or row.bytes_off_chip
     print(

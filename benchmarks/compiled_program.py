@@ -1,7 +1,7 @@
-"""Read what a compiled program does from its text: loops, launches, and the bytes that it moves.
+"""Reads loops, launches and bytes moved from the text of a compiled program.
 
-The text is optimised HLO, as `jax.stages.Compiled.as_text` gives it. It lists instructions in the
-order in which they run, one after the other; what the compiler has fused is one instruction.
+The text is optimized HLO, from `jax.stages.Compiled.as_text`. It lists instructions in the order in
+which they run, one after the other; a fusion is one instruction.
 """
 
 import re
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-# Bits of an element; what is not here takes no memory (tokens).
+# Bits per element; other types, such as tokens, take no memory.
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16}
 _BITS |= {"u16": 16, "f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64, "u64": 64}
-# Instructions that name or group arrays; nothing runs for them.
+# Instructions that only name or group arrays, and run nothing.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _FREE |= {"partition-id", "replica-id", "opt-barrier", "while", "call", "conditional"}
 _NAME = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = ")
@@ -29,7 +29,7 @@ class Instruction:
 
     Attributes:
       name: unique in its computation.
-      result: type of what it gives, such as `f32[8,128]{1,0}`, or a tuple of such types.
+      result: type of the result, such as `f32[8,128]{1,0}`, or a tuple of such types.
       operation: such as `fusion`.
       operands: names of other instructions of the same computation.
       attributes: the rest of its line.
@@ -43,7 +43,7 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """Where in the network it comes from, as JAX names it; of a fusion, its last part."""
+        """JAX's name for its place in the network; for a fusion, that of its last part."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1].partition("/")[2] if found else self.operation
 
@@ -53,8 +53,8 @@ class Program:
     """The instructions of each computation of a program, by name.
 
     Attributes:
-      computations: by name; fused ones are among them, but do not run by themselves.
-      entry: name of the one that runs.
+      computations: by name, including fused ones, which do not run by themselves.
+      entry: name of the computation that runs.
     """
 
     computations: dict[str, tuple[Instruction, ...]]
@@ -62,9 +62,9 @@ class Program:
 
     @cached_property
     def executed(self) -> list[tuple[Instruction, int]]:
-        """What runs in one call, in order, each with how often: a loop's body as often as it runs.
+        """The instructions that run in one call, in order, each with how often it runs.
 
-        A loop whose trips the compiler does not tell counts once, of a branch all sides.
+        A loop with an unknown number of trips counts once; of a branch, all sides count.
         """
         return list(self._run(self.entry, 1))
 
@@ -79,7 +79,7 @@ class Program:
                     yield from self._run(body, times * int(trips[1] if trips else 1))
 
     def count(self, operation: str) -> int:
-        """How many instructions of this kind the program has, in all its computations."""
+        """Count the instructions of one kind in all computations of the program."""
         return sum(
             instruction.operation == operation
             for computation in self.computations.values()
@@ -88,13 +88,13 @@ class Program:
 
     @property
     def loop_trips(self) -> int:
-        """Trips of all loops together, of those whose number the compiler tells."""
+        """Total trips of all loops for which the number is known."""
         loops = (i for body in self.computations.values() for i in body if i.operation == "while")
         return sum(int(found[1]) for i in loops if (found := _TRIPS.search(i.attributes)))
 
     @property
     def launches(self) -> int:
-        """How many times the device is told to do something, in one call."""
+        """How many operations are launched on the device in one call."""
         return sum(
             times
             for instruction, times in self.executed
@@ -102,10 +102,10 @@ class Program:
         )
 
     def bytes_moved(self) -> dict[Instruction, int]:
-        """Bytes that each instruction reads from the device's memory and writes to it, in one call.
+        """Compute the bytes that each instruction reads and writes in device memory per call.
 
-        From the sizes of its operands and its result, padding of tiles included: an operand counts
-        whole and once, and what lies in on-chip memory does not count.
+        They follow from the sizes of operands and results, with the padding of tiles. An operand
+        counts completely and once; on-chip memory does not count.
         """
         results = {
             instruction.name: instruction.result
@@ -116,7 +116,7 @@ class Program:
         for instruction, times in self.executed:
             if instruction.operation in _FREE:
                 continue
-            # The two halves of an asynchronous operation: one reads, the other has written.
+            # Of the two halves of an asynchronous operation, the first reads and the second writes.
             reads = not instruction.operation.endswith("-done")
             writes = not instruction.operation.endswith("-start")
             names = set(instruction.operands) if reads else set()
@@ -152,10 +152,10 @@ def read_program(text: str) -> Program:
 
 
 def size_of(types: str) -> int:
-    """Bytes in the device's memory of an array's type, or of a tuple's.
+    """Compute the bytes in device memory of an array of a type, or of a tuple.
 
-    A tile `T(8,128)` pads the two innermost dimensions to multiples of its own; `S(1)` is on-chip
-    memory, of which 0 bytes are in the device's.
+    A tile `T(8,128)` pads the two innermost dimensions to multiples of its sizes. `S(1)` is on-chip
+    memory, which counts 0 bytes.
 
     >>> size_of("f32[3,100]{1,0:T(8,128)}"), size_of("(bf16[2,2]{1,0}, f32[4]{0:S(1)})")
     (4096, 8)
@@ -188,7 +188,7 @@ def _until(text: str, mark: str) -> tuple[str, str]:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-    """Split behind the parenthesis that closes the first one."""
+    """Split the text after the parenthesis that closes the first one."""
     depth = 0
     for at, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")

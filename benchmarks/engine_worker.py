@@ -1,16 +1,15 @@
-"""One process that runs one engine for `packed_inference`, as lines of JSON on its pipes ask.
+"""A process that runs one engine for `packed_inference`, controlled by lines of JSON on its pipes.
 
     python -m benchmarks.engine_worker ENGINE NETWORK IMAGE_SIZE CLASSES WIDTH FOLDER THREADS
 
-THREADS 0 writes the model file and ends. Otherwise the process keeps to as many cores before it
-imports anything that counts them, and answers one line with another: `load` a batch size, `time`
-some calls, `memory`, or `layers`.
+With THREADS 0 it writes the model file and ends. Otherwise the process binds itself to as many
+cores before it imports anything that counts them, and answers requests: `load` a batch size, `time`
+calls, `memory`, or `layers`.
 """
 
 import ctypes
 import gc
 import importlib
-import json
 import os
 import sys
 import time
@@ -19,16 +18,17 @@ from typing import Any
 
 from benchmarks.case import Case
 from benchmarks.engines import ENGINES, Setting, random_images
+from benchmarks.worker_process import answer_requests, answering
 
 
 def keep_to_cores(count: int) -> None:
-    """Run on `count` cores only: XLA's CPU backend starts a thread for each core it may use."""
+    """Bind this process to `count` cores: XLA's CPU backend starts one thread per usable core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
 
 
 def memory(field: str) -> float:
-    """A figure of this process's memory in MB, `VmRSS` or its peak `VmHWM`; NaN if unknown."""
+    """Return this process's memory in MB, `VmRSS` or its peak `VmHWM`; NaN if unknown."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -37,7 +37,7 @@ def memory(field: str) -> float:
 
 
 def forget_peak() -> None:
-    """Give free memory back to the system, and let the peak start anew from what is left."""
+    """Return free memory to the system, and reset the peak to the memory that is left."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -47,7 +47,7 @@ def forget_peak() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what is imported and matters."""
+    """Return the versions of imported libraries that matter."""
     names = ("jax", "flax", "numpy", "torch", "onnxruntime", "openvino", "tensorflow")
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
     found["larq_compute_engine"] = None
@@ -59,8 +59,8 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **known}
 
 
-class Worker:
-    """An engine and what it has loaded."""
+class EngineWorker:
+    """An engine and the network that it has loaded."""
 
     def __init__(self, name: str, case: Case, folder: Path, threads: int) -> None:
         self._engine = ENGINES[name]
@@ -71,10 +71,10 @@ class Worker:
         self._case, self._folder, self._threads = case, folder, threads
         self._run: Any = None
         self._images: Any = None
-        self._seconds = 0.0  # that a call takes, roughly
+        self._seconds = 0.0  # of a call, roughly
 
     def load(self, batch: int) -> dict:
-        """Get ready for calls of `batch` images, in the place of what was loaded before."""
+        """Prepare for calls with `batch` images, and drop what was loaded before."""
         self._run = None
         gc.collect()
         channels_first = self._engine.channels_first
@@ -85,7 +85,9 @@ class Worker:
         seconds = time.perf_counter() - start
         expected = (batch, self._case.num_classes)
         if logits.shape != expected or not abs(logits).max() < float("inf"):
-            raise ValueError(f"Logits of shape {logits.shape}, not {expected}, or not finite.")
+            raise ValueError(
+                f"the logits have shape {logits.shape} or are not finite; expected {expected}."
+            )
         start = time.perf_counter()
         for _ in range(3):  # TorchScript optimizes in its first calls
             self._run(self._images)
@@ -93,7 +95,7 @@ class Worker:
         return {"seconds_to_load": seconds, "versions": versions()}
 
     def time(self, seconds: float) -> dict:
-        """Time calls for about some seconds, at least one, after a first that fills caches."""
+        """Time calls for about `seconds`, at least one, after a call that fills caches."""
         if self._seconds < seconds:
             self._run(self._images)
         times = []
@@ -109,7 +111,7 @@ class Worker:
         return {"milliseconds": [1e3 * t for t in times], "cores_used": cores}
 
     def memory(self) -> dict:
-        """Memory in MB: after imports, at most while loading, loaded, and at most in calls."""
+        """Return memory in MB: after imports, peak while loading, loaded, and peak in calls."""
         loading = memory("VmHWM")
         forget_peak()
         loaded = memory("VmRSS")
@@ -127,33 +129,17 @@ class Worker:
 
 
 def main() -> None:
-    """Prepare, or answer until the pipe closes."""
+    """Write the model file, or answer requests until the pipe closes."""
     name, network, *sizes, folder, threads = sys.argv[1:]
     case = Case(network, *map(int, sizes))
-    # What libraries print goes to stderr; the pipe to the benchmark is this process's own.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(**message: object) -> None:
-        print(json.dumps(message), file=answers, flush=True)
-
-    try:
+    with answering() as answer:
         if int(threads) == 0:
             file = Path(folder) / ENGINES[name].file
             if not file.exists():  # another engine may read the same
                 ENGINES[name].prepare(case, Path(folder))
             return answer(kilobytes=file.stat().st_size / 1000)
         keep_to_cores(int(threads))
-        worker = Worker(name, case, Path(folder), int(threads))
-        answer(ready=True)
-        for line in sys.stdin:
-            request = json.loads(line)
-            answer(**getattr(worker, request.pop("command"))(**request))
-    except ModuleNotFoundError as error:
-        answer(missing=str(error))
-    except Exception as error:
-        answer(failed=f"{type(error).__name__}: {error}")
-        raise
+        answer_requests(EngineWorker(name, case, Path(folder), int(threads)), answer)
 
 
 if __name__ == "__main__":

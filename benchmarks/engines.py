@@ -1,14 +1,14 @@
-"""What runs the networks of `packed_inference`: this project, and what a user would pick instead.
+"""The engines that `packed_inference` compares: this project and its alternatives.
 
-An engine first prepares its model file, in a process of its own, then loads it in another one that
-imports no more than the run-time needs. What `load` gives maps a float32 array of normalized images
-in the host's memory to an array of logits there: packing, transfers and dispatch are in the time.
+An engine first prepares its model file in one process, then loads it in another one that imports
+only what its runtime needs. `load` returns a function from a float32 array of normalized images in
+the host's memory to an array of logits there, so times include packing, transfers and dispatch.
 
-The float networks are plain ones of the same depth, width and resolution (see `float_networks`):
-nobody who stays with floats would run a 1-bit network's second shortcuts and PReLUs. "float twin"
-is this project's network itself with nothing binarized.
+The float networks are ordinary ones of the same depth, width and resolution (see `float_networks`),
+since float networks do not need the extra shortcuts and PReLUs of a 1-bit network. "float twin" is
+this project's own network with nothing binarized.
 
-This module runs on Python 3.10 too, because Larq Compute Engine does.
+This module must also run on Python 3.10, which Larq Compute Engine needs.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ LARQ_FILE = "larq.tflite"
 
 
 class Setting(NamedTuple):
-    """What an engine is loaded for.
+    """The setting that an engine is loaded for.
 
     Attributes:
       case: network and input.
-      folder: where `prepare` wrote.
-      batch: images of a call.
-      threads: that work on a call.
+      folder: folder with the files that `prepare` wrote.
+      batch: images per call.
+      threads: threads per call.
     """
 
     case: Case
@@ -50,12 +50,12 @@ class Engine(NamedTuple):
     """One way to run a network.
 
     Attributes:
-      file: the model file that `prepare` writes.
-      prepare: writes it into a folder.
-      load: makes what maps images to logits.
-      modules: what the run-time imports, before which memory is not the engine's own.
-      install: what installs it.
-      interpreter: whose: "jax", "lce", or "here", the one that runs the benchmark.
+      file: name of the model file.
+      prepare: writes the model file into a folder.
+      load: returns the function from images to logits.
+      modules: imports of its runtime; memory is measured after them.
+      install: how to install it.
+      interpreter: the Python that runs it: "jax", "lce", or "here" for the benchmark's own.
       channels_first: whether images are `[batch, 3, height, width]`.
     """
 
@@ -81,9 +81,9 @@ def random_images(case: Case, batch: int, *, channels_first: bool) -> Any:
 
 
 def random_variables(model: Any, case: Case) -> Any:
-    """Draw a network's variables, with batch norms that have seen something.
+    """Draw a network's variables, with batch norms as after training.
 
-    As they start, ResNet-18's batch norms scale by 1e-8, which no trained one does.
+    ResNet-18's initial batch norms scale by 1e-8, unlike those of a trained network.
     """
     import jax
     from flax.traverse_util import flatten_dict, unflatten_dict
@@ -119,7 +119,7 @@ def prepare_packed(case: Case, folder: Path) -> None:
 
 
 def load_packed(setting: Setting, *, native: bool = True) -> Run:
-    """Read the model file and compile it as `siman_jax.load` does, weights as constants."""
+    """Read the model file and compile it as `siman_jax.load` does, with weights as constants."""
     import jax
     import numpy as np
 
@@ -181,7 +181,7 @@ def _torch_network(case: Case) -> Any:
 
 
 def prepare_torchscript(case: Case, folder: Path) -> None:
-    """Trace, freeze and save, in channels-last memory format, the faster one on CPUs."""
+    """Trace, freeze and save a network in channels-last memory format, which is faster on CPUs."""
     import torch
 
     network = _torch_network(case).to(memory_format=torch.channels_last)
@@ -191,7 +191,7 @@ def prepare_torchscript(case: Case, folder: Path) -> None:
 
 
 def load_torchscript(setting: Setting) -> Run:
-    """Load what `prepare_torchscript` saved."""
+    """Load the file from `prepare_torchscript`."""
     import torch
 
     torch.set_num_threads(setting.threads)
@@ -207,7 +207,7 @@ def prepare_torch_state(case: Case, folder: Path) -> None:
 
 
 def load_torch_compiled(setting: Setting) -> Run:
-    """Compile by Inductor, with the parameters as constants."""
+    """Compile with Inductor, with the parameters as constants."""
     import torch
     import torch._inductor.config
 
@@ -229,7 +229,7 @@ def _run_torch(torch: Any, network: Any, images: Any) -> Any:
 
 
 def prepare_onnx(case: Case, folder: Path) -> None:
-    """Export the float network, for any number of images."""
+    """Export the float network for any batch size."""
     import torch
 
     images = torch.from_numpy(random_images(case, 2, channels_first=True))
@@ -246,7 +246,7 @@ def prepare_onnx(case: Case, folder: Path) -> None:
 
 
 def prepare_int8(case: Case, folder: Path) -> None:
-    """Quantize statically: QDQ, 8 bits, kernels per channel, calibrated on random images."""
+    """Quantize to int8: static, QDQ, kernels per channel, calibrated on random images."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -275,7 +275,7 @@ def prepare_int8(case: Case, folder: Path) -> None:
 
 
 def load_onnxruntime(setting: Setting, file: str) -> Run:
-    """Open an ONNX file in ONNX Runtime, with all of its optimizations."""
+    """Open an ONNX file in ONNX Runtime, with all its optimizations."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -288,7 +288,7 @@ def load_onnxruntime(setting: Setting, file: str) -> Run:
 
 
 def load_openvino(setting: Setting, file: str) -> Run:
-    """Compile an ONNX file in OpenVINO for one shape and low latency, precision as it chooses."""
+    """Compile an ONNX file in OpenVINO for one shape and low latency, with default precision."""
     import openvino
 
     core = openvino.Core()
@@ -302,7 +302,7 @@ def load_openvino(setting: Setting, file: str) -> Run:
     return lambda images: request.infer([images], share_inputs=True)[0]
 
 
-# Larq Compute Engine, whose functions stand in a file that is imported where it is installed.
+# Larq Compute Engine. Its functions are in another file, which needs its packages.
 
 
 def prepare_larq(case: Case, folder: Path) -> None:
@@ -334,8 +334,7 @@ _onnx_install = "pip install torch onnx onnxscript onnxruntime"
 _onnxruntime = partial(Engine, modules=("numpy", "onnxruntime"), install=_onnx_install)
 _openvino = partial(Engine, modules=("numpy", "openvino"), install=f"{_onnx_install} openvino")
 
-# By name, in the order of tables and charts. Other kernels of the packed network are rows like the
-# first two: what `load_packed` gets by name goes to `packed_logits`.
+# By name, in the order of tables and charts.
 ENGINES: dict[str, Engine] = {
     OURS: _packed(load=load_packed),
     "siman-jax packed (XLA only)": _packed(load=partial(load_packed, native=False)),

@@ -1,10 +1,10 @@
-"""Evaluation of a network on a test set in memory: natively and by XLA alone.
+"""Measures the evaluation of a network on a test set in memory, natively and by XLA alone.
 
     python -m benchmarks.evaluation --json evaluation.json
 
-Both sides are the function that `siman_jax.main` calls after each epoch, on 10,000 random images,
-in turn in one process. The first call compiles and is named by itself; times of later ones are
-medians. Nothing else should run meanwhile.
+Both sides call the function that `siman_jax.main` calls after each epoch, on 10,000 random images,
+in turns in one process. The first call, which compiles, is shown separately; times of later calls
+are medians. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -32,14 +32,14 @@ NETWORKS = ("cifar.resnet20_1w1a", "cifar.resnet18_1w1a", "cifar.vgg_small_1w1a"
 
 
 def settings(network: str, native: bool) -> ConfigDict:
-    """The config of a run on CIFAR-10."""
+    """Return the config of a run on CIFAR-10."""
     config = cifar10.get_config()
     config.model.name, config.native, config.data.num_classes = network, native, 10
     return config
 
 
 def compare(network: str, images: int, rounds: int) -> dict[str, Any]:
-    """Seconds of an evaluation by each side: the first, and the median of later ones."""
+    """Measure the seconds of an evaluation on each side: the first, and the median of others."""
     rng, mesh = np.random.default_rng(0), make_mesh(1)
     config = settings(network, native=True)
     model = model_from_config(config)

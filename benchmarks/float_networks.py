@@ -1,8 +1,8 @@
-"""Plain float networks in PyTorch, as torchvision and He et al. have them, with ReLU.
+"""Ordinary float networks in PyTorch, as in torchvision and He et al., with ReLU.
 
-One shortcut in each block of two convolutions, batch norm, and random parameters: speed does not
-depend on them. ResNets for 32x32 images have zero-padded shortcuts, as in section 4.2 of He et al.
-(arXiv 1512.03385), for ResNet-20, and 1x1 convolutions for ResNet-18.
+Each block has two convolutions, batch norms and one shortcut. Parameters are random, since speed
+does not depend on them. For 32x32 images, ResNet-20 has zero-padded shortcuts, as in section 4.2 of
+He et al. (arXiv 1512.03385), and ResNet-18 has 1x1 convolutions.
 """
 
 import torch
@@ -24,7 +24,7 @@ class PaddedShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """conv, BN, ReLU, conv, BN, + shortcut, ReLU."""
+    """Convolution, batch norm, ReLU, convolution, batch norm, + shortcut, ReLU."""
 
     def __init__(self, channels: int, features: int, strides: int, *, padded: bool) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def _vgg_small(num_classes: int, width: int, image_size: int) -> nn.Module:
 
 
 def build_float_network(name: str, num_classes: int, width: int, image_size: int) -> nn.Module:
-    """Build the float network of the depth and width of one of `siman_jax.models.MODELS`."""
+    """Build a float network with the depth and width of one of `siman_jax.models.MODELS`."""
     network = {
         "cifar.resnet20_1w1a": lambda: _resnet(
             (3, 3, 3), num_classes, width, imagenet_stem=False, padded=True

@@ -1,4 +1,4 @@
-"""What `packed_inference` shows of its measurements: the machine, tables, charts."""
+"""Shows the measurements of `packed_inference`: the machine, tables, charts."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.engines import ENGINES, OURS
 
-# What popcounts, int8 products and bfloat16 ones may make use of.
+# Instruction sets that matter for popcounts, and for int8 and bfloat16 products.
 TELLING_FLAGS = (
     "popcnt",
     "avx2",
@@ -28,12 +28,12 @@ TELLING_FLAGS = (
     "asimddp",
 )
 
-# Blue for what the benchmark is about, greys for the rest; the darker one is one thread.
+# Blue for this project, grey for the rest; the darker colour is for one thread.
 _OUR_COLOURS, _OTHER_COLOURS = ("#1f4e9c", "#6fa0e6"), ("#757575", "#bdbdbd")
 
 
 def describe() -> dict[str, Any]:
-    """Say what machine this is, as `lscpu` has it, and how busy."""
+    """Describe the machine by `lscpu`, and its load."""
     try:
         text = subprocess.run(
             ["lscpu"], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
@@ -64,7 +64,7 @@ def print_speed(rows: list[dict], network: str) -> None:
         table = Table(
             title=f"{network}, {threads} thread{'s' * (threads > 1)}", title_justify="left"
         )
-        table.add_column("ms a call: median (best), times ours", no_wrap=True)
+        table.add_column("ms per call: median (best), times ours", no_wrap=True)
         for batch in batches:
             table.add_column(f"batch {batch}", justify="right", no_wrap=True)
             table.add_column("", justify="right", no_wrap=True)
@@ -88,7 +88,7 @@ def _speed_cells(row: dict | None) -> tuple[str, str]:
 
 
 def print_memory(rows: list[dict], files: list[dict], network: str) -> None:
-    """Print a table of model files and of memory beyond what imports take."""
+    """Print a table of model files, and of memory beyond that of imports."""
     rows = [row for row in rows if row["network"] == network]
     measured = {row["engine"] for row in rows}
     batches = _in_order(row["batch"] for row in rows)
@@ -136,9 +136,9 @@ def print_layers(measured: list[dict]) -> None:
                 f"{row['gmacs'] / c:.0%}" if c else "-",
             )
         _print(table)
-        in_c = f"a loop in C {c:.0f}" if c else "no C compiler to measure a loop with"
+        in_c = f"a loop in C {c:.0f}" if c else "a loop in C was not measured without a compiler"
         print(
-            f"xor and popcount in plain loops, words packed before, GMAC/s: XLA {xla:.0f} "
+            f"xor and popcount in plain loops over packed words, GMAC/s: XLA {xla:.0f} "
             f"({best_shape} rows x words x columns), {in_c}; an empty call takes "
             f"{1e3 * one['empty_call_ms']:.0f} us"
         )
@@ -173,7 +173,7 @@ def draw(report: dict, network: str, path: Path) -> None:
             axes.text(row["median_ms"], place, text, va="center", fontsize=8, weight=weight)
         axes.set_xlim(0, 1.35 * max(row["median_ms"] for row in here))
         axes.set_title(f"batch {batch}", fontsize=10)
-        axes.set_xlabel("ms a call, median", fontsize=9)
+        axes.set_xlabel("ms per call, median", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     first = figure.axes[0]
@@ -189,7 +189,7 @@ def draw(report: dict, network: str, path: Path) -> None:
 
 
 def _number(milliseconds: float) -> str:
-    """Three digits that mean something.
+    """Format with three significant digits.
 
     >>> [_number(x) for x in (0.1234, 1.234, 12.34, 1234.5)]
     ['0.123', '1.23', '12.3', '1234']

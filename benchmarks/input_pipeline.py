@@ -1,18 +1,18 @@
-"""Images per second on one core: reading JPEG files for training, in this and in other ways.
+"""Measures images per second on one core: reading JPEG files for training, here and elsewhere.
 
     python -m benchmarks.input_pipeline FOLDER --json results.json
 
-Every side makes the same thing of the same files, which are in memory: a random box of 8 to 100 %
-of the area and an aspect of 3/4 to 4/3, scaled to 224x224, mirrored half of the time. Batches are
-uint8, but for one side's, which are the normalized floats that torchvision's usual transforms end
-in; here that last step is the device's. The sides take turns, so that a busy machine slows them
-alike, and ratios are those of one round. TensorFlow's usual recipes scale without antialiasing,
-which is less work than the other sides do, so its side runs in both ways. Its other defaults stay:
-the less exact of two transforms to pixels (dct_method), colours interpolated (fancy_upscaling), and
-boxes drawn by their height, which are smaller on average.
+All sides do the same work on the same files, which are in memory: a random box of 8 to 100 % of the
+area and an aspect of 3/4 to 4/3, scaled to 224x224, and mirrored half of the time. Batches are
+uint8, except for one side, which ends in normalized floats as torchvision's usual transforms do; in
+this project that last step runs on the device. The sides take turns, so that a busy machine slows
+all of them, and ratios are taken within a round. TensorFlow's usual recipes scale without
+antialiasing, which is less work than the other sides do, so it runs both with and without. Its
+other defaults are kept: the less exact dct_method, fancy_upscaling, and boxes drawn by their
+height, which are smaller on average.
 
-How exact this project's pixels are is measured too, as their mean difference from Pillow's, of the
-same boxes.
+The exactness of this project's pixels is measured too, as their mean difference from Pillow's for
+the same boxes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def main() -> None:
-    """Measure every side, print a table, and write it where --json says."""
+    """Measure every side, print a table, and write the --json file."""
     args = parse_arguments()
     pin_to_one_core()
     keep_freed_memory()
@@ -89,14 +89,14 @@ def pin_to_one_core() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     else:
-        print("this system cannot pin a process: threads of TensorFlow may use other cores")
+        print("this system cannot pin a process, so threads of TensorFlow may use other cores")
 
 
 def keep_freed_memory() -> None:
-    """Let glibc use again what was freed, instead of returning it to the system.
+    """Make glibc reuse freed memory instead of returning it to the system.
 
-    Otherwise a process gets new pages for every large array, or for none, as chance has it, and
-    Pillow with its normalized batches is slower by a fifth where it does.
+    Otherwise chance decides whether a process gets new pages for every large array, which makes
+    Pillow with normalized batches slower by a fifth.
     """
     if platform.libc_ver()[0] == "glibc":
         for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
@@ -104,32 +104,32 @@ def keep_freed_memory() -> None:
 
 
 def read_files(folder: Path, limit: int) -> list[bytes]:
-    """Read JPEG files, at most `limit`, evenly picked from the sorted ones."""
+    """Read at most `limit` JPEG files, picked evenly from the sorted ones."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg"})
     files = [path.read_bytes() for path in paths[:: max(1, -(-len(paths) // limit))]]
-    files = [data for data in files if data.startswith(b"\xff\xd8")]  # PNG goes by .JPEG at times
+    files = [data for data in files if data.startswith(b"\xff\xd8")]  # some .JPEG files are PNG
     if not files:
         sys.exit(f"there are no JPEG files below {folder}; looked for *.jpg and *.jpeg")
     return files
 
 
 class InMemory(Sequence):
-    """Files as records of one class, over and over: Grain is slow to shuffle a few hundred."""
+    """Files as records of one class, repeated, since Grain is slow to shuffle a few hundred."""
 
     def __init__(self, files: Sequence[bytes]) -> None:
         self._files = files
 
     def __len__(self) -> int:
-        """As many as real sets have."""
+        """Return a size like that of real data sets."""
         return 2**20
 
     def __getitem__(self, index: int) -> tuple:
-        """Data, label and name."""
+        """Return data, label and name."""
         return self._files[index % len(self._files)], 0, str(index)
 
 
 def ours(files: Sequence[bytes]) -> Iterator:
-    """This project's loader, of which nothing runs ahead into the other sides' turns."""
+    """Use this project's loader, without reading ahead during the other sides' turns."""
     from configs import imagenet
     from siman_jax.data.pipeline import Share, training_batches
 
@@ -142,14 +142,14 @@ def ours(files: Sequence[bytes]) -> Iterator:
 
 
 def pillow(files: Sequence[bytes]) -> Iterator:
-    """What torchvision's RandomResizedCrop and RandomHorizontalFlip do with a Pillow image."""
+    """Do what torchvision's RandomResizedCrop and RandomHorizontalFlip do with a Pillow image."""
     import numpy as np
 
     return in_batches(files, pillow_transform(), np.uint8)
 
 
 def pillow_normalized(files: Sequence[bytes]) -> Iterator:
-    """The same, then ToTensor and Normalize, whose result is `[3, SIZE, SIZE]` float32."""
+    """Do the same, then ToTensor and Normalize, which give `[3, SIZE, SIZE]` float32."""
     import numpy as np
 
     crop_and_flip = pillow_transform()
@@ -167,7 +167,7 @@ def pillow_normalized(files: Sequence[bytes]) -> Iterator:
 
 
 def pillow_transform() -> Callable:
-    """Crop, scale and flip, written plainly."""
+    """Build a function that crops, scales and flips an image."""
     import io
 
     import numpy as np
@@ -190,7 +190,7 @@ def pillow_transform() -> Callable:
 
 
 def tensorflow(files: Sequence[bytes], antialias: bool = False) -> Iterator:
-    """tf.data with `decode_and_crop_jpeg`, on one thread."""
+    """Use tf.data with `decode_and_crop_jpeg`, on one thread."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
@@ -215,14 +215,14 @@ def tensorflow(files: Sequence[bytes], antialias: bool = False) -> Iterator:
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
     options.threading.max_intra_op_parallelism = 1
-    # No work ahead, which would fall into the turns of the other sides.
+    # No prefetching, which would run during the turns of the other sides.
     options.experimental_optimization.apply_default_optimizations = False
     options.autotune.enabled = False
     data = tf.data.Dataset.from_tensor_slices(list(files)).repeat().map(transform).batch(BATCH)
     return data.with_options(options).as_numpy_iterator()
 
 
-# By name, what makes an endless iterator of batches of BATCH images of files.
+# By name, functions from files to an endless iterator of batches of BATCH images.
 PIPELINES: dict[str, Callable[[Sequence[bytes]], Iterator]] = {
     OURS: ours,
     "pillow": pillow,
@@ -233,7 +233,7 @@ PIPELINES: dict[str, Callable[[Sequence[bytes]], Iterator]] = {
 
 
 def in_batches(files: Sequence[bytes], transform: Callable, dtype: type) -> Iterator:
-    """Batches of `transform(data, rng)` of one file after the other, without end."""
+    """Yield batches of `transform(data, rng)` of one file after the other, without end."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -243,7 +243,7 @@ def in_batches(files: Sequence[bytes], transform: Callable, dtype: type) -> Iter
 
 
 def difference_from_pillow(files: Sequence[bytes]) -> float:
-    """Mean absolute difference of this project's images from Pillow's, in levels of 0 to 255."""
+    """Compute the mean absolute difference of our images from Pillow's, in levels of 0 to 255."""
     import numpy as np
 
     from siman_jax.data.decode import training_image
@@ -267,11 +267,11 @@ def difference_from_pillow(files: Sequence[bytes]) -> float:
 
 
 class Turn(NamedTuple):
-    """What a side did in one turn.
+    """The result of one turn of a side.
 
     Attributes:
       images_per_second: by the clock.
-      core_share: how much of a core it got; below 1 where other processes wanted the core too.
+      core_share: how much of a core it got; below 1 if other processes used the core too.
     """
 
     images_per_second: float
@@ -287,7 +287,7 @@ def take_turn(batches: Iterator, seconds: float) -> Turn:
 
 
 def summarize(turns: dict[str, list[Turn]]) -> dict:
-    """Medians over the rounds; ratios are taken within a round."""
+    """Compute medians over the rounds; ratios are taken within a round."""
     return {
         "pipelines": {
             name: {
@@ -305,7 +305,7 @@ def summarize(turns: dict[str, list[Turn]]) -> dict:
 
 
 def describe_files(files: Sequence[bytes]) -> dict:
-    """How many, and how large on average."""
+    """Return the number of files and their mean size."""
     import io
 
     from PIL import Image
@@ -319,14 +319,14 @@ def describe_files(files: Sequence[bytes]) -> dict:
 
 
 def describe_machine() -> dict:
-    """Processor and versions, of the modules as imported."""
+    """Return the processor's name, and versions of the imported modules."""
     modules = [m for m in ("numpy", "simplejpeg", "cv2", "PIL", "tensorflow") if m in sys.modules]
     versions = {module: sys.modules[module].__version__ for module in modules}
     return {"cpu": cpu_name(), "versions": {"python": platform.python_version(), **versions}}
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Return the processor's own name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a device's time goes in a compiled program, by a profile of its kernels."""
+"""Profiles the kernels of a compiled program, to show where a device's time goes."""
 
 import re
 import tempfile
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-# In names of cuDNN's kernels.
+# Parts of the names of cuDNN's kernels.
 _CONVOLUTION = re.compile("conv|fprop|dgrad|wgrad|cudnn", re.IGNORECASE)
 
 
@@ -18,9 +18,9 @@ class Kernel(NamedTuple):
     """One run of a kernel.
 
     Attributes:
-      name: as the profile has it.
-      instruction: of the compiled program that it belongs to; None where that is not told.
-      nanoseconds: it took.
+      name: its name in the profile.
+      instruction: the instruction of the compiled program that it belongs to; None if unknown.
+      nanoseconds: its duration.
     """
 
     name: str
@@ -35,16 +35,16 @@ def profile_kernels(
 
     Args:
       run: takes the steps, and waits for them.
-      program: the compiled program's text.
-      steps: that `run` takes.
+      program: text of the compiled program.
+      steps: number of steps that `run` takes.
       most: how many kernels to list.
 
     Returns:
-      "seconds_per_step" of the program's kernels, those that run at the same time each for itself;
-      the "share_outside_convolutions" of it, from 0 to 1; the "share_told", of all kernels' time,
-      of those that are known to belong to the program, which alone count in both; and "longest",
-      name, calls and milliseconds of a step of the kernels that take most. None where no kernel is
-      known.
+      None if no kernel can be assigned to the program. Otherwise a dictionary with
+      "seconds_per_step": time of the program's kernels; if several run at once, each counts;
+      "share_outside_convolutions": share of this time, 0 to 1;
+      "share_told": share of the time of all kernels that could be assigned to the program;
+      "longest": name, calls and milliseconds per step of the kernels that take most time.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -77,10 +77,10 @@ def profile_kernels(
 
 
 def classifier(instructions: dict[str, bool]) -> Callable[[Kernel], bool | None]:
-    """Whether a kernel is a convolution's; None where it may be another program's.
+    """Build a function that tells whether a kernel is a convolution; None for unknown kernels.
 
-    Kernels of CUDA graphs come without an instruction: XLA's own are called like it, and cuDNN's by
-    what they do.
+    Kernels of CUDA graphs come without an instruction. Those of XLA have the name of the
+    instruction, and those of cuDNN are recognized by the words in their name.
     """
     by_kernel = {re.sub(r"\W", "_", name): known for name, known in instructions.items()}
 
@@ -94,26 +94,26 @@ def classifier(instructions: dict[str, bool]) -> Callable[[Kernel], bool | None]
 
 
 def read_kernels(path: Path) -> Iterator[Kernel]:
-    """Kernels in a profile, of whatever program."""
+    """Yield the kernels in a profile, of all programs."""
     warnings.filterwarnings("ignore", "builtin type", DeprecationWarning)  # about JAX's own types
     planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
-    # An accelerator has a plane of its own; the host's then holds only what dispatches.
+    # An accelerator has its own plane; the host's then shows only dispatch.
     own = [plane for plane in planes if plane.name.startswith("/device:")]
     for plane in own or planes:
         for line in plane.lines:
             for event in line.events:
                 instruction = dict(event.stats).get("hlo_op")
-                if instruction is None and line.name == "XLA Ops":  # a TPU's
+                if instruction is None and line.name == "XLA Ops":  # on a TPU
                     instruction = event.name.removeprefix("%").partition(" ")[0]
-                # A GPU's streams hold kernels; other lines of a device sum up or mark time.
+                # On a GPU, streams hold kernels; other lines hold sums or marks.
                 if instruction is not None or (own and line.name.startswith("Stream")):
                     yield Kernel(event.name, instruction, event.duration_ns)
 
 
 def read_instructions(program: str) -> dict[str, bool]:
-    """Names of the instructions of a compiled program, and whether each holds a convolution.
+    """Return the instructions of a compiled program, and whether each contains a convolution.
 
-    Those that only call others, which have kernels of their own, are left out.
+    Instructions that only call others are left out, since those have their own kernels.
     """
     found: dict[str, bool] = {}
     computation, with_convolution = "", set()

@@ -1,15 +1,15 @@
-"""ResNets of Larq layers, converted for and run by Larq Compute Engine.
+"""ResNets of Larq layers, converted and run by Larq Compute Engine.
 
-Its wheels want an older TensorFlow with Keras 2, so they have an environment of their own:
+Its wheels need an older TensorFlow with Keras 2, so they get an environment of their own:
 
     python3.10 -m venv lce
     lce/bin/pip install tensorflow-cpu==2.15.1 'numpy<2' packaging flatbuffers tqdm 'setuptools<70'
     lce/bin/pip install --no-deps larq-compute-engine==0.16.0 larq==0.14.0 terminaltables
     python -m benchmarks.packed_inference --lce_python=lce/bin/python
 
-The networks are Bi-Real ones (arXiv 1808.00278): sign for weights and activations, a shortcut past
-every convolution, as this project's have, and no PReLU. Padding is with ones, which Larq Compute
-Engine does fastest. Its interpreter takes the images of a batch one after the other.
+The networks are Bi-Real Nets (arXiv 1808.00278): sign for weights and activations, a shortcut
+around every convolution, as in this project, and no PReLU. Padding is with ones, which is fastest
+in Larq Compute Engine. Its interpreter computes the images of a batch one after the other.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def convert(case: Case, path: Path) -> None:
     import larq_compute_engine as lce
 
     if case.network not in STAGES:
-        raise NotImplementedError(f"no Larq network for {case.network}")
+        raise NotImplementedError(f"there is no Larq network for {case.network}")
     path.write_bytes(lce.convert_keras_model(build(case)))
 
 

@@ -1,9 +1,9 @@
-"""Single binary convolutions beside what the machine can do with xor and population count.
+"""Measures single binary convolutions, and the machine's speed of xor and population count.
 
-The convolutions are `packed.kernels.binary_conv` as this project calls it, from bools to integers:
-packing, padding and the dispatch of the call are in the time. The ceilings are those of plain loops
-over words that are packed already: in XLA, the best of several shapes, and in C, a tile that stays
-in the first cache. A kernel that keeps more sums in registers for each word it loads can pass them.
+The convolutions are calls of `packed.kernels.binary_conv`, from bools to integers; times include
+packing, padding and dispatch. The ceilings are those of simple loops over words that are already
+packed: in XLA, the best of several shapes, and in C, for a tile that fits the first cache. A kernel
+that keeps more sums in registers per loaded word can exceed them.
 """
 
 import ctypes
@@ -24,8 +24,8 @@ from jax import Array
 
 from siman_jax.packed.kernels import binary_conv, pack_kernel
 
-# Height and width, input channels, output channels and stride of every kind of 3x3 convolution in
-# ImageNet's ResNet-18.
+# Image size, input channels, output channels and stride of all 3x3 convolutions in ImageNet's
+# ResNet-18.
 LAYERS = (
     (56, 64, 64, 1),
     (56, 64, 128, 2),
@@ -37,10 +37,10 @@ LAYERS = (
 )
 PADDING = ((1, 1), (1, 1))
 
-# Rows, words and columns of XLA's products; 16 words are what `packed.kernels` sums in one loop.
+# Rows, words and columns of XLA's products; `packed.kernels` sums 16 words in one loop.
 PRODUCTS = ((49, 16, 512), (196, 16, 256), (784, 16, 128), (3136, 18, 64), (784, 36, 128))
 
-# Of popcount.c.
+# Sizes in popcount.c.
 ROWS, COLUMNS, WORDS, CALL = 4, 32, 32, 20_000
 
 
@@ -48,10 +48,10 @@ def measure(seconds: float, batches: list[int], threads: int, *, quick: bool) ->
     """Time every layer at every batch size, and the ceilings.
 
     Args:
-      seconds: spent on each.
-      batches: images of a call.
-      threads: of the C ceiling; XLA's are as many as this process has cores.
-      quick: measure one layer only.
+      seconds: time for each.
+      batches: numbers of images per call.
+      threads: for the loop in C; XLA uses all cores of this process.
+      quick: measure only one layer.
     """
     layers = LAYERS[-1:] if quick else LAYERS
     empty = jax.jit(lambda x: x + 1)
@@ -107,7 +107,7 @@ def _xla_products(rows: Array, columns: Array) -> Array:
 
 
 def _xla_ceiling(seconds: float, shapes: tuple[tuple[int, int, int], ...]) -> dict[str, float]:
-    """GMAC/s by shape; the best call of each, for a ceiling is what can be reached."""
+    """Measure GMAC/s by shape, from the best call of each."""
     rng = np.random.default_rng(0)
     rates = {}
     for rows, words, columns in shapes:
@@ -121,7 +121,7 @@ def _xla_ceiling(seconds: float, shapes: tuple[tuple[int, int, int], ...]) -> di
 
 
 def _c_ceiling(seconds: float, threads: int) -> float | None:
-    """GMAC/s of `popcount.c`, its best call; None without a C compiler."""
+    """Measure GMAC/s of `popcount.c`, from its best call; None without a C compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         return None
@@ -129,7 +129,7 @@ def _c_ceiling(seconds: float, threads: int) -> float | None:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "popcount.so"
         command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library)]
-        # Compilers prefer half of AVX-512's width; others than x86's do not know the option.
+        # By default compilers use half of AVX-512's width. Other targets do not have the option.
         for extra in (["-mprefer-vector-width=512"], []):
             tried = subprocess.run(
                 [*command, *extra, str(source)], capture_output=True, check=False

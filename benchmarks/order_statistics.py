@@ -1,11 +1,11 @@
-"""What selecting order statistics by bisection saves against sorting, in the weights and in a step.
+"""Measures the time that selecting order statistics saves compared with sorting, by XLA alone.
 
-    python benchmarks/order_statistics.py
+    python -m benchmarks.order_statistics
 
-Both sides are compiled once and run in turn, in one process; a row gives the median of each and
-their ratio. "bits" is the half-half rule with its standardization, "projection" the clipping to two
-percentiles; both over every binary kernel of the network, as a training step does them once each.
-"step" is a whole training step.
+Both sides are compiled once and run in turns in one process; a row gives both medians and their
+ratio. "bits" is the half-half rule with its standardization, and "projection" is the clipping to
+two percentiles, both for all binary kernels of the network, as in a training step. "step" is a
+whole training step.
 """
 
 import argparse
@@ -24,29 +24,42 @@ from jax import Array
 
 from configs import cifar10, imagenet
 from siman_jax.models.leaves import binary_bits
-from siman_jax.rules import siman
+from siman_jax.native.dispatch import native
+from siman_jax.rules import magnitude_bits, siman
 from siman_jax.training.optimizer import build_optimizer, project_binary_kernels
 from siman_jax.training.step import create_state, train_step
 from siman_jax.training.task import model_from_config
 
 
 def exceeds_by_sorting(x: Array, k: Array | int) -> Array:
-    """What `order_statistics.exceeds_kth_smallest` does, by a sort."""
+    """Do what `order_statistics.exceeds_kth_smallest` does, by a sort."""
     return x > jnp.sort(x, axis=0)[k][None]
 
 
-def quantiles_by_sorting(x: Array, q: Array) -> Array:
-    """What `order_statistics.quantiles` does, by a sort."""
-    return jnp.quantile(x, q)
+def interpolated_by_sorting(x: Array, ranks: Array, weights: Array) -> Array:
+    """Do what `order_statistics.interpolated` does, by a sort."""
+    below, above = jnp.sort(x, axis=None)[ranks].reshape(2, -1)
+    return below * (1 - weights) + above * weights
+
+
+def by_selecting(function: Callable) -> Callable:
+    """Return the same function, traced without the native library."""
+
+    def traced(*arguments: object) -> object:
+        with native(False):
+            return function(*arguments)
+
+    return traced
 
 
 def by_sorting(function: Callable) -> Callable:
-    """The same function, traced with sorts in the place of selections."""
+    """Return the same function, traced without the native library and with sorts."""
 
     def traced(*arguments: object) -> object:
         with (
-            mock.patch.object(siman, "exceeds_kth_smallest", exceeds_by_sorting),
-            mock.patch.object(siman, "quantiles", quantiles_by_sorting),
+            native(False),
+            mock.patch.object(magnitude_bits, "exceeds_kth_smallest", exceeds_by_sorting),
+            mock.patch.object(siman, "interpolated", interpolated_by_sorting),
         ):
             return function(*arguments)
 
@@ -54,7 +67,7 @@ def by_sorting(function: Callable) -> Callable:
 
 
 def cases(batch: int) -> dict[str, tuple[Callable, tuple]]:
-    """Functions to time and their arguments, by name."""
+    """Return functions to time and their arguments, by name."""
     found: dict[str, tuple[Callable, tuple]] = {}
     for label, config in (
         ("CIFAR ResNet-20", cifar10.get_config()),
@@ -85,7 +98,7 @@ def cases(batch: int) -> dict[str, tuple[Callable, tuple]]:
 
 
 def seconds(function: Callable, arguments: tuple) -> float:
-    """Time of one call."""
+    """Measure the time of one call."""
     started = time.perf_counter()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - started
@@ -106,7 +119,10 @@ def main() -> None:
     print(f"{'':44} {'sort':>9} {'select':>9} {'ratio':>6}")
     rows = {}
     for name, (function, inputs) in cases(arguments.batch).items():
-        sides = {"sort": jax.jit(by_sorting(function)), "select": jax.jit(function)}
+        sides = {
+            "sort": jax.jit(by_sorting(function)),
+            "select": jax.jit(by_selecting(function)),
+        }
         for side in sides.values():
             seconds(side, inputs)
         times: dict[str, list[float]] = {name: [] for name in sides}

@@ -1,19 +1,20 @@
-"""Packed 1-bit networks against what runs float and int8 ones on the same processor.
+"""Compares packed 1-bit networks with engines for float and int8 networks on the same processor.
 
     pip install -e '.[bench]'
     python -m benchmarks.packed_inference
 
-Each engine (see `engines`) is a process of its own for each number of threads, on as many cores.
-All of them stay alive and are asked in turn to time calls, round after round, so that drift hits
-all alike; nothing else runs meanwhile. A call maps normalized float32 images in host memory to
-logits there. Tables give the median over all calls, the best one, and the ratio of medians to ours.
+Each engine (see `engines`) has a process for each number of threads, on as many cores. All
+processes stay alive and time calls in turns, round after round, so that drift affects all of them
+alike; nothing else runs meanwhile. A call maps normalized float32 images in the host's memory to
+logits there. Tables give the median over all calls, the best call, and the ratio of medians to
+ours.
 
-Then a fresh process for each engine and batch size tells its memory, and binary convolutions are
-timed one by one beside the rate at which this processor counts bits (see `layer_speed`).
+Then a new process for each engine and batch size measures memory, and single binary convolutions
+are compared with the rate at which this processor counts bits (see `layer_speed`).
 
-This project's own side may run on another Python (`--jax_python`), and Larq Compute Engine needs
-one (`--lce_python`, see `larq_network`); both run this folder's files. What is not installed is
-left out and named.
+This project may run on another Python (`--jax_python`), and Larq Compute Engine needs one
+(`--lce_python`, see `larq_network`); both run the files of this folder. Engines that are not
+installed are left out and named.
 """
 
 import argparse
@@ -21,12 +22,11 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +34,7 @@ from typing import Any
 from benchmarks.case import Case
 from benchmarks.engines import ENGINES, OURS
 from benchmarks.inference_report import describe, draw, print_layers, print_memory, print_speed
+from benchmarks.worker_process import WorkerError, WorkerProcess
 
 REPOSITORY = Path(__file__).parent.parent
 CASES = {
@@ -48,69 +49,12 @@ CASES = {
 BATCH_SIZES = {"cifar.resnet20_1w1a": (1, 32, 256)}
 USUAL_BATCH_SIZES = (1, 32)
 MEMORY_BATCH_SIZES = (1, 32)
-# Between two turns, for threads that spin a while before they sleep.
+# Seconds between two turns, since idle threads spin for a while before they sleep.
 PAUSE = 0.05
 
 
-class EngineError(Exception):
-    """An engine that cannot be run here, and why."""
-
-
-class Worker:
-    """The benchmark's end of an `engine_worker`."""
-
-    def __init__(self, name: str, case: Case, folder: Path, threads: int, python: str) -> None:
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(max(1, threads)),
-            "JAX_PLATFORMS": "cpu",
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-        }
-        arguments = map(str, (*case, folder, threads))
-        self._log = folder / f"{name.replace(' ', '_')}.log"
-        with self._log.open("a") as log:
-            self._process = subprocess.Popen(
-                [python, "-m", "benchmarks.engine_worker", name, *arguments],
-                cwd=REPOSITORY,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self._name = name
-
-    def answer(self) -> dict:
-        """Wait for the next line."""
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"failed": "it ended without a word"}
-        if "missing" in answer:
-            install = ENGINES[self._name].install
-            raise EngineError(f"not installed: {install} ({answer['missing']})")
-        if "failed" in answer:
-            tail = " | ".join(self._log.read_text().splitlines()[-3:])
-            raise EngineError(f"failed: {answer['failed']} ({tail})"[:1000])
-        return answer
-
-    def ask(self, command: str, **arguments: object) -> dict:
-        """Send a command and wait for what comes of it."""
-        assert self._process.stdin
-        request = json.dumps({"command": command, **arguments})
-        with suppress(BrokenPipeError):  # the answer says why
-            print(request, file=self._process.stdin, flush=True)
-        return self.answer()
-
-    def close(self) -> None:
-        """End the process."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
-        self._process.wait()
-
-
 class Benchmark:
-    """What is measured, and on what; collects the report."""
+    """Runs the measurements, and collects the report."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self._args, self._folder = args, folder
@@ -123,7 +67,7 @@ class Benchmark:
         self.layers: list[dict] = []
 
     def run(self) -> dict:
-        """Measure everything; the report as plain data."""
+        """Measure everything, and return the report as plain data."""
         for network in self._args.network:
             case = CASES[network]
             if self._args.quick:
@@ -147,13 +91,18 @@ class Benchmark:
         return {name: getattr(self, name) for name in results}
 
     @contextmanager
-    def _worker(self, name: str, case: Case, threads: int) -> Iterator[Worker]:
+    def _worker(self, name: str, case: Case, threads: int) -> Iterator[WorkerProcess]:
         python = self._pythons[ENGINES[name].interpreter]
         if python is None:
-            raise EngineError(f"not installed: {ENGINES[name].install}")
+            raise WorkerError(f"not installed: {ENGINES[name].install}")
         folder = self._folder / case.network
         folder.mkdir(exist_ok=True)
-        worker = Worker(name, case, folder, threads, python)
+        worker = WorkerProcess(
+            [python, "-m", "benchmarks.engine_worker", name, *map(str, (*case, folder, threads))],
+            install=ENGINES[name].install,
+            log=folder / f"{name.replace(' ', '_')}.log",
+            variables={"OMP_NUM_THREADS": str(max(1, threads)), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        )
         try:
             yield worker
         finally:
@@ -163,15 +112,15 @@ class Benchmark:
     def _leaving_out(self, name: str, case: Case) -> Iterator[None]:
         try:
             yield
-        except EngineError as error:
+        except WorkerError as error:
             self.left_out[case.network][name] = str(error)
             print(f"{case.network}: {name} is left out. {error}", flush=True)
 
     @contextmanager
-    def _dropping(self, workers: dict[str, Worker], name: str, case: Case) -> Iterator[None]:
+    def _dropping(self, workers: dict[str, WorkerProcess], name: str, case: Case) -> Iterator[None]:
         try:
             yield
-        except EngineError as error:
+        except WorkerError as error:
             del workers[name]
             with self._leaving_out(name, case):
                 raise error
@@ -200,7 +149,7 @@ class Benchmark:
                         self.versions[name] = loaded[name]["versions"]
                 turns: dict[str, list[dict]] = {name: [] for name in workers}
                 for round_ in range(self._args.rounds):
-                    # In an order of its own, so that nobody always follows the same one.
+                    # In random order, so that no engine always follows the same one.
                     for name in random.Random(round_).sample(list(workers), len(workers)):
                         time.sleep(PAUSE)
                         with self._dropping(workers, name, case):
@@ -229,7 +178,7 @@ class Benchmark:
             self.memory.append({**about, **worker.ask("memory")})
 
     def _layers(self, threads: int) -> None:
-        case = CASES[self._args.network[0]]  # says where to log; the layers are ResNet-18's
+        case = CASES[self._args.network[0]]  # only for the log; the layers are ResNet-18's
         with self._leaving_out(OURS, case), self._worker(OURS, case, threads) as worker:
             worker.answer()
             seconds = self._args.seconds * (1 if self._args.quick else 4)
@@ -238,7 +187,7 @@ class Benchmark:
 
 
 def _summary(turns: list[dict], batch: int) -> dict[str, Any]:
-    """What the turns of one engine come to."""
+    """Summarize the turns of one engine."""
     calls = [time for turn in turns for time in turn["milliseconds"]]
     return {
         "n": len(calls),
@@ -251,7 +200,7 @@ def _summary(turns: list[dict], batch: int) -> dict[str, Any]:
 
 
 def _add_ratios(rows: list[dict], network: str, batch: int, threads: int) -> None:
-    """Say how many times as long as ours each engine took."""
+    """Add the ratio of each engine's time to ours."""
     same = [
         r for r in rows if (r["network"], r["batch"], r["threads"]) == (network, batch, threads)
     ]
@@ -279,7 +228,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--threads", type=numbers, default=tuple(n for n in (1, 2) if n <= (cores or 1)))
     add("--batch_sizes", type=numbers, help="1,32, and 256 for ResNet-20, unless given")
     add("--rounds", type=int, default=20)
-    add("--seconds", type=float, default=0.3, help="an engine's turn in a round, about")
+    add("--seconds", type=float, default=0.3, help="approximate length of an engine's turn")
     add("--jax_python", default=sys.executable, help="interpreter that runs siman-jax")
     add("--lce_python", help="interpreter that has Larq Compute Engine")
     add("--out", type=Path, default=REPOSITORY / "results" / "packed_inference")
@@ -288,14 +237,14 @@ def parse_arguments() -> argparse.Namespace:
     for given, known in ((args.engines, ENGINES), (args.network, CASES)):
         for name in given:
             if name not in known:
-                parser.error(f"there is no {name!r}; there are {', '.join(known)}")
+                parser.error(f"unknown name {name!r}; known are {', '.join(known)}")
     if args.quick:
         args.rounds, args.seconds = 2, 0.02
     if min(args.rounds, args.seconds, *args.threads, *(args.batch_sizes or (1,))) <= 0:
         parser.error("--rounds, --seconds, --threads and --batch_sizes must be above 0")
     if cores and max(args.threads) > cores:
         parser.error(
-            f"--threads {max(args.threads)} asks for more than the {cores} cores there are"
+            f"--threads {max(args.threads)} is more than the {cores} cores of this machine"
         )
     return args
 

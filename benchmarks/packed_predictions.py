@@ -1,11 +1,10 @@
-"""Whether a packed network predicts what its run evaluates to, image by image.
+"""Compares the predictions of a packed network with those of its run's evaluation.
 
     python -m benchmarks.packed_predictions runs/digits digits.safetensors
 
-Over the run's whole test set, for `load(exact=True)` and for the default: how many predictions
-differ from those of the network that evaluation runs, how many images have equal logits bit for
-bit, and how far logits are apart at most. The file is one that `export` wrote of the run's last
-checkpoint.
+For the run's whole test set, by `load(exact=True)` and by default: how many predictions differ from
+evaluation, how many images have exactly equal logits, and the largest difference of logits. The
+file must come from `export` of the run's last checkpoint.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-/* What a plain compiled loop reaches in products of bits: a tile of four rows of words against
-   columns of words, all in the first cache, sums in registers. The compiler vectorises over
-   columns; nothing is packed, padded or written but the sums. */
+/* A simple loop for products of bits, to measure its speed: a tile of four rows of words times
+   columns of words, all in the first cache, with sums in registers. The compiler vectorizes over
+   columns; only sums are written, and nothing is packed or padded. */
 
 #include <stdint.h>
 
@@ -18,6 +18,6 @@ void products(const uint64_t* rows, const uint64_t* columns, uint64_t* sums, lon
     for (int row = 0; row < ROWS; row++)
       for (int column = 0; column < COLUMNS; column++)
         sums[row * COLUMNS + column] += unequal[row][column];
-    __asm__ volatile("" : : "r"(rows), "r"(columns) : "memory"); /* every repetition is done */
+    __asm__ volatile("" : : "r"(rows), "r"(columns) : "memory"); /* keeps every repetition */
   }
 }

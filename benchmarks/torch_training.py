@@ -1,14 +1,14 @@
-"""SiMaN's training step in plain PyTorch: what `training` compares this project with.
+"""SiMaN's training step in PyTorch, which `training` compares this project with.
 
-Written from shared/method.md: the same mathematics in float32, as one would write it for speed.
+It has the mathematics of the paper (arXiv 2102.07981) in float32, written for speed:
 
-- The kernel that a convolution takes is (2b - 1) * alpha, so that alpha costs no pass over the
-  activations; but for a max pooling behind it, which has to tell which sums are equal.
-- A sample is standardized by `group_norm` with one group, whose biased variance is mended by a
-  constant factor: that is one operation in the channels-last memory format.
-- Signs and PReLU have autograd functions of their own, of operations that PyTorch vectorizes.
-- Percentiles come from `topk` and `kthvalue`, medians from `median`; nothing is sorted, and nothing
-  is read back by the host.
+- Convolutions take the kernel (2b - 1) * alpha, so that alpha needs no pass over the activations;
+  except before a max pool, which has to see which sums are equal.
+- Samples are standardized by `group_norm` with one group, and a constant factor corrects its biased
+  variance; this is one operation in the channels-last memory format.
+- Signs and PReLU have their own autograd functions, made of operations that PyTorch vectorizes.
+- Percentiles come from `topk` and `kthvalue`, medians from `median`; nothing is sorted, and the
+  host does not wait for results.
 - SGD is PyTorch's own, fused.
 
 Arrays have the names and shapes that `siman_jax.pytorch.names.variables_from_torch` takes.
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from benchmarks.float_networks import PaddedShortcut
 
 EPSILON = 1e-5
 
@@ -57,7 +59,7 @@ class _MagnitudeCode(torch.autograd.Function):
 
 
 class _Prelu(torch.autograd.Function):
-    """PReLU, whose own backward PyTorch does not vectorize with channels last."""
+    """PReLU; with channels last, PyTorch does not vectorize the backward of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
@@ -77,12 +79,12 @@ def binary_activation(x: Tensor) -> Tensor:
     """Standardize each sample with an unbiased variance, and take signs by `approx_sign`."""
     n = x[0].numel()
     share = (n - 1) / n
-    # (x - mean) / sqrt(biased + share * epsilon), which is 1/sqrt(share) times what is asked for.
+    # (x - mean) / sqrt(biased + share * epsilon), which is 1 / sqrt(share) times the result.
     return _ApproxSign.apply(functional.group_norm(x, 1, eps=share * EPSILON), math.sqrt(share))
 
 
 def binary_kernel(weight: Tensor) -> Tensor:
-    """Standardize each filter with an unbiased variance; its half-half code in {-1, +1}."""
+    """Standardize each filter with an unbiased variance; return its half-half code, -1 or +1."""
     variance, mean = torch.var_mean(weight, (1, 2, 3), correction=1, keepdim=True)
     return _MagnitudeCode.apply((weight - mean) * torch.rsqrt(variance + EPSILON))
 
@@ -139,16 +141,16 @@ def project(weight: Tensor, percent: float) -> None:
     """Centre each filter, then clip magnitudes to the layer's percentiles, in place."""
     weight -= weight.mean((1, 2, 3), keepdim=True)
     magnitude = weight.abs()
-    # In the order that memory has them: no copy.
+    # In memory order, which needs no copy.
     low, high = percentiles(magnitude.permute(0, 2, 3, 1).reshape(-1), percent)
     weight.sign_().mul_(magnitude.clamp_(low, high))
 
 
 def percentiles(x: Tensor, percent: float) -> tuple[Tensor, Tensor]:
-    """The percentiles `percent` and 100 - `percent` of flat `x`, interpolated linearly."""
+    """Compute percentiles `percent` and 100 - `percent` of flat `x`, interpolated linearly."""
     position = percent / 100 * (len(x) - 1)
     rank, weight = int(position), position - int(position)
-    # Of the smallest rank + 2 numbers the two largest, and the same at the other end.
+    # The two largest of the smallest rank + 2 numbers, and likewise at the other end.
     found = []
     for largest in (False, True):
         tail = x.topk(min(rank + 2, len(x)), largest=largest, sorted=False).values
@@ -158,21 +160,8 @@ def percentiles(x: Tensor, percent: float) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
-class PaddedShortcut(nn.Module):
-    """Subsample in space, and pad with channels of zeros."""
-
-    def __init__(self, missing: int) -> None:
-        super().__init__()
-        self.missing = missing
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[batch, in, height, width]` to half the size and `missing` channels more."""
-        half = self.missing // 2
-        return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, self.missing - half))
-
-
 class TwoShortcutBlock(nn.Module):
-    """conv, BN, + shortcut, PReLU; conv, BN, + what that gave, PReLU."""
+    """Two times convolution, batch norm, + shortcut, PReLU."""
 
     def __init__(self, channels: int, features: int, strides: int, shortcut: nn.Module) -> None:
         super().__init__()
@@ -191,7 +180,7 @@ class TwoShortcutBlock(nn.Module):
 
 
 class OneShortcutBlock(nn.Module):
-    """conv, BN, hardtanh, conv, BN, + shortcut, hardtanh."""
+    """Convolution, batch norm, hardtanh, convolution, batch norm, + shortcut, hardtanh."""
 
     def __init__(self, channels: int, features: int, strides: int, shortcut: nn.Module) -> None:
         super().__init__()
@@ -222,7 +211,7 @@ def _real(channels: int, features: int, strides: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """Stem, stages of blocks, global average pooling, batch norm, classifier."""
+    """Residual network: stem, stages of blocks, average pooling, batch norm, classifier."""
 
     def __init__(
         self,
@@ -262,7 +251,7 @@ class ResNet(nn.Module):
 
 
 class VggSmall(nn.Module):
-    """Convolution, 2x2 pooling after every second one, batch norm, PReLU; then the classifier."""
+    """Convolutions with batch norm and PReLU, a 2x2 max pool after every second; classifier."""
 
     def __init__(self, num_classes: int, width: int, image_size: int) -> None:
         super().__init__()
@@ -318,7 +307,7 @@ def build_network(name: str, num_classes: int, width: int, image_size: int) -> n
 
 
 class Training:
-    """A network, its optimiser and one batch, all on one device.
+    """A network, its optimizer and one batch, all on one device.
 
     Args:
       network: from `build_network`.
@@ -326,8 +315,8 @@ class Training:
       labels: `[batch]`.
       learning_rate, weight_decay: of SGD.
       percent: of the projection.
-      autocast: dtype to compute in where PyTorch's autocast does; None for the network's own.
-      compiled: by `torch.compile`.
+      autocast: dtype for PyTorch's autocast; None for the network's own dtype.
+      compiled: use `torch.compile`.
     """
 
     def __init__(
@@ -364,7 +353,7 @@ class Training:
             return functional.cross_entropy(self.network(self._images), self._labels)
 
     def step(self) -> Tensor:
-        """Project the binary kernels, take the gradient there, update; the loss before that."""
+        """Project the binary kernels, compute gradients, update; return the loss before that."""
         for conv in self._convs:
             project(conv.weight, self._percent)
         self._optimizer.zero_grad()

@@ -1,20 +1,20 @@
-"""Training speed on a CPU: this project, natively and by XLA alone, against PyTorch.
+"""Compares training speed on a CPU: this project, natively and by XLA alone, and PyTorch.
 
     pip install -e . 'torch>=2.6'
     python -m benchmarks.training --json training.json --chart training.png
     python -m benchmarks.training --networks=cifar.resnet20_1w1a --threads=2 --rounds=9
 
-Every side takes the same step in float32 (projection, bits, both passes, update) of the published
-recipe, on one random batch that is in memory. This project's is the one that `siman_jax.main`
-runs, from uint8 images on, with its counts of loss and hits. PyTorch's is `torch_training`, as it
-is and by `torch.compile`, from images that are normalized already.
+All sides take the same step of the published recipe in float32 (projection, bits, both passes,
+update), on one random batch in memory. This project's step is the one that `siman_jax.main` runs,
+starting from uint8 images, with its sums of loss and hits. PyTorch's step is `torch_training`,
+plain and by `torch.compile`, starting from normalized images.
 
-Each side is a process of its own (see `training_worker`) for each network and number of threads,
-on as many cores. All of them stay alive and take some steps in turn, round after round, so that
-drift hits all alike; nothing else should run meanwhile. Speeds are medians over the rounds, and
-ratios medians of those within a round. Memory is what a process had at most beyond its imports,
-until its first step was done and in later ones. The time to the first step counts from the end of
-the imports, with all that is compiled. What is not installed is left out and named.
+Each side has a process (see `training_worker`) for each network and number of threads, on as many
+cores. All processes stay alive and take steps in turns, round after round, so that drift affects
+all of them alike; nothing else should run meanwhile. Speeds are medians over the rounds, and ratios
+are medians of the ratios within a round. Memory is the peak beyond the imports, up to the first
+step and in later ones. The time to the first step starts after the imports and includes
+compilation. Sides that are not installed are left out and named.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +34,7 @@ from typing import Any
 from benchmarks.case import Case
 from benchmarks.inference_report import describe
 from benchmarks.training_worker import OURS, SIDES
+from benchmarks.worker_process import WorkerError, WorkerProcess
 
 REPOSITORY = Path(__file__).parent.parent
 # A case and its batch size, by the network's name.
@@ -47,71 +48,12 @@ NETWORKS = {
         (Case("imagenet.resnet34_1w1a", 224, 1000, 64), 32),
     )
 }
-# Between two turns, for threads that spin a while before they sleep.
+# Seconds between two turns, since idle threads spin for a while before they sleep.
 PAUSE = 0.1
 
-# Blue for this project, greys for the rest; darker is more threads.
+# Blue for this project, grey for the rest; darker means more threads.
 _OUR_COLOURS = ("#6fa0e6", "#1f4e9c", "#12305f")
 _OTHER_COLOURS = ("#bdbdbd", "#757575", "#424242")
-
-
-class SideError(Exception):
-    """A side that cannot be run here, and why."""
-
-
-class Worker:
-    """The benchmark's end of a `training_worker`."""
-
-    def __init__(self, name: str, case: Case, batch: int, threads: int, folder: Path) -> None:
-        self._name = name
-        own = Path(tempfile.mkdtemp(dir=folder))
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_ENABLE_COMPILATION_CACHE": "false",
-            "TORCHINDUCTOR_CACHE_DIR": str(own),
-        }
-        self._log = own / "log.txt"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.training_worker", name]
-                + [str(argument) for argument in (*case, batch, threads)],
-                cwd=REPOSITORY,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-
-    def answer(self) -> dict:
-        """Wait for the next line."""
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"failed": "it ended without a word"}
-        if "missing" in answer:
-            raise SideError(f"not installed: {SIDES[self._name].install} ({answer['missing']})")
-        if "failed" in answer:
-            tail = " | ".join(self._log.read_text().splitlines()[-3:])
-            raise SideError(f"failed: {answer['failed']} ({tail})"[:1000])
-        return answer
-
-    def ask(self, command: str, **arguments: object) -> dict:
-        """Send a command and wait for what comes of it."""
-        assert self._process.stdin
-        with suppress(BrokenPipeError):  # the answer says why
-            print(
-                json.dumps({"command": command, **arguments}), file=self._process.stdin, flush=True
-            )
-        return self.answer()
-
-    def close(self) -> None:
-        """End the process."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
-        self._process.wait()
 
 
 def measure(
@@ -121,22 +63,22 @@ def measure(
 
     Args:
       case: the network and its input.
-      batch: images of a step.
+      batch: images per step.
       threads: of each side.
       args: with `sides`, `steps` and `rounds`.
-      report: takes the versions of each side, and why those that are left out are.
+      report: receives the versions of each side, and why sides were left out.
 
     Returns:
       A row for each side that could be measured.
     """
     built: dict[str, dict] = {}
-    workers: dict[str, Worker] = {}
+    workers: dict[str, WorkerProcess] = {}
 
     @contextmanager
     def leaving_out(name: str) -> Iterator[None]:
         try:
             yield
-        except SideError as error:
+        except WorkerError as error:
             workers.pop(name, None)
             report["left_out"][case.network][name] = str(error)
             print(f"{case.network}: {name} is left out. {error}", flush=True)
@@ -145,7 +87,18 @@ def measure(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name in args.sides:
             with leaving_out(name):
-                worker = Worker(name, case, batch, threads, folder)
+                own = Path(tempfile.mkdtemp(dir=folder))
+                worker = WorkerProcess(
+                    [sys.executable, "-m", "benchmarks.training_worker", name]
+                    + [str(argument) for argument in (*case, batch, threads)],
+                    install=SIDES[name].install,
+                    log=own / "log.txt",
+                    variables={
+                        "OMP_NUM_THREADS": str(threads),
+                        "JAX_ENABLE_COMPILATION_CACHE": "false",
+                        "TORCHINDUCTOR_CACHE_DIR": str(own),
+                    },
+                )
                 stack.callback(worker.close)
                 worker.answer()
                 built[name] = worker.ask("build")
@@ -154,7 +107,7 @@ def measure(
                 workers[name] = worker
         turns: dict[str, list[dict]] = {name: [] for name in workers}
         for round_ in range(args.rounds):
-            # In an order of its own, so that nobody always follows the same one.
+            # In random order, so that no side always follows the same one.
             for name in random.Random(round_).sample(list(workers), len(workers)):
                 time.sleep(PAUSE)
                 with leaving_out(name):
@@ -173,7 +126,7 @@ def measure(
 
 
 def summarize(turns: list[dict], ours: list[dict] | None) -> dict[str, Any]:
-    """Medians over the rounds; ratios are taken within a round."""
+    """Compute medians over the rounds; ratios are taken within a round."""
     rates = [turn["images_per_second"] for turn in turns]
     ratio = None
     if ours:
@@ -219,7 +172,7 @@ def parse_arguments() -> argparse.Namespace:
     for given, known in ((args.networks, NETWORKS), (args.sides, SIDES)):
         for name in given:
             if name not in known:
-                parser.error(f"there is no {name!r}; there are {', '.join(known)}")
+                parser.error(f"unknown name {name!r}; known are {', '.join(known)}")
     if args.quick:
         args.rounds, args.steps, args.threads = 2, 1, args.threads[:1]
     if args.batch is None:
@@ -232,7 +185,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--rounds, --steps, --threads and --batch must be above 0")
     if cores and max(args.threads) > cores:
         parser.error(
-            f"--threads {max(args.threads)} asks for more than the {cores} cores there are"
+            f"--threads {max(args.threads)} is more than the {cores} cores of this machine"
         )
     for path in (args.json, args.chart):
         if path and not path.absolute().parent.is_dir():
@@ -241,7 +194,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure every network, print tables, and write what --json and --chart ask for."""
+    """Measure every network, print tables, and write the --json and --chart files."""
     args = parse_arguments()
     report: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.training", *sys.argv[1:]]),
@@ -261,14 +214,14 @@ def main() -> None:
             rows = measure(case, batch, threads, args, report)
             print_table(rows)
             report["speed"] += rows
-            if args.json:  # so that a run that is cut short leaves what it has
+            if args.json:  # after each network, so that an interrupted run leaves results
                 args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.chart and report["speed"]:
         draw(report, args.chart)
 
 
 def commit() -> str | None:
-    """Hash of the commit that is checked out, with a plus if files differ from it."""
+    """Return the hash of the current commit, with a plus if files have changed."""
     try:
         run = [
             subprocess.run(

@@ -1,4 +1,4 @@
-"""The training step of a config as benchmarks take it: compiled, with a state to start from."""
+"""The training step of a config for benchmarks: compiled, with an initial state."""
 
 import statistics
 import time
@@ -23,7 +23,7 @@ from siman_jax.training.task import image_shape, model_from_config
 
 
 class OneBatch:
-    """A feed of one random batch that lies on the device, over and over."""
+    """A feed that repeats one random batch, which is already on the device."""
 
     steps_per_epoch = 2**30
     steps_per_call = 1
@@ -35,37 +35,37 @@ class OneBatch:
         self.abstract = Batch(*put_local_rows(mesh, (images, labels)))
 
     def calls(self, step: int) -> Iterator[tuple[Batch, int]]:
-        """The batch for every call."""
+        """Yield the batch for every call."""
         for _ in range(step, self.steps_per_epoch):
             yield self.abstract, 1
 
     def take(self, inputs: Batch, step: Array) -> Batch:
-        """The batch as it is."""
+        """Return the batch."""
         del step
         return inputs
 
     def close(self) -> None:
-        """Nothing reads ahead."""
+        """Do nothing, since nothing reads ahead."""
 
 
 def compile_training(
     config: ConfigDict, feed: Feed, mesh: Mesh, seeds: int = 1
 ) -> tuple[Compiled, Progress]:
-    """Compile a step, and make the state that it starts from.
+    """Compile a step, and create its initial state.
 
-    The state is made on the CPU, so that the device's compiler has the step alone to compile.
+    The state is created on the CPU, so that the device's compiler has only the step to compile.
 
     Args:
       config: of a run.
-      feed: of batches, of as many seeds at once.
+      feed: of batches, for as many seeds at once.
       mesh: the devices.
-      seeds: how many are trained at once; all start from one state.
+      seeds: how many seeds are trained at once; all start from the same state.
     """
     model = model_from_config(config)
     optimizer = build_optimizer(config.optimizer, config.optimizer.learning_rate)
     host = Mesh(np.array(jax.devices("cpu")[:1]), (AXIS,))
     create = partial(create_state, model, optimizer, image_shape=image_shape(config))
-    # It runs once, so it should compile fast.
+    # It runs only once, so compiling fast matters more.
     options = {"xla_backend_optimization_level": 0}
     state = jax.jit(create, out_shardings=replicated(host), compiler_options=options)(
         jax.random.key(0)
@@ -87,12 +87,12 @@ def compile_training(
 
 
 class Trainer:
-    """A state, and the compiled step that moves it on.
+    """A state, and the compiled step that updates it.
 
     Args:
-      compiled, progress: from `compile_training`; the progress is used up.
-      feed: where batches come from.
-      images: of a step, those of all seeds together.
+      compiled, progress: from `compile_training`; the progress must not be used again.
+      feed: the source of batches.
+      images: images per step, of all seeds together.
     """
 
     def __init__(self, compiled: Compiled, progress: Progress, feed: Feed, images: int) -> None:
@@ -101,7 +101,7 @@ class Trainer:
         self._calls = _endless(feed)
 
     def run(self, steps: int, most: int | None = None) -> float:
-        """Take some steps, at most `most` a call if it is given; return their seconds."""
+        """Take some steps, at most `most` per call if given; return their seconds."""
         progress, left = jax.block_until_ready(self._progress), steps
         started = time.perf_counter()
         while left:
@@ -113,14 +113,14 @@ class Trainer:
         return time.perf_counter() - started
 
     def images_per_second(self, steps: int, rounds: int, most: int | None = None) -> dict[str, Any]:
-        """Median over the rounds, and all of them, after a round that warms up."""
+        """Measure after a warm-up round; return the median over the rounds, and all of them."""
         self.run(steps, most)
         rates = [steps * self._images / self.run(steps, most) for _ in range(rounds)]
         return {"images_per_second": statistics.median(rates), "rounds": rates}
 
 
 def _endless(feed: Feed) -> Iterator[tuple[Any, int]]:
-    """Inputs of one call after the other, and the most steps to take with them."""
+    """Yield the inputs of one call after the other, and how many steps they are good for."""
     step = 0
     while True:
         for inputs, count in feed.calls(step):

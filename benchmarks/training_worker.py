@@ -1,14 +1,12 @@
-"""One process that trains for `training`, as lines of JSON on its pipes ask.
+"""A process that trains for `training`, controlled by lines of JSON on its pipes.
 
     python -m benchmarks.training_worker SIDE NETWORK IMAGE_SIZE CLASSES WIDTH BATCH THREADS
 
-The process keeps to THREADS cores before it imports anything that counts them. It answers one line
-with another: `build` a step and take the first one, `time` some, `memory`.
+The process binds itself to THREADS cores before it imports anything that counts them. It answers
+requests: `build` a step and take it once, `time` steps, `memory`.
 """
 
 import importlib
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,14 +16,15 @@ from typing import Any, NamedTuple
 from benchmarks.case import Case
 from benchmarks.engine_worker import forget_peak, keep_to_cores, memory, versions
 from benchmarks.input_pipeline import keep_freed_memory
+from benchmarks.worker_process import answer_requests, answering
 
 
-class Program(NamedTuple):
+class RunnableStep(NamedTuple):
     """A training step that is ready to run.
 
     Attributes:
-      run: takes some steps, waits for them, and gives their seconds.
-      details: what else is known about it, by name.
+      run: takes some steps, waits for them, and returns their seconds.
+      details: other facts about it, by name.
     """
 
     run: Callable[[int], float]
@@ -36,24 +35,24 @@ class Side(NamedTuple):
     """A way to train.
 
     Attributes:
-      build: makes the program for a case, a batch size and a number of threads.
-      modules: what it imports, before which memory is not its own.
-      install: what installs it.
+      build: function from a case, a batch size and a number of threads to the step.
+      modules: its imports; memory is measured after them.
+      install: how to install it.
     """
 
-    build: Callable[[Case, int, int], Program]
+    build: Callable[[Case, int, int], RunnableStep]
     modules: tuple[str, ...]
     install: str
 
 
-def build_jax(case: Case, batch: int, threads: int, *, native: bool) -> Program:
-    """Compile the step that a run of this project takes, for one batch of uint8 images."""
-    del threads  # as many as the process has cores
+def build_jax(case: Case, batch: int, threads: int, *, native: bool) -> RunnableStep:
+    """Compile the step of a run of this project, for one batch of uint8 images."""
+    del threads  # JAX uses all cores of the process
     from benchmarks.training_program import OneBatch, Trainer, compile_training
     from siman_jax.devices.mesh import make_mesh
     from siman_jax.native import library
 
-    library.keep_freed_memory()  # as the project's commands do
+    library.keep_freed_memory()  # as in the project's commands
     config, mesh = jax_config(case), make_mesh(1)
     config.batch_size, config.native = batch, native
     feed = OneBatch(config, mesh)
@@ -64,11 +63,11 @@ def build_jax(case: Case, batch: int, threads: int, *, native: bool) -> Program:
     trainer = Trainer(compiled, progress, feed, batch)
     analysis = compiled.memory_analysis()
     temporaries = analysis.temp_size_in_bytes / 2**20 if analysis else None
-    return Program(trainer.run, {"xla_temporaries_mb": temporaries, "native_calls": calls})
+    return RunnableStep(trainer.run, {"xla_temporaries_mb": temporaries, "native_calls": calls})
 
 
 def jax_config(case: Case) -> Any:
-    """The published recipe of a network, for the sizes of a case."""
+    """Return the published recipe of a network, with the sizes of a case."""
     from configs import cifar10, imagenet
 
     data, _, network = case.network.partition(".")
@@ -80,13 +79,13 @@ def jax_config(case: Case) -> Any:
     return config
 
 
-def build_torch(case: Case, batch: int, threads: int, *, compiled: bool) -> Program:
-    """Make the step in PyTorch, for one batch of normalized images."""
+def build_torch(case: Case, batch: int, threads: int, *, compiled: bool) -> RunnableStep:
+    """Build the step in PyTorch, for one batch of normalized images."""
     import torch
 
     from benchmarks.torch_training import Training, build_network
 
-    # PyTorch keeps no freed memory itself; its tuning guide asks for an allocator that does.
+    # PyTorch does not keep freed memory; its tuning guide recommends an allocator that does.
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -102,7 +101,7 @@ def build_torch(case: Case, batch: int, threads: int, *, compiled: bool) -> Prog
             training.step()
         return time.perf_counter() - start
 
-    return Program(run, {})
+    return RunnableStep(run, {})
 
 
 OURS = "siman-jax"
@@ -123,8 +122,8 @@ SIDES: dict[str, Side] = {
 }
 
 
-class Worker:
-    """A side and the step that it has built."""
+class TrainingWorker:
+    """A side and its step."""
 
     def __init__(self, name: str, case: Case, batch: int, threads: int) -> None:
         self._side = SIDES[name]
@@ -136,7 +135,7 @@ class Worker:
         self._run: Callable[[int], float] = lambda steps: 0.0
 
     def build(self) -> dict:
-        """Build the step and take it for the first time."""
+        """Build the step, and take it once."""
         start = time.perf_counter()
         self._run, details = self._side.build(self._case, self._batch, self._threads)
         self._run(1)
@@ -153,7 +152,7 @@ class Worker:
         return {"images_per_second": steps * self._batch / seconds, "cores_used": cores}
 
     def memory(self) -> dict:
-        """Memory in MB: after imports, at most until the first step was done, and in later ones."""
+        """Return memory in MB: after imports, peak up to the first step, and peak in later ones."""
         return {
             "imported_mb": self._imported,
             "peak_building_mb": self._peak_building,
@@ -162,28 +161,12 @@ class Worker:
 
 
 def main() -> None:
-    """Answer until the pipe closes."""
+    """Answer requests until the pipe closes."""
     name, network, *numbers = sys.argv[1:]
     *sizes, batch, threads = map(int, numbers)
-    # What libraries print goes to stderr; the pipe to the benchmark is this process's own.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(**message: object) -> None:
-        print(json.dumps(message), file=answers, flush=True)
-
-    try:
+    with answering() as answer:
         keep_to_cores(threads)
-        worker = Worker(name, Case(network, *sizes), batch, threads)
-        answer(ready=True)
-        for line in sys.stdin:
-            request = json.loads(line)
-            answer(**getattr(worker, request.pop("command"))(**request))
-    except ModuleNotFoundError as error:
-        answer(missing=str(error))
-    except Exception as error:
-        answer(failed=f"{type(error).__name__}: {error}")
-        raise
+        answer_requests(TrainingWorker(name, Case(network, *sizes), batch, threads), answer)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from siman_jax.data import num_classes
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError, choose
 from siman_jax.models import MODELS, build_model
-from siman_jax.models.layers import BITS
+from siman_jax.models.leaves import BITS
 from siman_jax.output import check_output
 from siman_jax.packed.file import PackedNetwork, write_network
 from siman_jax.packed.network import pack_variables

@@ -2,9 +2,9 @@
 
     python -m siman_jax.export runs/digits --out=digits.safetensors
 
-The bits are those that the network's weight rule gives of the checkpoint's own weights. Equal
-checkpoints give equal files. The data are not needed; class names are noted where their source can
-tell them. Exit status: 0; 2, what was given cannot be used.
+The bits are computed from the checkpoint's weights by the network's weight rule. Equal checkpoints
+give equal files. The data are not needed; class names are stored if they can be found out. Exit
+status: 0 if all went well, 2 for bad arguments or input.
 """
 
 import importlib.util
@@ -45,22 +45,20 @@ _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "last", ["last", "best"], "Which of the run's checkpoints to pack."
 )
 _FLOAT16 = flags.DEFINE_bool(
-    "float16", False, "Store what is not binary in float16; it halves that part, and rounds it."
+    "float16", False, "Store everything that is not binary in float16: half the size, but rounded."
 )
 _STABLEHLO = flags.DEFINE_string(
-    "stablehlo", None, "File for the network as one StableHLO program, for jax.export.deserialize."
+    "stablehlo", None, "File to write the network to as a program for jax.export.deserialize."
 )
-_OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace files that are there already.", allow_override=True
-)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing files.", allow_override=True)
 
 
 def main(argv: list[str]) -> None:
     """Do what the flags say."""
     if len(argv) != 2:
-        raise UsageError("name one run's folder, such as runs/digits; flags are --NAME=VALUE.")
+        raise UsageError("name the folder of one run, such as runs/digits; flags are --NAME=VALUE.")
     if not _OUT.value:
-        raise UsageError("--out is missing: name the file to write, such as model.safetensors.")
+        raise UsageError("--out is missing; name the file to write, such as model.safetensors.")
     workdir, out = local_path(argv[1], "workdir"), local_path(_OUT.value, "--out")
     program = local_path(_STABLEHLO.value, "--stablehlo") if _STABLEHLO.value else None
     check_output(out, "out", _OVERWRITE.value)
@@ -68,18 +66,18 @@ def main(argv: list[str]) -> None:
         check_output(program, "stablehlo", _OVERWRITE.value)
         if importlib.util.find_spec("flatbuffers") is None:
             raise UsageError(
-                "--stablehlo needs the package flatbuffers: pip install flatbuffers, or leave"
-                " --stablehlo out."
+                "--stablehlo needs the package flatbuffers. Run pip install flatbuffers, or leave"
+                " out --stablehlo."
             )
         if program.absolute() == out.absolute():
-            raise UsageError("--out and --stablehlo name the same file; name two.")
+            raise UsageError("--out and --stablehlo name the same file; name two different files.")
     config = read_config(workdir)
     if is_outside(config.model.name):
         raise UsageError(
-            f"{workdir} is of the network {config.model.name}; only those of siman_jax.models can"
-            " be packed as yet."
+            f"{workdir} holds the network {config.model.name}; only networks of siman_jax.models"
+            " can be packed so far."
         )
-    # The same file wherever it is made; and a TPU that trains meanwhile is left to the training.
+    # The same file on every machine; and a TPU that is training is not disturbed.
     jax.config.update("jax_platforms", "cpu")
     network, notes = pack_run(config, workdir, best=_CHECKPOINT.value == "best")
     stablehlo = export_program(network, notes) if program else b""
@@ -90,8 +88,8 @@ def main(argv: list[str]) -> None:
     if notes.accuracy and (config.model.dtype != "float32" or _FLOAT16.value):
         reals = "float16" if _FLOAT16.value else "float32"
         print(
-            f"The run evaluated in {config.model.dtype}; the file holds {reals} and computes in"
-            " float32, so that single predictions may differ from the run's."
+            f"The run was evaluated in {config.model.dtype}; the file holds {reals} and computes in"
+            " float32, so a few predictions may differ from the run's."
         )
     if program:
         size = program.stat().st_size
@@ -104,10 +102,10 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNe
     Args:
       config: of the run.
       workdir: the run's folder.
-      best: take the checkpoint with the best test accuracy instead of the last.
+      best: use the checkpoint with the best test accuracy instead of the last.
 
     Raises:
-      UsageError: `workdir` holds no checkpoint that can be read, or of another network.
+      UsageError: `workdir` holds no readable checkpoint, or that of another network.
     """
     state = load_run(config, workdir, make_mesh(1), best=best).progress.state
     arguments = {
@@ -131,27 +129,27 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNe
 
 
 def describe(path: Path, network: PackedNetwork, notes: Notes) -> str:
-    """Say what was written: bytes, what they are of, and how well the network does."""
+    """Describe the file: its size, the share of binary weights, and the network's accuracy."""
     leaves = flatten_dict(network.variables["params"])
     words = sum(leaf.nbytes for name, leaf in leaves.items() if name[-1] == WORDS)
     size = path.stat().st_size
     lines = [
-        f"{path}: {size:,} bytes, {100 * words / size:.1f} % of them 1-bit weights, the rest real"
+        f"{path}: {size:,} bytes; {100 * words / size:.1f} % are 1-bit weights, the rest real"
         " numbers and the header"
     ]
     if notes.accuracy:
         top1, epoch = notes.accuracy["top1"], notes.accuracy["epoch"]
         lines.append(f"top-1 on the test split: {top1:.2f} % after epoch {epoch:g}")
     else:
-        lines.append("top-1 on the test split: not known")
+        lines.append("top-1 on the test split: unknown")
     return "\n".join(lines)
 
 
 def _class_names(config: ConfigDict, workdir: Path, count: int) -> tuple[str, ...] | None:
-    """Names that the run was trained on, or of its data; None, and a line that says why, without.
+    """Find the names of the run's classes; if that fails, print why and return None.
 
     Raises:
-      UsageError: the run was trained on other classes than its data have now.
+      UsageError: the data now have other classes than the run was trained on.
     """
     trained_on = read_trained_on(workdir)
     try:
@@ -163,13 +161,13 @@ def _class_names(config: ConfigDict, workdir: Path, count: int) -> tuple[str, ..
         names = trained_on.classes
     check_classes(names, workdir)
     if len(names) != count:
-        print(f"class names are left out: the data have {len(names)}, the network {count} classes")
+        print(f"class names are left out: the data have {len(names)} classes, the network {count}")
         return None
     return names
 
 
 def _accuracy(workdir: Path, step: int) -> dict[str, Any] | None:
-    """Test metrics of the checkpoint of `step`, as the run logged them."""
+    """Return the logged test metrics of the checkpoint of `step`."""
     rows = [row for row in read_rows(workdir) if row["step"] == step]
     if not rows:
         return None

@@ -1,16 +1,17 @@
-"""Command line: classify images by a model file.
+"""Command line: classify images with a model file.
 
     python -m siman_jax.predict model.safetensors photo.jpg folder/ --top=3
     python -m siman_jax.predict model.safetensors - --json < photo.jpg
     python -m siman_jax.predict model.safetensors --benchmark
 
-An image is a file; a folder stands for all images in it and below (JPEG, PNG, BMP, GIF, PPM, TIFF
-and WebP, by their names); `-` for one encoded image on standard input. Images are prepared as the
-network's evaluation prepares them. With --json each line is one object: {"image": ...,
-"predictions": [{"class": 3, "name": "cat", "probability": 0.9}, ...]}, most probable first.
+Arguments after the model are image files, folders, or `-` for one encoded image on standard input.
+A folder means all images in it and below (JPEG, PNG, BMP, GIF, PPM, TIFF and WebP, by their file
+names). Images are prepared as in the network's evaluation. With --json each line is one object:
+{"image": ..., "predictions": [{"class": 3, "name": "cat", "probability": 0.9}, ...]}, the most
+probable first.
 
-Exit status: 0; 1, some images could not be read, which standard error names, and the others were
-classified; 2, what was given cannot be used.
+Exit status: 0 if all went well; 1 if some images could not be read, which standard error names; 2
+for bad arguments or input.
 """
 
 import json
@@ -35,46 +36,46 @@ from siman_jax.terminal import say, shown, wide_console
 
 SOME_DAMAGED = 1
 
-_TOP = flags.DEFINE_integer("top", 5, "Classes to print of each image.", lower_bound=1)
-_JSON = flags.DEFINE_bool("json", False, "Print a JSON object a line instead of a table.")
+_TOP = flags.DEFINE_integer("top", 5, "Number of classes to print per image.", lower_bound=1)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object per line instead of a table.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images to classify at once.", lower_bound=1)
 _RESIZE = flags.DEFINE_bool(
     "resize",
     False,
-    "Scale and crop images of other sizes where evaluation would refuse them.",
+    "Scale and crop images of other sizes, even if evaluation would refuse them.",
 )
 _EXIF_ORIENTATION = flags.DEFINE_bool(
     "exif_orientation",
     None,
-    "Turn images as their EXIF data say; by default, as the model file says.",
+    "Rotate images by their EXIF orientation; by default, as the model file says.",
 )
 _EXACT = flags.DEFINE_bool(
     "exact",
     False,
-    "Choose every bit as evaluation does, and so predict the same; more slowly, where the native"
-    " kernel would run the whole network.",
+    "Choose every bit as evaluation does, so that predictions are the same; slower for networks"
+    " that the native library would run as a whole.",
 )
 _BENCHMARK = flags.DEFINE_bool(
     "benchmark",
     False,
-    "Print the time for one image on the CPU, with one thread and with all, each measured in a"
-    " process of its own.",
+    "Print the time for one image on the CPU with one thread and with all, each measured in its own"
+    " process.",
 )
 
 
 def main(argv: list[str]) -> None:
     """Do what the flags say."""
     if len(argv) < 2:
-        raise UsageError("name a model file, then images; --help shows how.")
+        raise UsageError("name a model file, then images; see --help.")
     path, names = local_path(argv[1], "model"), argv[2:]
     if _BENCHMARK.value:
         if names:
-            raise UsageError(f"--benchmark takes no images; leave {names[0]!r} out.")
+            raise UsageError(f"--benchmark takes no images; leave out {names[0]!r}.")
         if _EXACT.value:
-            raise UsageError("--benchmark times the default; leave --exact out.")
+            raise UsageError("--benchmark measures only the default; leave out --exact.")
         if not path.is_file():
             raise UsageError(f"--benchmark reads the model several times; {path} is not a file.")
-        load(path)  # says what is wrong with the file, if anything is
+        load(path)  # reports errors in the file
         _print_latencies([measure_apart(str(path), count) for count in sorted({1, len(cores())})])
         return
     if not names:
@@ -102,7 +103,7 @@ def main(argv: list[str]) -> None:
 
 
 def rules_of(model: PackedModel, exif_orientation: bool | None) -> PixelRules:
-    """How files become pixels: as the model's notes say; the orientation as given, if it is."""
+    """Return the rules to decode files by the model's notes; `exif_orientation` overrides them."""
     notes = model.notes
     return PixelRules(
         channels=model.network.image_shape[2],
@@ -122,21 +123,21 @@ def classify(
     """Classify image files, a batch at a time.
 
     Args:
-      model: what classifies them.
-      files: as `list_images` gives them.
-      rules: for what the files leave open.
+      model: the model.
+      files: from `list_images`.
+      rules: how to decode files.
       batch_size: images in a batch.
-      top: classes to give of each.
-      resize: scale and crop images of other sizes even where the model's notes do not say so.
+      top: number of classes per image.
+      resize: scale and crop images of other sizes, even if the model's notes do not allow it.
 
     Yields:
-      Each file, and its `top` classes with `class`, `name` and `probability`, most probable first,
-      or what is wrong with it.
+      Each file with its `top` classes (`class`, `name` and `probability`, the most probable
+      first), or with the error for a damaged image.
     """
     rows = min(batch_size, len(files))
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
-        # Every batch has as many rows, so that one program serves all of them.
+        # All batches have the same size, so that the model is compiled only once.
         images = np.zeros((rows, *model.network.image_shape), np.uint8)
         damage: dict[int, DamagedImage] = {}
         for row, file in enumerate(chunk):

@@ -1,4 +1,4 @@
-"""Reads tests/golden: what the authors' PyTorch program computed, in float64.
+"""Reads tests/golden: results of the authors' PyTorch program, in float64.
 
 Weights, images and labels are not stored: both sides draw them by name, from NumPy.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 FOLDER = Path(__file__).parent / "golden"
 
-# Name of the golden files, name of the network here.
+# Names of the golden files, and of the networks here.
 NETWORKS = {
     "resnet20": "cifar.resnet20_1w1a",
     "resnet18": "cifar.resnet18_1w1a",
@@ -24,7 +24,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Golden:
-    """One network's settings, its inputs, and what came out.
+    """One network's settings, inputs and results.
 
     Attributes:
       name: of the golden files.

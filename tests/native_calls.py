@@ -1,4 +1,4 @@
-"""A call that fits of each function of the native library."""
+"""A valid call of each function of the native library."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ NETWORK = (
     *(((32,), F32), ((32,), F32), ((32 * 16,), F32), ((16,), F32)),
 )
 
-# Of each function a call that fits: operands, results, attributes.
+# A valid call of each function: operands, results, attributes.
 CALLS = {
     library.CONV_FORWARD: (
         [X, KERNEL, ((16,), F32)],

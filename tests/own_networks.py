@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from siman_jax.models.layers import BatchNorm, BinaryConv, BinaryDense
+from siman_jax import BatchNorm, BinaryConv, BinaryDense
 
 
 class Branches(nn.Module):

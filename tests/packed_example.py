@@ -1,4 +1,4 @@
-"""A small packed network for tests, and what the convolutions of a network give."""
+"""A small packed network for tests, and the outputs of a network's convolutions."""
 
 from functools import partial
 
@@ -8,7 +8,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv, computed
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.leaves import BINARY_KERNEL, BITS
+from siman_jax.models.product import computed
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.notes import Notes
@@ -22,7 +24,7 @@ ARGUMENTS = {
 
 
 def packed_network(name="cifar.vgg_small_1w1a", size=8):
-    """A network of random weights and bits, for images of `size` by `size` pixels."""
+    """Build a network of random weights and bits, for images of `size` by `size` pixels."""
     model = build_model(name, **ARGUMENTS)
     image_shape = (size, size, 3)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -42,7 +44,7 @@ def packed_network(name="cifar.vgg_small_1w1a", size=8):
 
 
 def outputs_of(model, variables, images, compiler_options=None):
-    """Logits, and what each binary convolution gave, by its path."""
+    """Return logits, and the output of each binary convolution by its path."""
     apply = partial(
         model.apply,
         train=False,

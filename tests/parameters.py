@@ -4,6 +4,6 @@ import pytest
 
 
 def first_quickly(names):
-    """Parameters of a test: the first as it is, the others marked as slow."""
+    """Return parameters of a test, with all but the first marked as slow."""
     first, *others = names
     return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]

@@ -15,7 +15,9 @@ import optax
 
 from configs import cifar10
 from siman_jax.devices.mesh import by_example, replicated
-from siman_jax.models.layers import BatchNorm, BinaryConv, kaiming_normal
+from siman_jax.models.initializers import kaiming_normal
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut
 from siman_jax.native.dispatch import native
 from siman_jax.training.optimizer import build_optimizer

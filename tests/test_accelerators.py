@@ -1,4 +1,4 @@
-"""What accelerators get, seen without one: programs lowered for them, and the step's plain twin."""
+"""Tests of the code for accelerators without one: lowered programs, and a simpler step."""
 
 import re
 from functools import partial
@@ -15,11 +15,11 @@ from parameters import first_quickly
 from benchmarks.compile_ahead import lower_step
 from configs import cifar10
 from siman_jax import rules
-from siman_jax.models import MODELS, build_model, layers
-from siman_jax.models.batch_norm import Affine, Moments, Norm, Operands, Sums
-from siman_jax.models.layers import BINARY_KERNEL
-from siman_jax.models.leaves import binary_bits
-from siman_jax.rules.siman import approx_sign, standardize
+from siman_jax.models import MODELS, build_model, norm_layer, product
+from siman_jax.models.batch_norm import Affine, KeptSums, Moments, Norm, Operands
+from siman_jax.models.leaves import BINARY_KERNEL, binary_bits
+from siman_jax.rules.estimators import approx_sign
+from siman_jax.rules.standardize import standardize
 from siman_jax.training import step
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.step import create_state, train_step
@@ -29,29 +29,29 @@ from siman_jax.training.step import create_state, train_step
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("network", first_quickly(MODELS))
 def test_step_lowers_for_accelerators(network, dtype, platform):
-    """No loop, nothing of the CPU's library, and no array of doubles."""
+    """There is no loop, no call of the CPU's library, and no array of doubles."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     lowered = lower_step(network, "half_half", 2, dtype, mesh, lowering_platforms=(platform,))
     program = lowered.as_text()
     assert "stablehlo.while" not in program
     assert "siman_" not in program
     assert not re.search(r"tensor<[\dx]*f64>", program)
-    # One copy of what percentiles are found in, and one of what is compared with medians.
+    # One barrier for the magnitudes that have percentiles, and one for those that have medians.
     assert program.count("stablehlo.optimization_barrier") == 2
 
 
 def plain_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = None) -> Array:
-    """Of `binarize.siman_kernel`, by sorting, and differentiated by JAX."""
+    """Do what `siman.siman_kernel` does, by sorting, differentiated by JAX."""
     u = standardize(kernel, range(kernel.ndim - 1))
     magnitude = jnp.abs(u).reshape(-1, u.shape[-1])
     median = jnp.sort(magnitude, axis=0)[(len(magnitude) - 1) // 2]
     code = jnp.where(magnitude > median[None], 1.0, -1.0).reshape(u.shape)
-    # Exactly +-1: sums that poolings compare must be integers, or rounding chooses among equals.
+    # Exactly +-1: max pools compare sums, and rounding must not choose between equal ones.
     return code + (jnp.abs(u) - lax.stop_gradient(jnp.abs(u)))
 
 
 def plain_project(params: dict, percent: Array) -> dict:
-    """Of `optimizer.project_binary_kernels`, by `jnp.percentile`."""
+    """Do what `optimizer.project_binary_kernels` does, by `jnp.percentile`."""
 
     def project(path: tuple, kernel: Array) -> Array:
         if path[-1].key != BINARY_KERNEL:
@@ -65,7 +65,7 @@ def plain_project(params: dict, percent: Array) -> dict:
 
 
 def plain_norm(norm: Norm, y: Array, affine: Affine, near: Array) -> tuple[Array, Moments]:
-    """Of `batch_norm.batch_norm`, in two passes, and differentiated by JAX."""
+    """Do what `batch_norm.batch_norm` does, in two passes, differentiated by JAX."""
     mean = jnp.mean(y, range(y.ndim - 1))
     spread = lambda v: v.reshape((1,) * (y.ndim - 1) + (-1,)).astype(y.dtype)  # noqa: E731
     var = jnp.mean(jnp.square(y - spread(mean)), range(y.ndim - 1))
@@ -81,21 +81,21 @@ def plain_norm(norm: Norm, y: Array, affine: Affine, near: Array) -> tuple[Array
     return activate(z), Moments(mean[None], var[None])
 
 
-def plain_product(sums: Sums, operands: Operands) -> Array:
-    """Of `batch_norm.scaled_product`, differentiated by JAX."""
+def plain_product(sums: KeptSums, operands: Operands) -> Array:
+    """Do what `batch_norm.scaled_product` does, differentiated by JAX."""
     y = sums.multiply(operands.x, operands.kernel)
     return y if operands.alpha is None else y * operands.alpha.astype(y.dtype)[None, None, None]
 
 
 def plain_product_norm(
-    sums: Sums, norm: Norm, operands: Operands, affine: Affine, near: Array
+    sums: KeptSums, norm: Norm, operands: Operands, affine: Affine, near: Array
 ) -> tuple[Array, Moments]:
-    """Of `batch_norm.product_norm`."""
+    """Do what `batch_norm.product_norm` does, differentiated by JAX."""
     return plain_norm(norm, plain_product(sums, operands), affine, near)
 
 
 def plainly(function):
-    """The same function of the step, traced with every written-out derivative replaced."""
+    """Trace a function of the step with every hand-written derivative replaced by JAX's."""
 
     def traced(*arguments):
         rule = rules.WeightRule(plain_kernel, "siman", alpha="mean magnitude", projected=True)
@@ -104,9 +104,9 @@ def plainly(function):
             mock.patch.dict(rules.WEIGHT_RULES, {"half_half": rule}),
             mock.patch.dict(rules.ACTIVATION_RULES, {"siman": activation}),
             mock.patch.object(step, "project_binary_kernels", plain_project),
-            mock.patch.object(layers, "batch_norm", plain_norm),
-            mock.patch.object(layers, "scaled_product", plain_product),
-            mock.patch.object(layers, "product_norm", plain_product_norm),
+            mock.patch.object(norm_layer, "batch_norm", plain_norm),
+            mock.patch.object(product, "scaled_product", plain_product),
+            mock.patch.object(norm_layer, "product_norm", plain_product_norm),
         ):
             return function(*arguments)
 
@@ -116,10 +116,10 @@ def plainly(function):
 @pytest.mark.slow
 @pytest.mark.parametrize("network", MODELS)
 def test_ten_steps_are_those_of_the_plain_formulas(network, x64):
-    """In float64: no bit differs, nor any parameter by more than rounding.
+    """In float64 all bits are equal, and parameters are equal up to rounding.
 
-    The plain twin sorts, takes variances in two passes and leaves all derivatives but the
-    estimators' to JAX.
+    The simpler step sorts, computes variances in two passes, and leaves all derivatives except
+    those of estimators to JAX.
     """
     size, batch = (16, 6) if network.startswith("cifar") else (32, 4)
     model = build_model(network, 10, width=8, dtype=jnp.float64)

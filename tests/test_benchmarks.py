@@ -1,4 +1,4 @@
-"""Benchmarks run; what they measure is not tested."""
+"""Tests that benchmarks run; their measurements are not tested."""
 
 import argparse
 import json
@@ -41,14 +41,14 @@ def test_packed_inference_writes_numbers_and_a_chart(tmp_path):
     assert row["n"] > 1
     assert [row["engine"] for row in report["memory"]] == [ours]
     assert report["layers"][0]["layers"][0]["gmacs"] > 0
-    # Which interpreter has it is for the user to say.
+    # The user did not say which interpreter has it.
     assert report["left_out"][network][missing].startswith("not installed")
     assert (tmp_path / f"{network}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_training_writes_numbers_and_a_chart(tmp_path):
-    # Not PyTorch's compiled side, which takes minutes to compile.
+    # Without PyTorch's compiled side, which takes minutes to compile.
     xla, torch, network = "siman-jax (XLA only)", "PyTorch", "cifar.resnet20_1w1a"
     flags = ["--quick", "--threads=1", f"--networks={network}", f"--sides={xla},{torch}"]
     paths = [f"--json={tmp_path / 'training.json'}", f"--chart={tmp_path / 'training.png'}"]
@@ -80,7 +80,7 @@ def test_the_step_in_pytorch_is_the_same(name):
     network = build_network(name, classes, width, size).double()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.8, 1.2)  # so that binary convolutions count
+            torch.nn.init.uniform_(module.weight, 0.8, 1.2)  # so that binary convolutions matter
             # An output of exactly 0 leaves a saturated shortcut at 1, where hardtanh has a corner.
             torch.nn.init.normal_(module.bias, 0, 0.1)
 
@@ -153,7 +153,7 @@ def test_accelerator_runs_every_part(tmp_path):
 
     checks = parts["checks"]["checks"]
     assert all(checks[name]["passed"] for name in ("sums of bits", "bits", "gradients"))
-    assert checks["losses"]["device"] == checks["losses"]["cpu"]  # which is the device here
+    assert checks["losses"]["device"] == checks["losses"]["cpu"]  # the device here is the CPU
     assert checks["losses"]["device"][-1] < checks["losses"]["device"][0]
     programs = parts["steps"]["programs"]
     assert len(programs) == 3
@@ -174,7 +174,7 @@ def test_accelerator_runs_every_part(tmp_path):
     lines = printed.splitlines()
     assert any(line.startswith("gradients: passed") for line in lines)
     assert any(line.startswith("the run of ResNet-20 has taken 1 epochs, 0 of") for line in lines)
-    # The run goes on from its one file, wherever that is: here it has nothing left to do.
+    # The run continues from its file in either folder; here it is already finished.
     (out / "run.tar.gz").rename(data / "run.tar.gz")
     (tmp_path / "next").mkdir()
     again = accelerator.run_part("training_run", 200, namespace(tmp_path / "next", data))

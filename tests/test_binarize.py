@@ -1,4 +1,4 @@
-"""The binarizers against the authors' program, closed forms in NumPy, and by hand."""
+"""Tests of SiMaN's rules against the authors' program, closed forms in NumPy, and by hand."""
 
 import itertools
 from functools import partial
@@ -13,20 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from siman_jax.errors import UsageError
-from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv
-from siman_jax.rules import siman
-from siman_jax.rules.siman import (
-    angle_optimal_bits,
-    approx_sign,
-    cosine,
-    half_half_bits,
-    moments_about_first,
-    moments_about_mean,
-    project,
-    siman_activation,
-    siman_kernel,
-    standardize,
-)
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.leaves import BINARY_KERNEL, BITS
+from siman_jax.rules.estimators import approx_sign
+from siman_jax.rules.magnitude_bits import BIT_RULES, angle_optimal_bits, cosine, half_half_bits
+from siman_jax.rules.siman import project, siman_activation, siman_kernel
+from siman_jax.rules.standardize import moments_about_first, moments_about_mean, standardize
 
 TOLERANCE = 1e-12
 
@@ -45,7 +37,7 @@ def hwio(array):
 
 @pytest.fixture(params=range(4))
 def layer(request, x64):
-    """One golden convolution, in the layouts used here."""
+    """Read one golden convolution, in the layouts used here."""
     with np.load(FOLDER / "layers.npz") as file:
         prefix = f"{request.param}/"
         raw = {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)}
@@ -105,9 +97,9 @@ def test_odd_filters_have_one_zero_more():
     np.testing.assert_array_equal(half_half_bits(u), [[1], [0], [0]])
 
 
-@pytest.mark.parametrize("rule", list(siman.BIT_RULES))
+@pytest.mark.parametrize("rule", list(BIT_RULES))
 def test_kernel_gradient_is_its_closed_form(rule, x64):
-    """Straight through to |u|, then the derivative of standardization, written in NumPy."""
+    """Straight through to |u|, then the derivative of standardization, in NumPy."""
     rng = np.random.default_rng(0)
     w, g = rng.standard_normal((2, 3, 3, 5, 7))
     code, pullback = jax.vjp(partial(siman_kernel, rule=rule), jnp.asarray(w))
@@ -180,7 +172,7 @@ def test_half_half_bits_are_the_larger_half(u):
     ids=["laplace", "gauss", "uniform"],
 )
 def test_what_the_optimum_looks_like(draw, share, angle_cosine, half_cosine, x64):
-    """The paper's table of distributions, on two million draws."""
+    """Compare with the paper's table of distributions, on two million draws."""
     u = jnp.asarray(draw(np.random.default_rng(0), 2_000_000))[:, None]
     best = angle_optimal_bits(u)
     assert best.share[0] == pytest.approx(share, abs=0.01)  # the optimum is flat
@@ -202,7 +194,7 @@ def test_projection_by_zero_percent_only_centres(x64):
 
 
 def test_bits_are_the_same_in_every_compilation():
-    """XLA may round |u| differently where it sorts and where it compares."""
+    """XLA must not round |u| differently for selecting and for comparing."""
     w = jax.random.normal(jax.random.key(0), (3, 3, 64, 256))
 
     def together(w):
@@ -245,7 +237,7 @@ def test_activations_far_from_zero_keep_their_gradient(dtype, tolerance):
 
 @pytest.mark.parametrize("moments", [moments_about_first, moments_about_mean])
 def test_moments_far_from_zero_keep_their_digits(moments):
-    """Both ways to take them: what CPUs run, and what the others do."""
+    """Test both implementations: that for CPUs, and that for other devices."""
     x = 300 + np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
     mean, variance = jax.jit(moments)(x)
     exact = np.float64(x)

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: every format, logits by their stored bits, and what is refused."""
+"""Tests of converting the authors' checkpoints: formats, logits by stored bits, refusals."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import sys
 import threading
 from functools import cache, partial
 
+import fake_torch
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from configs import cifar10, cifar100, imagenet
 from siman_jax import convert
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.models.layers import BITS
+from siman_jax.models.leaves import BITS
 from siman_jax.packed.network import packed_twin
 from siman_jax.pytorch.bits import stored_bits
 from siman_jax.pytorch.checkpoint import find_state, read_state
@@ -45,7 +46,7 @@ def state(name="resnet20", prefix=""):
 
 
 def assert_golden_logits(model, name):
-    """Of the golden images, which are normalized already."""
+    """Compare logits of the golden images, which are already normalized."""
     apply = jax.jit(partial(packed_twin(model.network.model()).apply, train=False))
     logits = apply(model.network.variables, jnp.float32(golden(name).images))
     expected = golden(name).results["eval_logits"]
@@ -55,13 +56,8 @@ def assert_golden_logits(model, name):
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    """A reader for files that NumPy can write, in place of PyTorch's."""
-
-    def load(path):
-        return {"state_dict": dict(np.load(path))}
-
-    monkeypatch.setattr("siman_jax.pytorch.checkpoint._load", load)
-    monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: True)
+    """Read files of NumPy in place of PyTorch's."""
+    fake_torch.install(monkeypatch, lambda file: {"state_dict": dict(np.load(file))})
 
 
 def saved(folder, arrays):
@@ -79,8 +75,11 @@ def test_logits_of_the_authors(without_torch, name, tmp_path, capsys):
     assert "bits/" in printed.out
     assert "not needed" in printed.out
     assert "arrays of state_dict converted" in printed.out
-    # Drawn at random, half of the bits are not the weights' own.
-    assert "% of the bits in B are not those of the latent weights (more than 1 %)" in printed.err
+    # The bits were drawn at random, so half of them differ from those of the weights.
+    assert (
+        "% of the bits in B differ from those of the latent weights (expected at most 1 %)"
+        in printed.err
+    )
     assert "neither 0 nor 1" not in printed.err
 
 
@@ -101,7 +100,7 @@ def test_notes_that_do_not_fit_are_refused(without_torch, tmp_path):
     (tmp_path / "classes").write_text("cat\ndog\n")
     for flag, message in (
         ("--mean=0.5", "do not fit the model: its mean"),
-        ("--std=0.5,0,0.5", "each must be above 0"),
+        ("--std=0.5,0,0.5", "expected numbers above 0"),
         ("--std=0.5,x,0.5", "--std=0.5,x,0.5 holds what is no number"),
         (f"--classes={tmp_path / 'classes'}", "2 class_names for 10 classes"),
     ):
@@ -156,7 +155,7 @@ def test_other_networks_are_refused():
 
 
 def with_own_bits(change=lambda bits: bits):
-    """The golden variables with the bits of their latent weights, changed."""
+    """Return golden variables with some bits of their latent weights changed."""
     variables = variables_from_torch(NAME, state())
     rule = WEIGHT_RULES["half_half"]
     for block, layers in variables[BITS].items():
@@ -179,9 +178,9 @@ def test_warnings_state_the_share():
     assert stored_bits(with_own_bits(), "half_half")[1] == []
     assert stored_bits(with_own_bits(flipped(0.005)), "half_half")[1] == []
     (warning,) = stored_bits(with_own_bits(flipped(0.02)), "half_half")[1]
-    assert warning.startswith("2.01 % of the bits in B are not those of the latent weights")
+    assert warning.startswith("2.01 % of the bits in B differ from those of the latent weights")
     bits, (warning,) = stored_bits(with_own_bits(lambda bits: 2 * bits - 1), "half_half")
-    assert warning.startswith("50 % of B is neither 0 nor 1; what is above 0 was taken for 1")
+    assert warning.startswith("50 % of B is neither 0 nor 1; values above 0 were taken as 1")
     expected, _ = stored_bits(with_own_bits(), "half_half")
     np.testing.assert_array_equal(
         bits["layer1_0"]["conv1"]["binary_kernel"], expected["layer1_0"]["conv1"]["binary_kernel"]
@@ -237,11 +236,11 @@ def test_what_holds_no_state_is_refused(tmp_path):
     for content in ([], {}, {"state_dict": None}, {"state_dict": {}}, {"model": "resnet20"}):
         with pytest.raises(UsageError, match="holds no state_dict"):
             find_state(content, tmp_path)
-    with pytest.raises(UsageError, match="no tensors: lr"):
+    with pytest.raises(UsageError, match="not tensors: lr"):
         find_state({"state_dict": {"w": np.zeros(1), "lr": 0.1}}, tmp_path)
     with pytest.raises(UsageError, match=r"no entry 'ema' with tensors; it has net"):
         find_state({"net": {"w": np.zeros(1)}}, tmp_path, "ema")
-    # A prefix is one only where all names have it.
+    # Only a prefix of all names is removed.
     found = find_state({"module.a": np.zeros(1), "b": np.zeros(1)}, tmp_path)
     assert found.arrays.keys() == {"module.a", "b"}
 
@@ -262,18 +261,17 @@ def test_averaged_weights_are_told_of_and_taken_by_their_name(tmp_path, capsys, 
     found = find_state(entries, tmp_path, "model_ema")
     assert (found.entry, found.averaged) == ("model_ema", ())
     assert found.arrays.keys() == state().keys()
-    monkeypatch.setattr("siman_jax.pytorch.checkpoint._load", lambda _: entries)
-    monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: True)
+    fake_torch.install(monkeypatch, lambda _: entries)
     (tmp_path / "model.pth").touch()
     call(convert.main, tmp_path / "model.pth", f"--model={NAME}", f"--out={tmp_path / 'out'}")
     printed = capsys.readouterr()
     assert "averaged weights (EMA) too, in model_ema; converted are those in model" in printed.err
-    assert "bits/" not in printed.out  # the table is for who asks
+    assert "bits/" not in printed.out  # the table is printed only on request
     assert "arrays of model converted" in printed.out
 
 
 class WithTorch:
-    """Files that PyTorch itself wrote."""
+    """Tests with files that PyTorch itself wrote."""
 
     @pytest.fixture(autouse=True)
     def torch(self):
@@ -314,7 +312,7 @@ class TestFormats(WithTorch):
         assert arrays["n"] == 3
 
     def test_a_pipe(self, torch, tmp_path):
-        """As a shell makes one of <(...)."""
+        """Read from a pipe, as a shell makes of <(...)."""
         torch.save({"a": torch.ones(2)}, tmp_path / "state")
         os.mkfifo(tmp_path / "pipe")
         data = (tmp_path / "state").read_bytes()
@@ -336,7 +334,7 @@ class TestFormats(WithTorch):
                 read_state(path)
 
     def test_the_command_and_training_on(self, torch, tmp_path):
-        """By the commands as a user gives them, on digits, for want of CIFAR-10."""
+        """Run the commands as a user does, on digits, since CIFAR-10 is not available."""
         arrays = state() | {"conv1.weight": golden().arrays["conv1.weight"][:, :1]}
         self.save(torch, tmp_path / "model.tar", arrays)
         founded = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}"]

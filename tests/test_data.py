@@ -216,15 +216,17 @@ def test_files_that_change_while_they_are_decoded_are_cached_as_what_they_were(
 ):
     file = folder / "train" / "red" / "0.png"
     before = file.read_bytes()
-    read = memory._digests
+    left, digest_of = [sum(path.is_file() for path in folder.rglob("*"))], memory.digest_of_example
 
-    def change_behind(records):
-        digests = read(records)
-        Image.new("RGB", (8, 8), (7, 7, 7)).save(file)
-        return digests
+    def change_after_the_last(example):
+        digest = digest_of(example)
+        left[0] -= 1
+        if left[0] == 0:  # all are read for the first time; decoding reads them again
+            Image.new("RGB", (8, 8), (7, 7, 7)).save(file)
+        return digest
 
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "_digests", change_behind)
+        patch.setattr(memory, "digest_of_example", change_after_the_last)
         assert (load_dataset(config).train.images[3] == 7).all()
     file.write_bytes(before)
     assert (load_dataset(config).train.images[3] == (255, 0, 0)).all()

@@ -21,8 +21,9 @@ from siman_jax.devices.mesh import (
     replicated,
 )
 from siman_jax.errors import UsageError
-from siman_jax.models.layers import BatchNorm, BinaryDense
+from siman_jax.models.layers import BinaryDense
 from siman_jax.models.leaves import binary_bits
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.step import TrainState, train_step
 

@@ -1,4 +1,4 @@
-"""From a run to its model file: the checkpoint's own bits and logits, and nothing overwritten."""
+"""Tests of exporting a run: the checkpoint's bits and logits, and nothing is overwritten."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ from siman_jax.training.task import model_from_config
 
 
 def test_the_notes_say_how_files_become_pixels():
-    """Whatever the config says, or what is the default where it has no such fields."""
+    """The config decides, or defaults if it lacks such fields."""
     data = image_folder.get_config().data
     assert not notes_from_config(data).exif_orientation
     data.update(background=255, exif_orientation=True)
@@ -56,7 +56,7 @@ def small_config():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Two epochs of a narrow network on the digits."""
+    """Train a narrow network on the digits for two epochs."""
     config = small_config()
     folder = tmp_path_factory.mktemp("run") / "run"
     train(config, folder, make_mesh(1))
@@ -81,7 +81,7 @@ def assert_same_network(model, workdir, best=False):
     normalized = normalize(jnp.asarray(images), config.data.mean, config.data.std)
     logits = jax.jit(partial(network.apply, variables, train=False))(normalized[:50])
     np.testing.assert_allclose(model(images[:50]), logits, rtol=1e-4, atol=1e-4)
-    # As evaluation computes it, all of the test set.
+    # Compared with evaluation on the whole test set.
     folded = jax.jit(partial(fold, network))(variables)
     logits = jax.jit(partial(folded_twin(network).apply, folded, train=False))(normalized)
     exact = PackedModel(model.network, exact=True)
@@ -107,7 +107,7 @@ def test_the_file_does_what_the_checkpoint_does(workdir, tmp_path, checkpoint):
 
 @pytest.mark.slow
 def test_bits_of_another_weight_rule(tmp_path, capsys):
-    """Of a run that was founded and never evaluated."""
+    """Export a run that was created and never evaluated."""
     config = small_config()
     config.model.weight_rule = "angle_optimal"
     init = jax.jit(partial(model_from_config(config).init, train=False))
@@ -118,7 +118,7 @@ def test_bits_of_another_weight_rule(tmp_path, capsys):
     assert model.network.arguments["weight_rule"] == "angle_optimal"
     assert_same_network(model, tmp_path / "run")
     assert model.notes.accuracy is None
-    assert "not known" in capsys.readouterr().out
+    assert "unknown" in capsys.readouterr().out
 
 
 def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, capsys):
@@ -132,13 +132,13 @@ def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, 
     assert first.read_bytes() == second.read_bytes()
     capsys.readouterr()
     call(export, workdir, f"--out={first}", "--float16", "--overwrite")
-    assert "single predictions may differ" in capsys.readouterr().out
+    assert "a few predictions may differ" in capsys.readouterr().out
     assert len(first.read_bytes()) < len(second.read_bytes())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
 def test_a_program_of_all_platforms(workdir, tmp_path):
-    """By the command as a user gives it."""
+    """Run the command as a user does."""
     out, program = tmp_path / "model.safetensors", tmp_path / "model.stablehlo"
     result = run("export", workdir, "--out", out, "--stablehlo", program)
     assert result.returncode == 0, result.stderr
@@ -219,7 +219,7 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path):
     (tmp_path / "empty").mkdir()
     out = f"--out={tmp_path / 'model'}"
     wrong = {
-        "name one run's folder": [out],
+        "name the folder of one run": [out],
         "--out is missing": [tmp_path],
         "expected its config.json": [tmp_path / "empty", out],
         "does not exist": [tmp_path, f"--out={tmp_path / 'no' / 'model'}"],

@@ -1,4 +1,4 @@
-"""Networks of these layers that are built otherwise: evaluated as they are, not packed."""
+"""Tests of networks that cannot be folded: they are evaluated unfolded, and not packed."""
 
 import logging
 from functools import partial
@@ -15,8 +15,10 @@ from siman_jax.data.resident import padded_batches
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.cifar import resnet20_1w1a
-from siman_jax.models.layers import BatchNorm, BinaryConv, PReLU, computed
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.norm_layer import BatchNorm, PReLU
 from siman_jax.models.normalization import normalize
+from siman_jax.models.product import computed
 from siman_jax.models.resnet import TwoShortcutBlock
 from siman_jax.packed.network import pack_variables
 from siman_jax.training.epoch import make_evaluator
@@ -26,7 +28,7 @@ SHAPE = (8, 8, 1)
 
 
 class ShortcutFirst(TwoShortcutBlock):
-    """The shortcut is added before the norm, which folding takes for the convolution's alone."""
+    """The shortcut is added before the norm, although folding expects only the convolution."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -36,7 +38,7 @@ class ShortcutFirst(TwoShortcutBlock):
 
 
 class OtherNames(nn.Module):
-    """The stem's norm has the name that belongs to the binary convolution's."""
+    """The stem's norm has the name expected for the binary convolution's norm."""
 
     num_classes: int
     conv: partial
@@ -57,7 +59,7 @@ class OtherNames(nn.Module):
 
 
 class OwnConvolution(OtherNames):
-    """Its second binary convolution is not made by the field `conv`."""
+    """Its second binary convolution is not built by the field `conv`."""
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -95,7 +97,7 @@ OTHERS = {
 
 
 def trained(model):
-    """Variables whose norms and scales are far from 1."""
+    """Return variables with norms and scales far from 1."""
     init = jax.jit(partial(model.init, train=False))
     shapes = init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
     rng = np.random.default_rng(0)
@@ -103,7 +105,7 @@ def trained(model):
 
 
 def evaluate(model, variables):
-    """What the evaluator says, and what `model.apply` says."""
+    """Return the results of the evaluator and of `model.apply`."""
     config = digits.get_config()
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (24, *SHAPE), np.uint8)

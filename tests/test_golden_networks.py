@@ -1,4 +1,4 @@
-"""Whole networks against the authors' program: evaluation, then five steps of training."""
+"""Tests of whole networks against the authors' program: evaluation, and five training steps."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,37 +15,36 @@ from parameters import first_quickly
 
 from configs import cifar10
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL, BITS
-from siman_jax.models.leaves import binary_bits
+from siman_jax.models.leaves import BINARY_KERNEL, BITS, binary_bits
 from siman_jax.pytorch.names import flax_path, variables_from_torch
 from siman_jax.training.optimizer import build_optimizer, project_binary_kernels
 from siman_jax.training.step import TrainState, train_step
 
 TOLERANCE = 1e-9
-# Batch norm follows, so the gradient of alpha is what is left after cancellation.
+# A batch norm follows, so the gradient of alpha is a small difference of large numbers.
 TOLERANCE_OF_ALPHA = 1e-7
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, relative to the tensor's largest magnitude."""
+    """Return the largest difference relative to the tensor's largest magnitude."""
     return np.max(np.abs(found - expected)) / np.max(np.abs(expected))
 
 
 def torch_layout(array: np.ndarray) -> np.ndarray:
-    """HWIO to OIHW, and `[in, out]` to `[out, in]`."""
+    """Transpose HWIO to OIHW, and `[in, out]` to `[out, in]`."""
     array = np.asarray(array, np.float64)
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def summarize(array: np.ndarray) -> np.ndarray:
-    """Size, mean, norm, largest magnitude and first four elements, in PyTorch's layout."""
+    """Return size, mean, norm, largest magnitude and first elements, in PyTorch's layout."""
     flat = torch_layout(array).ravel()
     first = np.pad(flat[:4], (0, max(0, 4 - flat.size)))
     return np.array([flat.size, flat.mean(), np.sqrt(np.sum(flat**2)), np.abs(flat).max(), *first])
 
 
 def assert_summary(found: np.ndarray, expected: np.ndarray, tolerance: float, name: str) -> None:
-    """Compare summaries: the size exactly, the rest relative to the largest magnitude."""
+    """Compare summaries: sizes exactly, the rest relative to the largest magnitude."""
     summary = summarize(found)
     assert summary[0] == expected[0], name
     error = np.abs(summary[1:] - expected[1:]).max() / max(expected[3], 1e-300)
@@ -60,7 +59,7 @@ def remember_gradients() -> optax.GradientTransformation:
 
 
 def authors_optimizer(golden: Golden) -> optax.GradientTransformation:
-    """Their SGD, with their own list of what is not decayed.
+    """Build the authors' SGD, with their own list of leaves without weight decay.
 
     In CIFAR's ResNet-18 they decay the binary shortcuts; elsewhere it is `build_optimizer`.
     """
@@ -86,7 +85,7 @@ def authors_optimizer(golden: Golden) -> optax.GradientTransformation:
 
 @dataclass(frozen=True)
 class Trained:
-    """A golden network and what five steps of training it here gave.
+    """A golden network, and the results of five training steps here.
 
     Attributes:
       golden: what to compare with.
@@ -105,7 +104,7 @@ class Trained:
     projected: list[dict]
 
     def collections(self) -> dict[tuple[str, ...], np.ndarray]:
-        """Everything after the fifth step, with the bits of the fifth forward."""
+        """All values after the fifth step, with the bits of the fifth forward pass."""
         bits = binary_bits(self.projected[-1], "half_half")
         return {
             **flatten_dict({"params": self.states[-1].params}),
@@ -193,14 +192,14 @@ def test_first_binary_convolution(trained: Trained) -> None:
 
 
 def compare(golden: Golden, prefix: str, found: Mapping[tuple[str, ...], np.ndarray]) -> None:
-    """Compare every summary of the golden file with the leaf here, and leave none over."""
+    """Compare every summary of the golden file with a leaf here; no leaf may be left over."""
     left = set(found)
     for key, expected in golden.results.items():
         name = key.removeprefix(prefix)
         if not key.startswith(prefix):
             continue
         path = flax_path(name, binary=f"{name.rpartition('.')[0]}.alpha" in golden.arrays)
-        if path is None:  # percent and the count of batches, which nothing here computes with
+        if path is None:  # percent and the count of batches are not used here
             continue
         tolerance = TOLERANCE_OF_ALPHA if prefix == "grad/" and path[-1] == "alpha" else TOLERANCE
         assert_summary(found[path], expected, tolerance, name)

@@ -1,4 +1,4 @@
-"""Layers and networks: exactness, shapes, initial values, twins, arguments."""
+"""Tests of layers and networks: exactness, shapes, initial values, twins, arguments."""
 
 from functools import partial
 
@@ -11,16 +11,9 @@ from jax import lax
 
 from siman_jax.errors import UsageError
 from siman_jax.models import MODELS, build_model
-from siman_jax.models.layers import (
-    BINARY_KERNEL,
-    BITS,
-    LEAF_NAMES,
-    BatchNorm,
-    BinaryConv,
-    BinaryDense,
-    PReLU,
-)
-from siman_jax.models.leaves import binary_bits
+from siman_jax.models.layers import BinaryConv, BinaryDense
+from siman_jax.models.leaves import BINARY_KERNEL, BITS, LEAF_NAMES, binary_bits
+from siman_jax.models.norm_layer import BatchNorm, PReLU
 from siman_jax.rules import WEIGHT_RULES
 from siman_jax.rules.siman import siman_kernel
 
@@ -89,7 +82,7 @@ def test_unknown_network_names_the_nearest():
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 64, 1024])
 def test_sums_of_plus_minus_one_are_exact_in_bfloat16(channels):
-    """Up to 9,216 terms, far beyond the 256 integers that bfloat16 itself can hold."""
+    """Sums of up to 9,216 terms, far above 256, up to which bfloat16 holds all integers."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, channels))
     layer = BinaryConv(8, activation_rule="approx_sign", dtype=jnp.bfloat16)
     bits = jax.random.bernoulli(jax.random.key(1), shape=(3, 3, channels, 8))
@@ -130,7 +123,7 @@ def test_bfloat16_trains_with_bfloat16_cotangents():
 
 
 def test_padding_contributes_nothing():
-    """A corner of a 3x3 convolution sees four taps; at -1 a padded tap would be seen too."""
+    """A corner of a 3x3 convolution sees four taps; padding with -1 would change its sum."""
     layer = BinaryConv(1, activation_rule="approx_sign")
     params = {BINARY_KERNEL: jnp.ones((3, 3, 1, 1)), "alpha": jnp.ones(1)}
     bits = {BINARY_KERNEL: jnp.ones((3, 3, 1, 1))}

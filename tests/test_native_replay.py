@@ -1,4 +1,4 @@
-"""The native library's recorded cases: under sanitizers, and its NEON code in an emulator."""
+"""Replays recorded cases of the native library: under sanitizers, and NEON in an emulator."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ SCRIPTS = Path(__file__).parent / "native"
 
 
 def has_sanitizers(directory):
-    """Whether the compiler has what `sanitize.sh` needs."""
+    """Tell whether the compiler supports what `sanitize.sh` needs."""
     if not shutil.which("g++"):
         return False
     flags = ["-fsanitize=address,undefined", "-x", "c++", "-", "-o", directory / "nothing"]

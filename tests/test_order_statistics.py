@@ -1,4 +1,4 @@
-"""Selection against sorting, bit for bit."""
+"""Tests that selection equals sorting exactly."""
 
 from itertools import pairwise
 
@@ -17,8 +17,9 @@ from siman_jax.rules.order_statistics import (
     quantile_ranks,
     quantiles,
 )
+from siman_jax.rules.standardize import VARIANCE_EPSILON
 
-# Drawn from few values, so that ties are common; zero and the smallest subnormal among them.
+# Few values, including zero and the smallest subnormal, so that ties are common.
 values = st.sampled_from([0.0, 2**-149, 0.5, 1.0, 1.5, 2.0**127]) | st.floats(0, 2.0**100, width=32)
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 3))
 matrices = npst.arrays(np.float32, shapes, elements=values)
@@ -46,7 +47,7 @@ def test_every_width_of_float(dtype, x64):
 
 
 def tied(dtype, shape=(40, 5)) -> np.ndarray:
-    """Few values: zeros, subnormals, infinities and NaN too; the first column has no ties."""
+    """Draw few values, with zeros, subnormals, infinities and NaN; the first column has no ties."""
     rng = np.random.default_rng(0)
     smallest = np.finfo(dtype).smallest_subnormal
     few = np.array([0, smallest, 2 * smallest, 0.5, 1, 1.5, np.inf, np.nan], dtype)
@@ -56,14 +57,14 @@ def tied(dtype, shape=(40, 5)) -> np.ndarray:
 
 
 def as_unsigned(x) -> np.ndarray:
-    """Integers of the same order, so that NaN compares too."""
+    """Return integers of the same order, so that NaN can be compared."""
     x = np.asarray(x)
     return x.view(np.dtype(f"u{x.dtype.itemsize}"))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_digits_give_every_rank(dtype, x64):
-    """What accelerators run, on the CPU: NaN ranks last, as in a sort; nothing is rounded."""
+    """Run the code for accelerators on the CPU: NaN ranks last, and nothing is rounded."""
     x = tied(dtype)
     ordered = np.sort(x, axis=0)
     exceeds = jax.jit(radix_selection.exceeds_kth_smallest)
@@ -100,7 +101,7 @@ def test_digits_give_neighbours_in_groups_of_columns(dtype, x64):
 
 @pytest.mark.parametrize("percent", [0.0, 7.3, 50.0])
 def test_all_kernels_together_as_one_by_one(percent, x64):
-    """Other sizes, other sums: projected to rounding, bits exactly; filters of odd length too."""
+    """Projected kernels are equal up to rounding and bits exactly, also for odd filters."""
     shapes = [(3, 3, 4, 8), (1, 1, 16, 5), (3, 3, 7, 3), (3, 3, 4, 8)]
     kernels = [
         jax.random.normal(jax.random.key(i), shape, jnp.float64) for i, shape in enumerate(shapes)
@@ -108,7 +109,7 @@ def test_all_kernels_together_as_one_by_one(percent, x64):
     one_by_one = jax.jit(siman.project_and_choose)(kernels, percent)
     together = jax.jit(
         lambda kernels: kernels_together.project_and_choose(
-            kernels, jnp.float64(percent), jnp.float64, siman.VARIANCE_EPSILON
+            kernels, jnp.float64(percent), jnp.float64, VARIANCE_EPSILON
         )
     )(kernels)
     projected, bits, *moments = together
@@ -117,13 +118,13 @@ def test_all_kernels_together_as_one_by_one(percent, x64):
     for *found, chosen in zip(*moments, one_by_one[1], strict=True):
         for ours, expected in zip(found, (chosen.mean, chosen.deviation), strict=True):
             np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-15, strict=True)
-    if percent < 50:  # else all magnitudes are the same but for rounding
+    if percent < 50:  # at 50 all magnitudes are equal up to rounding
         for found, chosen in zip(bits, one_by_one[1], strict=True):
             np.testing.assert_array_equal(found, chosen.bits)
 
 
 def of_input_only(jaxpr) -> None:
-    """Check that behind a barrier nothing is read that was computed from the input before it."""
+    """Check that code after a barrier reads nothing computed from the input before it."""
     names = [equation.primitive.name for equation in jaxpr.eqns]
     at = names.index("optimization_barrier")
     of_input = set(jaxpr.invars)
@@ -136,7 +137,7 @@ def of_input_only(jaxpr) -> None:
 
 
 def test_counting_and_comparing_read_one_copy():
-    """XLA cannot compute the magnitudes a second time, for their comparison or for a pass.
+    """XLA cannot compute the magnitudes again for their comparison or for another pass.
 
     Without the barrier the TPU's compiler does that in each pass, and rounds as it likes.
     """
@@ -184,7 +185,7 @@ def test_quantiles_are_those_of_numpy(x, q):
 
 
 def test_quantiles_are_those_of_jax():
-    """To the last digit, which XLA may round either way when it fuses the interpolation."""
+    """Equal up to the last digit, which XLA may round either way when it fuses."""
     x = jnp.abs(jax.random.normal(jax.random.key(0), (3, 3, 64, 64)))
     q = jnp.array([0.0, 0.03, 0.15, 0.85, 1.0])
     np.testing.assert_array_max_ulp(quantiles(x, q), jnp.quantile(x, q), maxulp=1)

@@ -75,7 +75,7 @@ def test_a_network_without_batch_norm_or_bits_trains(tmp_path):
     [
         ("tests.own_networks:branch", "has no function 'branch'; it has: always_bnn, branches"),
         ("tests.own_network:branches", "importing tests.own_network failed"),
-        ("tests.own_networks:nothing", "gave int; expected a function"),
+        ("tests.own_networks:nothing", "returned int; expected a function"),
         ("tests.own_networks:image", "expected logits of shape"),
         ("tests.own_networks:always_bnn", "has the weight rule 'bnn'.*Set the field to 'bnn'"),
         ("cifar.resnet2", "unknown model.*cifar.resnet20_1w1a"),

@@ -1,8 +1,14 @@
-"""Packed inference: exact integers, whole networks, the authors' logits."""
+"""Tests of packed inference: exact integers, whole networks, the authors' logits."""
 
+import json
+import os
 import platform
 import shutil
+import subprocess
+import sys
 from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -17,15 +23,15 @@ from jax import lax
 from packed_example import outputs_of
 from parameters import first_quickly
 
+import siman_jax
 from siman_jax.models import MODELS, build_model
 from siman_jax.models.folding import fold, folded_twin
-from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryDense
-from siman_jax.models.leaves import binary_bits
+from siman_jax.models.layers import BinaryDense
+from siman_jax.models.leaves import BINARY_KERNEL, BITS, binary_bits
 from siman_jax.native import library
-from siman_jax.packed import kernels, native, network
+from siman_jax.packed import kernels, native
 from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
 from siman_jax.packed.layers import (
-    ACTIVATION_BITS,
     CORNER_SUMS,
     DERIVED,
     WORDS,
@@ -34,9 +40,10 @@ from siman_jax.packed.layers import (
 )
 from siman_jax.packed.network import pack_unchecked, packed_logits, packed_twin
 from siman_jax.pytorch.names import variables_from_torch
+from siman_jax.rules import ACTIVATION_RULES
 from siman_jax.rules.siman import siman_activation
 
-# Every example of a property has shapes of its own, so most of its time is compilation.
+# Every example has its own shapes, so most of the time is compilation.
 few = settings(max_examples=10, deadline=None, derandomize=True)
 
 
@@ -49,14 +56,14 @@ def plus_minus_one(bits):
 
 
 def convolve(x, kernel, strides, padding):
-    """The convolution that everything here must equal."""
+    """Compute the convolution that all others must equal."""
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 def exact_conv(bits, kernel, strides, padding):
-    """That of +-1, zeros around it, in 32-bit integers."""
+    """Convolve +-1, padded with zeros, in 32-bit integers."""
     return convolve(plus_minus_one(bits), plus_minus_one(kernel), strides, padding)
 
 
@@ -83,7 +90,7 @@ def test_dot_product_of_bits(length, seed):
 
 @st.composite
 def convolutions(draw):
-    """Input, kernel, strides and padding, any of them odd."""
+    """Draw input, kernel, strides and padding of unusual sizes."""
     sizes = st.integers(1, 7)
     image, kernel = (draw(sizes), draw(sizes)), (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     padding = []
@@ -99,7 +106,7 @@ def convolutions(draw):
 
 
 def cpp_conv(variant):
-    """The native convolution by one of its variants, with the arguments of the others."""
+    """Return the native convolution by one variant, with the arguments of the others."""
 
     def conv(bits, kernel, *, strides, padding):
         words, sums = kernel
@@ -151,29 +158,42 @@ def test_convolution_is_exact_beyond_one_block(name, channels, features):
     np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
 
 
-def forget():
-    """Let the library be looked for anew."""
-    for function in (library.variants, library.indices, library._load):
-        function.cache_clear()
+WITHOUT_LIBRARY = """
+import numpy as np
+from siman_jax.packed import kernels
+
+rng = np.random.default_rng(0)
+bits, kernel = rng.random((1, 4, 5, 40)) < 0.5, rng.random((3, 3, 40, 6)) < 0.5
+for padding in (((1, 1), (1, 1)), ((2, 1), (1, 0))):
+    y = kernels.binary_conv(bits, kernels.pack_kernel(kernel), padding=padding)
+    print(np.asarray(y).tolist())
+"""
 
 
 @pytest.mark.parametrize("built", ["not", "for another system"])
-def test_a_machine_without_the_native_library_says_so_once(built, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+def test_a_machine_without_the_native_library_says_so_once(built, tmp_path):
+    package = Path(siman_jax.__file__).parent
+    skipped = shutil.ignore_patterns("_native*", "__pycache__")
+    shutil.copytree(package, tmp_path / "siman_jax", ignore=skipped)
     if built != "not":
-        (tmp_path / f"_native{library.EXTENSION_SUFFIXES[0]}").write_text("no library")
-    forget()
-    bits, kernel = random_bits(0, 1, 4, 5, 40), random_bits(1, 3, 3, 40, 6)
-    packed = kernels.pack_kernel(jnp.asarray(kernel))
-    try:
-        jax.clear_caches()  # of what was compiled with the kernel
-        for padding in (((1, 1), (1, 1)), ((2, 1), (1, 0))):
-            y = kernels.binary_conv(bits, packed, padding=padding)
-            np.testing.assert_array_equal(y, exact_conv(bits, kernel, 1, padding))
-    finally:
-        forget()
+        name = f"_native{EXTENSION_SUFFIXES[0]}"
+        (tmp_path / "siman_jax" / "native" / name).write_text("not a library")
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBRARY],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rng = np.random.default_rng(0)
+    bits, kernel = rng.random((1, 4, 5, 40)) < 0.5, rng.random((3, 3, 40, 6)) < 0.5
+    for line, padding in zip(
+        process.stdout.splitlines(), (((1, 1), (1, 1)), ((2, 1), (1, 0))), strict=True
+    ):
+        np.testing.assert_array_equal(json.loads(line), exact_conv(bits, kernel, 1, padding))
     message = "without its native library" if built == "not" else "install siman-jax again"
-    assert caplog.text.count(message) == 1
+    assert process.stderr.count(message) == 1
 
 
 @few
@@ -193,7 +213,7 @@ def test_weight_only_convolution(case):
     x = np.random.default_rng(0).integers(-9, 10, bits.shape).astype(np.float32)
     words = kernels.pack_kernel(jnp.asarray(kernel)).words
     y = kernels.weight_only_conv(x, words, strides=strides, padding=padding)
-    # Sums of whole numbers, so that rounding cannot hide a wrong tap.
+    # Integers, so that rounding cannot hide a wrong tap.
     np.testing.assert_array_equal(y, convolve(x, signs(kernel, x.dtype), strides, padding))
 
 
@@ -220,16 +240,16 @@ def test_max_pool_is_flax_s(dtype, size, window, stride, padding):
 
 def test_bits_of_activations_are_their_signs_about_the_mean():
     x = jax.random.normal(jax.random.key(0), (4, 6, 6, 20)) + 3
-    np.testing.assert_array_equal(ACTIVATION_BITS["siman"](x), siman_activation(x) > 0)
+    np.testing.assert_array_equal(ACTIVATION_RULES["siman"].bits(x), siman_activation(x) > 0)
     zero = jnp.array([0.0, -0.0, -1e-30])
-    np.testing.assert_array_equal(ACTIVATION_BITS["approx_sign"](zero), [True, True, False])
+    np.testing.assert_array_equal(ACTIVATION_RULES["approx_sign"].bits(zero), [True, True, False])
 
 
 def test_bits_of_equal_activations_are_one():
-    assert ACTIVATION_BITS["siman"](jnp.full((1, 2, 2, 3), 0.25)).all()
+    assert ACTIVATION_RULES["siman"].bits(jnp.full((1, 2, 2, 3), 0.25)).all()
 
 
-# What each leaf of a trained network may look like: alphas of both signs, scales that are no 1.
+# Draws of leaves as after training: alphas of both signs, scales other than 1.
 DRAWS = {
     "alpha": lambda rng, shape: (0.05 + 0.1 * rng.random(shape)) * rng.choice([-1, 1, 1, 1], shape),
     "scale": lambda rng, shape: 0.8 + 0.4 * rng.random(shape),
@@ -243,7 +263,7 @@ DRAWS = {
 
 
 def trained(name, dtype, *, shape=None, width=12, **arguments):
-    """A narrow network, variables as after training, and images that halve unevenly."""
+    """Return a narrow network, variables as after training, and images of an awkward size."""
     model = build_model(name, 7, width=width, dtype=dtype, **arguments)
     size = 20 if name.startswith("cifar") else 40
     rng = np.random.default_rng(0)
@@ -257,7 +277,7 @@ def trained(name, dtype, *, shape=None, width=12, **arguments):
 
 
 def with_random_bits(variables):
-    """Store bits that no rule gives."""
+    """Add random bits, which no rule would give."""
     rng = np.random.default_rng(1)
     return {
         **variables,
@@ -272,14 +292,14 @@ def with_random_bits(variables):
 
 
 def assert_close(found, expected, tolerance):
-    """Compare relative to the largest magnitude."""
+    """Compare arrays relative to the largest magnitude."""
     assert found.dtype == expected.dtype
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", first_quickly(MODELS))
 def test_every_integer_of_every_network(name, x64):
-    """In float64, where no activation comes near enough its mean for rounding to decide the bit."""
+    """In float64, where no activation is so close to its mean that rounding decides its bit."""
     model, variables, images = trained(name, jnp.float64)
     variables = with_random_bits(variables)
     logits, outputs = outputs_of(model, variables, images)
@@ -302,7 +322,7 @@ def test_every_integer_of_every_network(name, x64):
 
 @pytest.mark.parametrize("name", first_quickly(MODELS))
 def test_logits_are_those_of_evaluation(name):
-    """Bit for bit, by XLA and by the native library: what is unpacked is folded alike."""
+    """Exactly equal, by XLA and by the native library, since both are folded in the same way."""
     model, variables, images = trained(name, jnp.float32)
     variables = with_random_bits(variables)
     folded = jax.jit(partial(fold, model))(variables)
@@ -314,19 +334,24 @@ def test_logits_are_those_of_evaluation(name):
         np.testing.assert_array_equal(logits, evaluated)
 
 
-def test_pieces_of_a_batch_give_the_logits_of_the_whole(monkeypatch):
-    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [(160, 8), (160, 9), (320, 2)],
+    ids=["pieces and a rest", "pieces", "one by one"],
+)
+def test_pieces_of_a_batch_give_the_logits_of_the_whole(size, count):
+    """Images so large that three of them, or one, fill a piece."""
+    shape = (count, size, size, 3)
+    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32, shape=shape)
     packed = pack_unchecked(model, with_random_bits(variables))
-    images = jnp.concatenate([images, images[::-1], images[:1]])
+    by_pieces = jax.jit(partial(packed_logits, model))
+    assert "stablehlo.while" in by_pieces.lower(packed, images).as_text()
     whole = jax.jit(partial(packed_twin(model).apply, train=False))(packed, images)
-    for piece in (1, 2, 3, 8):
-        monkeypatch.setattr(network, "_CACHED", piece * images[0, ..., 0].size * model.width)
-        logits = jax.jit(partial(packed_logits, model))(packed, images)
-        assert_close(logits, whole, 1e-6)
+    assert_close(by_pieces(packed, images), whole, 1e-6)
 
 
 def assert_logits_agree(model, variables, images):
-    """In float32, to rounding; a network this small meets no activation at its mean."""
+    """In float32, up to rounding; this small network has no activation close to its mean."""
     expected = jax.jit(partial(model.apply, train=False))(variables, images)
     apply = jax.jit(partial(packed_twin(model).apply, train=False))
     assert_close(apply(pack_unchecked(model, variables), images), expected, 1e-5)
@@ -387,7 +412,7 @@ def test_dense_layer(activation_rule):
 
 
 def test_logits_with_real_weights():
-    """Nothing to pack but the batch norms."""
+    """Only batch norms change when it is packed."""
     assert_logits_agree(*trained("cifar.vgg_small_1w1a", jnp.float32, weight_rule="real"))
 
 
@@ -409,7 +434,7 @@ def test_packed_variables_are_those_that_the_twin_expects():
 
 @pytest.mark.parametrize("golden_name", first_quickly(NETWORKS))
 def test_logits_of_the_authors(golden_name):
-    """Their float64 logits, by their stored bits, to what float32 can."""
+    """The authors' float64 logits by their stored bits, up to the precision of float32."""
     golden, name = load_golden(golden_name), NETWORKS[golden_name]
     model = build_model(name, golden.settings["classes"])
     variables = jax.tree.map(jnp.float32, variables_from_torch(name, golden.arrays))

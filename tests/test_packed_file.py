@@ -1,4 +1,4 @@
-"""The model file: nothing lost, equal bytes, and no file that does more than be refused."""
+"""Tests of the model file: nothing is lost, bytes are equal, and bad files are refused."""
 
 import contextlib
 import hashlib
@@ -81,7 +81,7 @@ def test_float16_rounds_what_is_not_binary(packed, data):
 
 
 def test_equal_networks_give_equal_bytes(packed, data):
-    """Whatever the order in which they were put together."""
+    """The order in which tensors are given does not matter."""
     backwards = {
         collection: dict(reversed(tree.items())) for collection, tree in packed.variables.items()
     }
@@ -113,7 +113,7 @@ def test_values_that_are_not_finite_are_not_written(packed):
 
 
 def changed(data, *, metadata=None, tensors=None):
-    """The file with some metadata or tensors replaced, or left out where None."""
+    """Return the file with metadata or tensors replaced, or left out if None."""
     old_tensors, old_metadata = decode(data)
     new = [{**old_metadata, **(metadata or {})}, {**old_tensors, **(tensors or {})}]
     kept = [{name: value for name, value in table.items() if value is not None} for table in new]
@@ -121,7 +121,7 @@ def changed(data, *, metadata=None, tensors=None):
 
 
 WRONG = {
-    "version": ({"metadata": {"version": "2"}}, r"version is '2'; known is '1'"),
+    "version": ({"metadata": {"version": "2"}}, r"version is '2'; expected '1'"),
     "format": ({"metadata": {"format": None}}, "format is None"),
     "polarity": ({"metadata": {"polarity": "bit 0 is"}}, "polarity"),
     "notes missing": ({"metadata": {"notes": None}}, "metadata lack notes"),
@@ -144,7 +144,7 @@ WRONG = {
     "missing": ({"tensors": {"conv1/words": None}}, "'conv1/words' is missing"),
     "extra": ({"tensors": {"conv9/words": np.uint32([1])}}, "'conv9/words' is not of this network"),
     "shape": ({"tensors": {"fc/bias": np.zeros(4, np.float32)}}, r"'fc/bias' has shape \(4,\)"),
-    "unknown": ({"metadata": {"sha257": "0"}}, "metadata hold 'sha257', which is not known"),
+    "unknown": ({"metadata": {"sha257": "0"}}, "metadata hold 'sha257', which is unknown"),
     "dtype": ({"tensors": {"fc/bias": np.zeros(3, np.uint32)}}, "'fc/bias' has dtype uint32"),
     "finite": (
         {"tensors": {"fc/bias": np.float32([0, np.nan, 0])}},
@@ -165,7 +165,7 @@ def test_what_is_wrong_is_named(data, case):
 
 
 def test_one_flipped_bit_anywhere_is_refused(data):
-    """Each of the header's bits, and bits all over the numbers."""
+    """Change each bit of the header, and bits across all numbers."""
     start = 8 + int.from_bytes(data[:8], "little")
     places = [*range(8 * start), *range(8 * start, 8 * len(data), 8 * 97 + 3)]
     for place in places:
@@ -180,7 +180,7 @@ def test_one_flipped_bit_anywhere_is_refused(data):
 
 
 def without_digest(data):
-    """The file as earlier versions wrote it."""
+    """Read a file as written by earlier versions."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     del header["__metadata__"]["sha256"]
@@ -203,7 +203,7 @@ def test_a_file_without_a_digest_loads(packed, data):
 
 
 def test_the_digest_is_the_whole_files_with_zeros_in_its_place(data):
-    """Also where the zeros stand in a string before it."""
+    """Also if a string before it holds the same zeros."""
     text = encode({"a": np.float32([1])}, {"notes": f'"sha256":"{"0" * 64}"'})
     for file in (data, text):
         end = 8 + int.from_bytes(file[:8], "little")
@@ -217,7 +217,7 @@ def test_the_digest_is_the_whole_files_with_zeros_in_its_place(data):
     [("fc/bias", "I32"), ("fc/bias", "U32"), ("conv1/words", "F32"), ("conv1/words", "I32")],
 )
 def test_numbers_of_another_kind_are_refused(data, name, dtype):
-    """Of the same size, and in a file without a digest."""
+    """Change a tensor's dtype to one of the same size, in a file without a digest."""
     file = without_digest(data)
     end = 8 + int.from_bytes(file[:8], "little")
     header = json.loads(file[8:end])
@@ -227,13 +227,13 @@ def test_numbers_of_another_kind_are_refused(data, name, dtype):
         decode_network(len(text).to_bytes(8, "little") + text + file[end:])
 
 
-def test_no_file(tmp_path):
-    with pytest.raises(UsageError, match="is no file"):
+def test_a_folder_is_not_a_model_file(tmp_path):
+    with pytest.raises(UsageError, match="is a folder"):
         read_network(tmp_path)
 
 
 def refused_or_read(data):
-    """Read it, or raise what is the user's to mend and nothing else."""
+    """Read it; only errors of bad input are allowed."""
     with contextlib.suppress(UsageError):
         decode_network(data)
 

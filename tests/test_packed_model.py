@@ -1,4 +1,4 @@
-"""A model file as an object: what it takes, what it says, and which notes it refuses."""
+"""Tests of a model file as an object: accepted images, predictions, and refused notes."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def test_logits_are_those_of_the_normalized_images(model, images):
 
 
 def test_exact_logits_are_xla_s_bit_for_bit(images):
-    """Of a network that the native library would run as a whole."""
+    """For a network that the native library would run as a whole."""
     residual = packed_network("cifar.resnet20_1w1a")
     model = PackedModel(residual, exact=True)
     twin = packed_twin(residual.model(), native=False)
@@ -69,14 +69,14 @@ def test_exact_logits_are_xla_s_bit_for_bit(images):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_floats_from_0_to_1_are_pixels_over_255(model, images, dtype):
-    levels = images // 255 * 255  # black and white, which every dtype holds exactly
+    levels = images // 255 * 255  # black and white are exact in every dtype
     np.testing.assert_allclose(model((levels / 255).astype(dtype)), model(levels), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
 def test_floats_one_step_beyond_the_range_are_clipped(model, images, dtype, as_array):
-    """As scaling leaves them: the same as white and black."""
+    """Scaling may leave such floats; they count as white and black."""
     levels = images // 255 * 255
     exact = (levels / 255).astype(dtype)
     step = np.finfo(dtype).eps
@@ -96,7 +96,7 @@ def test_jax_arrays_are_taken_too(model, images):
 
 
 def test_floats_inside_jit_and_without_it(model, images):
-    """A program around a model, whose values are not known; and JAX_DISABLE_JIT."""
+    """A model inside of `jax.jit`, where values are unknown; and with JAX_DISABLE_JIT."""
     floats = np.float32(images) / 255
     np.testing.assert_allclose(jax.jit(model)(floats), model(floats), rtol=1e-5)
     with jax.disable_jit():
@@ -141,7 +141,7 @@ def test_without_class_names_their_numbers_stand_for_them(images):
 def test_the_summary_counts_what_the_file_holds(model, capsys):
     model.summary()
     printed = capsys.readouterr().out
-    # Of 1-bit convolutions, 3x3, with 12 to 48 channels.
+    # 1-bit 3x3 convolutions with 12 to 48 channels.
     binary = 9 * (12 * 12 + 12 * 24 + 24 * 24 + 24 * 48 + 48 * 48)
     assert f"{binary:,}" in printed
     params = network().variables["params"]
@@ -165,7 +165,7 @@ def test_a_program_that_an_earlier_jax_exported_is_read(model, images):
 
 
 def test_the_exported_program_tells_nothing_of_this_machine(model, tmp_path):
-    """Another process, with the package in another folder, writes the same bytes."""
+    """Another process, with the package in another folder, exports the same bytes."""
     program = export_program(model.network, model.notes)
     assert str(REPOSITORY).encode() not in program
     assert b".py" not in program
@@ -194,17 +194,20 @@ def test_importing_the_package_imports_no_jax():
 
 
 WRONG = {
-    "no mean": ({"mean": None}, "its mean is None, but it must hold a number for each channel, 3"),
+    "no mean": ({"mean": None}, "its mean is None; expected a list of 3 numbers"),
     "another count": ({"std": [1.0]}, r"its std is \[1.0\]"),
     "true": ({"mean": [True, 0, 0]}, "its mean"),
     "huge": ({"mean": [10**400, 0, 0]}, "its mean"),
-    "std of 0": ({"std": [0.1, 0.0, 0.1]}, "each must be above 0"),
+    "std of 0": ({"std": [0.1, 0.0, 0.1]}, "expected numbers above 0"),
     "names": ({"class_names": ["a"]}, "1 class_names for 3 classes"),
     "no names": ({"class_names": [1, 2, 3]}, "no list of strings"),
-    "side": ({"shorter_side": 4}, "shorter_side is 4, no whole number from 8"),
+    "side": ({"shorter_side": 4}, "shorter_side is 4; expected a whole number from 8"),
     "resize": ({"resize": "yes"}, "its resize is 'yes'"),
-    "orientation": ({"exif_orientation": 1}, "its exif_orientation is 1, neither true nor false"),
-    "background": ({"background": 256}, "its background is 256, no whole number from 0 to 255"),
+    "orientation": ({"exif_orientation": 1}, "its exif_orientation is 1; expected true or false"),
+    "background": (
+        {"background": 256},
+        "its background is 256; expected a whole number from 0 to 255",
+    ),
     "no level": ({"background": True}, "its background is True"),
     "accuracy": ({"accuracy": {"top1": "high"}}, "its accuracy"),
     "digest": ({"config_sha256": 1}, "its config_sha256"),

@@ -1,4 +1,4 @@
-"""Residual networks as one native call: the logits of the same network layer by layer in XLA."""
+"""Tests of residual networks as one native call against the same network run by XLA."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from siman_jax.models import build_model
 from siman_jax.native import library
 from siman_jax.packed import residual
 from siman_jax.packed.network import pack_unchecked, packed_logits, packed_twin
-from siman_jax.rules.siman import REAL
+from siman_jax.rules import REAL
 
 COVERED = ["cifar.resnet20_1w1a", "imagenet.resnet18_1w1a"]
 needs_native = pytest.mark.skipif(not library.variants(), reason="no native library here")
@@ -43,9 +43,9 @@ def test_logits_are_those_of_xla(name, rule):
     ("name", "width", "shape"),
     [
         ("cifar.resnet20_1w1a", 16, (2, 9, 17, 3)),
-        ("cifar.resnet20_1w1a", 40, (1, 8, 8, 1)),  # blocks of filters that are not full
+        ("cifar.resnet20_1w1a", 40, (1, 8, 8, 1)),  # incomplete blocks of filters
         ("imagenet.resnet18_1w1a", 5, (1, 33, 66, 2)),
-        ("imagenet.resnet18_1w1a", 20, (1, 47, 31, 3)),  # an odd row of the stem's results
+        ("imagenet.resnet18_1w1a", 20, (1, 47, 31, 3)),  # the stem's rows have odd sizes
         ("imagenet.resnet18_1w1a", 16, (1, 1, 2, 3)),
     ],
 )

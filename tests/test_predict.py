@@ -1,4 +1,4 @@
-"""The command that classifies images: any way to name them, damage, output and latency."""
+"""Tests of the command that classifies images: arguments, damage, output and latency."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def model_file(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images of the network's size, one below the others."""
+    """Write three images of the network's size, one in a folder below."""
     rng = np.random.default_rng(0)
     for name in ("b.png", "a[0].png", "below/c.PNG"):
         path = tmp_path / "images" / name
@@ -44,7 +44,7 @@ def lines(text):
 
 
 def test_a_folder_in_batches(model_file, folder, capsys):
-    """Whatever the batch size, each image gets what it gets alone, in the order of the names."""
+    """For any batch size, each image gets the same result as alone, in the order of the names."""
     call(predict, model_file, folder, "--json", "--batch_size=2", "--top", "2")
     found = lines(capsys.readouterr().out)
     names = ["a[0].png", "b.png", "below/c.PNG"]
@@ -71,7 +71,7 @@ def test_the_table(model_file, folder, capsys):
 
 
 def test_standard_input_and_flags_first(model_file, folder):
-    """By the command as a user gives it."""
+    """Run the command as a user does."""
     data = (folder / "b.png").read_bytes()
     result = run("predict", "--json", "--top=1", model_file, "-", input=data, text=False)
     assert result.returncode == 0, result.stderr
@@ -99,7 +99,7 @@ def test_damaged_images_are_named_and_the_others_classified(model_file, folder, 
 
 
 def test_a_folder_is_read_as_training_reads_it(folder, caplog):
-    """Every format, no hidden names, and a word on what is left out."""
+    """All formats are found, hidden files are not, and other files are mentioned."""
     (folder / "._b.png").write_bytes(b"no image")
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "d.png").touch()
@@ -151,7 +151,7 @@ def test_orientation_and_background_are_those_of_the_model_file(
 
 
 def test_the_pixels_are_those_of_evaluation(tmp_path):
-    """For streamed data: the shorter side scaled, the centre cropped."""
+    """For streamed data, the shorter side is scaled and the centre is cropped."""
     rng = np.random.default_rng(0)
     file = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (60, 90, 3), np.uint8)).save(file, "JPEG")
@@ -171,8 +171,8 @@ def test_what_is_wrong_is_said_before_any_work(model_file, tmp_path):
         "holds no images": [model_file, tmp_path / "empty"],
         "name it once": [model_file, "-", "-"],
         "takes no images": [model_file, "--benchmark", "x.jpg"],
-        "leave --exact out": [model_file, "--benchmark", "--exact"],
-        "is no file": [tmp_path / "no.safetensors", model_file],
+        "leave out --exact": [model_file, "--benchmark", "--exact"],
+        "there is no file": [tmp_path / "no.safetensors", model_file],
         "no usable model file": [__file__, model_file],
         "top": [model_file, model_file, "--top=0"],
     }

@@ -49,7 +49,7 @@ ROOMS = {
     "rules": "errors native",
     "models": "errors outside terminal native rules",
     "packed": "errors output paths native rules models",
-    "pytorch": "errors paths rules models",
+    "pytorch": "errors paths models",
     "devices": "errors stop",
     "data": "errors outside output paths devices",
     "training": "errors outside native rules models devices data",

@@ -1,4 +1,4 @@
-"""The report: theory and fits derived another way, and the page from whole and broken runs."""
+"""Tests of the report: theory and fits computed in another way, and pages of whole and bad runs."""
 
 import dataclasses
 import itertools
@@ -29,12 +29,12 @@ from siman_jax.models.layers import BinaryDense
 from siman_jax.report import __main__ as command
 from siman_jax.report.contents import make_sections
 from siman_jax.report.figures import draw_curves, draw_flips_by_layer
+from siman_jax.report.groups import Group, curve_over_seeds, group_runs, training_seconds
 from siman_jax.report.runs import Run, has_measures, read_run
-from siman_jax.report.seeds import Group, curve_over_seeds, group_runs, training_seconds
 from siman_jax.report.svg import to_svg
 from siman_jax.report.tables import DISTRIBUTIONS
-from siman_jax.rules import WEIGHT_RULES
-from siman_jax.rules.siman import angle_optimal_bits, cosine, half_half_bits, identity
+from siman_jax.rules import WEIGHT_RULES, identity
+from siman_jax.rules.magnitude_bits import angle_optimal_bits, cosine, half_half_bits
 from siman_jax.runs.stored_run import FAILURE_FILE, create_run, load_run
 from siman_jax.runs.train import train
 from siman_jax.runs.workdir import read_config
@@ -99,7 +99,7 @@ def test_fits_of_weights_that_are_all_alike_or_all_zero():
 
 
 def test_measures_of_known_kernels():
-    """One filter of two equal halves, one with a single large weight to either side."""
+    """One filter has two equal halves; another has one large weight on either side."""
     n = 100
     two_level = np.repeat([1.0, -1.0, 3.0, -3.0], n // 4)
     peaked = np.zeros(n)
@@ -122,7 +122,7 @@ def test_measures_of_known_kernels():
 
 
 def test_measures_do_not_depend_on_the_size_of_weights():
-    """Decay makes filters small, each in its own measure."""
+    """Weight decay makes filters small, some more than others."""
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 16, 8))
     expected = measure_layer("", kernel).measures()
     sizes = jnp.geomspace(1e-4, 1, 8).reshape(1, 1, 1, 8)
@@ -158,7 +158,7 @@ def edit_config(folder, change):
 
 
 class Page(HTMLParser):
-    """Tags opened and closed in order, ids, and what a browser would fetch."""
+    """Checks that tags are nested; collects ids and the addresses that a browser would load."""
 
     VOID = ("meta", "br")
 
@@ -223,7 +223,7 @@ def test_a_page_that_needs_nothing_else_and_its_numbers(runs, tmp_path, capsys):
     assert (curve["epochs"], curve["runs"]) == ([1, 2], [2, 1])
     assert curve["mean"] == pytest.approx([np.mean(first), logs[0][1]["test_top1"]])
     assert curve["spread"] == pytest.approx([np.std(first, ddof=1), None])
-    # The second stopped early: its end is no second sample of the first one's.
+    # The second run stopped early, so its last row is not comparable with the first one's.
     end = group["at_the_end"]["last_test_top1"]
     assert end == {"mean": logs[0][1]["test_top1"], "std": None, "n": 1}
     assert group["at_the_end"]["fitted_shape"]["n"] == 1
@@ -251,7 +251,7 @@ def test_a_page_that_needs_nothing_else_and_its_numbers(runs, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_logs_alone_tell_how_kernels_changed(runs, tmp_path):
-    """What is kept of a study: no checkpoint, and nothing is missed."""
+    """Report on a run without checkpoints, as studies are kept; nothing is missing."""
     kept = tmp_path / "variant" / "seed0"
     shutil.copytree(runs / "seed0", kept, ignore=shutil.ignore_patterns("checkpoints"))
     edit_config(kept, lambda fields: fields.update(seed=7))
@@ -272,7 +272,7 @@ def test_logs_alone_tell_how_kernels_changed(runs, tmp_path):
     assert "mean of 2 ± deviation" in text
     figures = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
     assert {"kernels-shape.png", "kernels-shape-by-layer.png"} <= figures
-    # The same, whether from the log or from both checkpoints.
+    # Equal from the log and from both checkpoints.
     logged = read_run(runs / "seed0", "", make_mesh(1)).moments()
     measured = read_run(runs / "seed1", "", make_mesh(1)).moments()
     assert [moment.time for moment in logged] == [moment.time for moment in measured] == [1, 2]
@@ -315,7 +315,7 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
     said = json.loads((out / "report.json").read_text())["left_out"]
     for name, problem in {
         "bare": "it holds no checkpoint",
-        "cut": "3 of the 4 lines of its log are cut short",
+        "cut": "3 of the 4 lines of its log are incomplete",
         "newer": "the config is of another version",
         "older": "seed is missing",
         "other": "data.source is missing",
@@ -338,7 +338,7 @@ def test_broken_runs_are_named_and_the_rest_stands(runs, tmp_path, capsys):
 
 
 def test_weights_that_nothing_fits_are_left_out(runs, tmp_path):
-    """All zero in one layer; not a number in another run."""
+    """One run has a layer of zeros, another has NaN."""
     config = read_config(runs / "seed0").copy_and_resolve_references()
     state = load_run(config, runs / "seed0", make_mesh(1)).progress.state
     params = jax.tree.map(lambda leaf: leaf, state.params)
@@ -347,12 +347,12 @@ def test_weights_that_nothing_fits_are_left_out(runs, tmp_path):
         broken = {**params, "conv1": {**params["conv1"], "binary_kernel": kernel * ones}}
         variables = {"params": broken, "batch_stats": state.batch_stats}
         create_run(config, tmp_path / name, make_mesh(1), variables)
-        with pytest.raises(UsageError, match="not finite, or all the same, in conv1"):
+        with pytest.raises(UsageError, match="not finite, or all equal, in conv1"):
             read_run(tmp_path / name, name, make_mesh(1))
 
 
 def test_logs_with_gaps_and_with_other_layers(runs):
-    """An epoch left out keeps its column; measures of other layers are no curve."""
+    """A missing epoch keeps its column; measures of other layers are not drawn as a curve."""
     run = read_run(runs / "seed0", "", make_mesh(1))
     first, last = run.rows
     run.rows = [first, {**last, "epoch": 4}]
@@ -390,7 +390,7 @@ def test_odd_characters_of_labels_are_shown_as_escapes():
 
 @pytest.mark.slow
 def test_a_network_without_binary_layers(runs, tmp_path):
-    """Nothing to say of its layers, and no reason to stop."""
+    """Layers are not shown, and the report is made all the same."""
     config = read_config(runs / "seed0").copy_and_resolve_references().unlock()
     config.model.weight_rule = "real"
     variables = model_from_config(config).init(
@@ -427,7 +427,7 @@ def test_runs_are_grouped_by_what_matters(runs, tmp_path):
         ["seed1", "seed2-keep_checkpoints9", "seed3-eval_batch_size1"],
         ["epochs9"],
         ["seed4"],
-        ["seed2"],  # the same run, made once more: no further sample
+        ["seed2"],  # the same run again is not another sample
     ]
     assert [group.number for group in groups] == [0, 1, 2, 3]
     assert curve_over_seeds(runs, lambda row: row["test_top1"]).runs == [4]
@@ -435,7 +435,7 @@ def test_runs_are_grouped_by_what_matters(runs, tmp_path):
 
 
 class OneLayer(nn.Module):
-    """The images' pixels, as they are, times one binary matrix."""
+    """The images' pixels times one binary matrix."""
 
     @nn.compact
     def __call__(self, images, train):
@@ -452,7 +452,7 @@ def test_gradients_agree_where_the_loss_is_smooth_and_less_on_a_staircase(runs, 
     assert stairs.name == "BinaryDense_0"
     assert 0.2 < stairs.cosine < 0.95
     assert stairs.standard_error == pytest.approx(math.sqrt((1 - stairs.cosine**2) / 39))
-    # A code that is the latent kernel itself has no steps: both gradients are one.
+    # With the latent kernel itself as the code, the loss is smooth, and both gradients agree.
     smooth_rule = dataclasses.replace(WEIGHT_RULES["half_half"], kernel=identity)
     monkeypatch.setitem(WEIGHT_RULES, "half_half", smooth_rule)
     (smooth,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=10)
@@ -472,7 +472,7 @@ def test_gradients_on_data_that_are_streamed(tmp_path, monkeypatch):
     params = OneLayer().init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=True)["params"]
     state = TrainState(step=jnp.int32(0), params=params, batch_stats={}, opt_state=())
     (found,) = gradients.gradient_mismatch(config, state, make_mesh(1), directions=2)
-    # Equal to the same images in memory.
+    # Streamed images give the same as images in memory.
     images = np.stack([np.full((8, 8, 3), (level, level, 0), np.uint8) for level in (50, 200)])
     split = Split(images, np.arange(2, dtype=np.int32))
     monkeypatch.setattr(gradients, "load_dataset", lambda config: Dataset(split, split, ("", "")))
@@ -502,13 +502,13 @@ def test_what_is_wrong_is_said_before_any_work(runs, tmp_path):
     one, two = runs / "seed0", runs / "seed1"
     wrong = {
         "name the folders of runs": [],
-        "a run is named twice": [one, one],
+        "a run is given twice": [one, one],
         "--labels has 1 names for 2 runs": [one, two, "--labels=a"],
         "same name twice": [one, two, "--labels=a,a"],
-        "holds something else": [one, f"--out={tmp_path / 'full'}"],
+        "holds other files": [one, f"--out={tmp_path / 'full'}"],
         "is a file; name a folder": [one, f"--out={tmp_path / 'file'}"],
         "gradients": [one, "--gradients=-1"],
-        "one direction shows no agreement": [one, "--gradients=1"],
+        "too few to measure agreement": [one, "--gradients=1"],
         "none of the runs can be read": [tmp_path / "nothing", f"--out={tmp_path / 'out'}"],
     }
     for message, arguments in wrong.items():

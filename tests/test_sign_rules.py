@@ -1,4 +1,4 @@
-"""Sign-based rules against their authors' programs, and closed forms of the papers in NumPy."""
+"""Tests of sign-based rules against their authors' programs and the papers' closed forms."""
 
 import math
 from functools import partial
@@ -12,7 +12,7 @@ from golden_data import FOLDER
 from jax import lax
 
 from siman_jax.rules import estimators, rbnn, sign_kernels
-from siman_jax.rules.siman import approx_sign
+from siman_jax.rules.estimators import approx_sign
 from siman_jax.training.bop import bop
 
 TOLERANCE = 1e-12
@@ -30,7 +30,7 @@ def conv(x, kernel):
 
 @pytest.fixture
 def golden(x64):
-    """Reads one golden convolution, in the layouts used here."""
+    """Read one golden convolution, in the layouts used here."""
 
     def read(name):
         with np.load(FOLDER / "rules.npz") as file:
@@ -48,7 +48,7 @@ def golden(x64):
 
 
 def compare(layer, case, *parameters):
-    """Run a layer of kernel, activations and more parameters both ways, and compare everything."""
+    """Run a layer with its kernel, activations and parameters forward and backward, and compare."""
     y, pullback = jax.vjp(layer, case["w"], case["x"], *(case[name] for name in parameters))
     assert relative_error(y, case["y"]) < TOLERANCE
     names = ("w", "x", *parameters)
@@ -106,7 +106,7 @@ def test_rotations_are_their_authors(golden, name):
         np.testing.assert_allclose(after[i - 1] @ after[i - 1].T, np.eye(12), atol=TOLERANCE)
 
 
-X = np.linspace(-2.0, 2.0, 41)  # 0 and both ends of 1[|x| <= 1] among them
+X = np.linspace(-2.0, 2.0, 41)  # includes 0 and both ends of 1[|x| <= 1]
 T = 0.7
 CLOSED_FORMS = {
     "approx_sign": (approx_sign, lambda x: np.maximum(2 - 2 * np.abs(x), 0)),
@@ -157,7 +157,7 @@ def mean_magnitude(w):
     return np.abs(w).mean((0, 1, 2), keepdims=True)
 
 
-# Forward and backward of each kernel, as its paper has them.
+# Forward and backward of each kernel, by its paper.
 KERNELS = {
     "bnn": (estimators.ste_sign, lambda w: np.sign(w), lambda w, g: g * (np.abs(w) <= 1)),
     "xnor_net": (
@@ -228,7 +228,7 @@ def test_equal_numbers_have_no_deviation_but_a_gradient(function):
 
 
 def random_rotations(seed, n):
-    """Orthogonal matrices for filters of `n` weights."""
+    """Draw orthogonal matrices for filters of `n` weights."""
     sizes = rbnn.matrix_shape(n)
     return rbnn.Rotations(
         *(jax.random.orthogonal(jax.random.key(seed + i), size) for i, size in enumerate(sizes))
@@ -248,13 +248,13 @@ def test_rotated_kernels_of_convolutions_and_matrices():
 
 
 def test_an_update_turns_weights_towards_their_signs(x64):
-    """Sum of |rotated weight|, which the rotation maximises, never falls."""
+    """The sum of |rotated weight|, which rotations maximize, never falls."""
     w = jax.random.normal(jax.random.key(0), (3, 3, 8, 16))
     rotations = jax.tree.map(lambda r: r.astype(w.dtype), random_rotations(1, 72))
 
-    @jax.jit
     def aligned(rotations):
-        return jnp.abs(rbnn._rotate(rbnn._matrices(w), *rotations)).sum()
+        matrices = np.moveaxis(w, (3, 2), (0, 1)).reshape(16, *rbnn.matrix_shape(72))
+        return np.abs(rotations.left.T @ matrices @ rotations.right).sum()
 
     w = w - w.mean((0, 1, 2), keepdims=True)
     before, update = aligned(rotations), jax.jit(rbnn.update_rotations)
@@ -275,7 +275,7 @@ def test_schedules_are_their_papers():
 
 
 def test_bop_is_its_paper():
-    """Ten updates by the paper's algorithm, one weight at a time."""
+    """Compare with ten updates by the paper's algorithm, one weight at a time."""
     rng = np.random.default_rng(0)
     w = rng.choice([-1.0, 1.0], (4, 5)).astype(np.float32)
     gradients = rng.standard_normal((10, 4, 5)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The table of parameters and multiply-accumulates, against counts by hand."""
+"""Tests of the table of parameters and multiply-accumulates against counts by hand."""
 
 import jax
 import pytest
@@ -13,7 +13,7 @@ def total(layers, name):
 
 
 def test_resnet18_at_224_has_1_68_billion_binary_macs():
-    """By hand, height x width x 9 x in x out of every 3x3 convolution.
+    """Counted by hand: height x width x 9 x in x out for every 3x3 convolution.
 
     56 x 56 x 9 x 64 x 64, four times, is 462,422,016. Each later stage halves the side and
     doubles the channels, so its three ordinary convolutions cost 115,605,504 each and the

@@ -1,17 +1,18 @@
-"""Does the device compute what the CPU computes? Integers, bits, gradients and losses.
+"""Checks that the device computes the same as the CPU: integers, bits, gradients and losses.
 
-- Sums of bits by the device's matrix unit are whole numbers, equal to the CPU's. So are the bits of
-  given magnitudes, ties among them. Bits of whole kernels, which are standardized first, may differ
-  where rounding decides: their share is shown.
-- Gradients of one step of ResNet-20, in float32 at highest precision, are held to those of the CPU
-  in float64, to 1e-4 of the largest number in their array. All bits are the CPU's there, since one
-  that falls otherwise changes all that is behind it. For the same reason PReLU's slopes are 1, and
-  the stem's offsets so large that no ReLU is at its corner. Arrays whose true gradient is 0, since
-  a norm behind them takes it away, are held to 1e-4 of the network's largest instead.
-- Losses of the first twenty steps, bits as they fall, are shown beside the CPU's.
+- Sums of bits by the device's matrix unit must be integers equal to the CPU's, and so must the
+  bits of given magnitudes, including ties. Bits of whole kernels, which are standardized first, may
+  differ through rounding; their share is shown.
+- Gradients of one step of ResNet-20, in float32 at highest precision, must equal those of the CPU
+  in float64 up to 1e-4 of the largest number in the array. All bits are taken from the CPU, since
+  one different bit would change everything after it. For the same reason PReLU's slopes are 1, and
+  the stem's offsets are so large that no ReLU is near its corner. Arrays whose true gradient is 0,
+  because a norm after them cancels it, are compared to 1e-4 of the network's largest number.
+- Losses of the first twenty steps, with the device's own bits, are shown next to the CPU's.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -25,11 +26,12 @@ from jax import Array, lax
 from benchmarks.accelerator_parts.part import Part, describe_device, run
 from configs import cifar10
 from siman_jax.models import build_model
-from siman_jax.models.layers import CHOSEN
+from siman_jax.models.leaves import CHOSEN
 from siman_jax.native.dispatch import native
 from siman_jax.packed.kernels import binary_conv, pack_kernel
-from siman_jax.rules import ACTIVATION_RULES, ActivationRule
-from siman_jax.rules.siman import half_half_bits, project_and_choose, siman_activation
+from siman_jax.rules import ACTIVATION_RULES
+from siman_jax.rules.magnitude_bits import half_half_bits
+from siman_jax.rules.siman import project_and_choose, siman_activation
 from siman_jax.training.metrics import cross_entropy
 from siman_jax.training.optimizer import build_optimizer, prepare_binary_kernels
 from siman_jax.training.step import create_state, train_step
@@ -41,14 +43,14 @@ TOLERANCE = 1e-4
 # Kernel size, strides, image size, channels, features.
 CONVOLUTIONS = ((3, 1, 14, 64, 64), (3, 2, 15, 40, 32), (1, 1, 7, 512, 64), (3, 1, 7, 512, 128))
 
-# XLA's CPU backend compiles ten times faster so.
+# Makes XLA's CPU backend compile ten times faster.
 QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def main(part: Part) -> None:
-    """Make all checks, those that cost least first."""
+    """Run all checks, the cheapest first."""
     part.write(**describe_device())
-    # A batch of few makes the last norm, which is over the batch alone, magnify what rounding does.
+    # With a small batch, the last norm, which is over the batch only, would magnify rounding.
     width, batch, size = (4, 16, 8) if part.quick else (16, 16, 16)
     checks: dict[str, Callable[[], dict[str, Any]]] = {
         "sums of bits": check_sums,
@@ -59,25 +61,25 @@ def main(part: Part) -> None:
     for name, check in checks.items():
         try:
             part.add("checks", name, check())
-        except Exception as error:  # the others may still tell something
+        except Exception as error:  # the other checks may still work
             part.leave_out(name, f"{type(error).__name__}: {error}")
 
 
 def on_each(function: Any, *arguments: Any) -> list[Any]:
-    """What a function gives on the device and on the CPU."""
+    """Return the results of a function on the device and on the CPU."""
     compiled = jax.jit(function)
     devices = jax.devices()[0], jax.devices("cpu")[0]
     return [jax.device_get(compiled(*jax.device_put(arguments, device))) for device in devices]
 
 
 def check_sums() -> dict[str, Any]:
-    """Sums of products of bits."""
+    """Compare sums of products of bits."""
     rng = np.random.default_rng(0)
     different, largest = 0, 0
     for kernel_size, strides, size, channels, features in CONVOLUTIONS:
         x = rng.random((2, size, size, channels)) < 0.5
         kernel = rng.random((kernel_size, kernel_size, channels, features)) < 0.5
-        x[1], kernel[..., 0] = True, True  # the largest sum that there can be
+        x[1], kernel[..., 0] = True, True  # gives the largest possible sum
         half = kernel_size // 2
 
         def convolve(x: Array, kernel: Array, strides: int = strides, half: int = half) -> Array:
@@ -91,7 +93,7 @@ def check_sums() -> dict[str, Any]:
 
 
 def check_bits() -> dict[str, Any]:
-    """Bits of given magnitudes, and of a network's kernels."""
+    """Compare bits of given magnitudes, and of kernels of a network."""
     rng = np.random.default_rng(0)
     u = rng.standard_normal((3, 3, 64, 96)).astype(np.float32)
     u[..., ::2] = np.round(8 * u[..., ::2]) / 8
@@ -118,7 +120,7 @@ def check_bits() -> dict[str, Any]:
 
 
 def compare_gradients(width: int, batch: int, size: int) -> dict[str, Any]:
-    """Gradients on the device in float32 against the CPU's in float64."""
+    """Compare gradients on the device in float32 with the CPU's in float64."""
     cpu = jax.devices("cpu")[0]
     rng = np.random.default_rng(1)
     images = rng.standard_normal((batch, size, size, 3))
@@ -158,7 +160,7 @@ def compare_gradients(width: int, batch: int, size: int) -> dict[str, Any]:
 
 
 def relative_errors(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
-    """Largest error in each array, by the array's largest number; see the head of this file."""
+    """Return the largest error in each array over its largest number; see the top of this file."""
     largest = {name: float(np.abs(x).max()) for name, x in expected.items()}
     most = max(largest.values())
     return {
@@ -169,7 +171,7 @@ def relative_errors(found: dict[str, Any], expected: dict[str, Any]) -> dict[str
 
 
 def without_corners(params: Any) -> Any:
-    """Parameters by which neither PReLU nor the stem's ReLU has a corner that matters."""
+    """Change parameters so that corners of PReLU and the stem's ReLU do not matter."""
     flat = flatten_dict(params)
     for path, leaf in flat.items():
         if path[-1] == "slope":
@@ -187,16 +189,16 @@ def gradients(
     labels: Array,
     codes: list[Array] | None = None,
 ) -> tuple[Any, list[Array]]:
-    """Gradients of the mean loss, with given bits.
+    """Compute gradients of the mean loss, with given bits.
 
     Args:
-      model: by the rule half_half.
-      params: of it.
-      batch_stats: of it.
+      model: a network with the weight rule half_half.
+      params: its parameters.
+      batch_stats: its running statistics.
       chosen: bits of its kernels.
       images: normalized, `[batch, height, width, channels]`.
       labels: int32 `[batch]`.
-      codes: +-1, what each binary layer makes of its input; None for what the rule gives.
+      codes: +-1, the binary activations of each layer; None to compute them by the rule.
 
     Returns:
       The gradients, and the codes.
@@ -213,7 +215,8 @@ def gradients(
             taken.append(code)
             return code
 
-        with mock.patch.dict(ACTIVATION_RULES, {"siman": ActivationRule(rule)}):
+        recording = replace(ACTIVATION_RULES["siman"], function=rule)
+        with mock.patch.dict(ACTIVATION_RULES, {"siman": recording}):
             logits, _ = model.apply(
                 {"params": params, "batch_stats": batch_stats, CHOSEN: chosen},
                 images,
@@ -226,7 +229,7 @@ def gradients(
 
 
 def compare_losses(width: int, batch: int, size: int) -> dict[str, Any]:
-    """Mean losses of the first steps on one batch, on the device and on the CPU."""
+    """Compute mean losses of the first steps on one batch, on the device and on the CPU."""
     rng = np.random.default_rng(2)
     images = rng.standard_normal((batch, size, size, 3)).astype(np.float32)
     labels = rng.integers(0, 10, batch).astype(np.int32)

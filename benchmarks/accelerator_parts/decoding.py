@@ -1,7 +1,7 @@
-"""How many photographs a second this host's cores decode, crop and scale for training.
+"""Measures how many photographs per second this host decodes, crops and scales for training.
 
-One process on each core makes 224x224 crops of the JPEG files in FOLDER/photographs, which are in
-memory, as training does (see `siman_jax.data.decode`); what hands batches over is not in it.
+One process per core makes 224x224 crops of the JPEG files in FOLDER/photographs, from memory, as
+training does (see `siman_jax.data.decode`). Passing batches to the device is not included.
 """
 
 import itertools
@@ -24,7 +24,7 @@ MOST_FILES = 100
 
 
 def main(part: Part) -> None:
-    """Decode on all cores at once, and on one of them alone."""
+    """Decode on one core, and on all cores at once."""
     folder = part.data / PHOTOGRAPHS if part.data else None
     files = read_files(folder) if folder else []
     if not files:
@@ -39,13 +39,13 @@ def main(part: Part) -> None:
 
 
 def read_files(folder: Path) -> list[bytes]:
-    """Read JPEG files in a folder and below, sorted, of many the first."""
+    """Read at most `MOST_FILES` JPEG files in a folder and below, in sorted order."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg"})
     return [path.read_bytes() for path in paths[:MOST_FILES]]
 
 
 def images_per_second(files: list[bytes], processes: int, seconds: float) -> float:
-    """Decode in several processes at the same time; what they do together."""
+    """Decode in several processes at the same time; return their total images per second."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     with context.Pool(processes, _wait_for_all, (barrier,)) as pool:
@@ -54,7 +54,7 @@ def images_per_second(files: list[bytes], processes: int, seconds: float) -> flo
 
 
 def decode(files: list[bytes], seconds: float, seed: int) -> float:
-    """Decode one file after the other for some seconds; images per second."""
+    """Decode one file after the other for some seconds; return images per second."""
     rng, count, start = np.random.default_rng(seed), 0, time.perf_counter()
     endless, rules = itertools.cycle(files), PixelRules(channels=3)
     while (elapsed := time.perf_counter() - start) < seconds:
@@ -65,7 +65,7 @@ def decode(files: list[bytes], seconds: float, seed: int) -> float:
 
 
 def _wait_for_all(barrier: Barrier) -> None:
-    """Begin when the others have started too, and imported what they need."""
+    """Wait until all processes have started and imported their modules."""
     barrier.wait()
 
 

@@ -1,8 +1,8 @@
-"""ImageNet's ResNet-18 at inference: packed, and as its real-valued twin in bfloat16.
+"""Measures inference of ImageNet's ResNet-18: packed, and its real-valued network in bfloat16.
 
-A call maps normalized float32 images on the device to logits there, and is waited for; so the
-smallest batch tells how long one image takes, its dispatch included. Batch norms are folded on both
-sides. The two take turns.
+A call maps normalized float32 images on the device to logits there, and is waited for. So the
+smallest batch gives the time of one image with its dispatch. Batch norms are folded on both sides.
+The two sides take turns.
 """
 
 import statistics
@@ -32,7 +32,7 @@ Logits = Callable[[Any, Array], Array]
 
 
 def main(part: Part) -> None:
-    """Compile both for each batch size, and time them in turn."""
+    """Compile both networks for each batch size, and time them in turns."""
     part.write(**describe_device())
     case = CASE._replace(image_size=32, num_classes=10, width=8) if part.quick else CASE
     batches = (1, 4) if part.quick else BATCHES
@@ -69,13 +69,13 @@ def main(part: Part) -> None:
 
 
 def packed(case: Case) -> tuple[Logits, Any]:
-    """The packed network: a function of variables and images, and its variables."""
+    """Return the packed network: a function of variables and images, and its variables."""
     model = _model(case, "half_half", "siman", jnp.float32)
     return partial(packed_logits, model), pack_unchecked(model, random_variables(model, case))
 
 
 def twin(case: Case) -> tuple[Logits, Any]:
-    """The real-valued network, likewise."""
+    """Return the real-valued network: a function of variables and images, and its variables."""
     model = _model(case, "real", "real", jnp.bfloat16)
     variables = jax.jit(partial(fold, model))(random_variables(model, case))
     return partial(folded_twin(model).apply, train=False), variables
@@ -100,7 +100,7 @@ def compile_logits(function: Logits, variables: Any, images: Array) -> Logits:
 def time_in_turn(
     calls: dict[str, Callable[[], Array]], batch: int, quick: bool
 ) -> dict[str, dict[str, Any]]:
-    """Milliseconds of single calls, and images/s, by medians over rounds."""
+    """Measure milliseconds per call and images per second, as medians over rounds."""
     turns: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())

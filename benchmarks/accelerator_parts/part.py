@@ -1,4 +1,4 @@
-"""What the parts of `benchmarks.accelerator` share: their command line, and the file each writes.
+"""The common code of the parts of `benchmarks.accelerator`: command line and output file.
 
 python -m benchmarks.accelerator_parts.NAME --out=FILE --seconds=N [--data=FOLDER] [--quick]
 """
@@ -19,10 +19,10 @@ class Part:
     """One part of a run, in a process of its own.
 
     Args:
-      out: file that results go to.
-      data: folder of data, None where there is none.
-      seconds: that the part may take.
-      quick: whether to do everything in small.
+      out: file for the results.
+      data: folder of data; None if there is none.
+      seconds: how long the part may take.
+      quick: whether to run everything in small.
     """
 
     def __init__(self, out: Path, data: Path | None, seconds: float, quick: bool) -> None:
@@ -32,11 +32,11 @@ class Part:
 
     @property
     def seconds_left(self) -> float:
-        """Until the part has to end; below 0 behind that."""
+        """Seconds until the part has to end; negative after that."""
         return self._end - time.monotonic()
 
     def write(self, **results: Any) -> None:
-        """Add to the results, or replace some, and write all of them."""
+        """Add or replace results, and write all of them."""
         self._results |= results
         write_whole(self.out, (json.dumps(self._results, indent=1) + "\n").encode())
 
@@ -45,12 +45,12 @@ class Part:
         self.write(**{table: {**self._results.get(table, {}), name: row}})
 
     def leave_out(self, name: str, reason: object) -> None:
-        """Say what is not measured, and why."""
+        """Record that something is not measured, and why."""
         self.add("left_out", name, str(reason)[:500])
 
 
 def run(main: Callable[[Part], None]) -> NoReturn:
-    """Run a part as its command line says, and end the process, whatever still runs in threads."""
+    """Run a part by its command line, then end the process, even if threads are still running."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path)
@@ -64,7 +64,7 @@ def run(main: Callable[[Part], None]) -> NoReturn:
 
 
 def describe_device() -> dict[str, Any]:
-    """The accelerator, and versions."""
+    """Describe the accelerator, with versions of JAX and Flax."""
     import flax
     import jax
 
@@ -78,7 +78,7 @@ def describe_device() -> dict[str, Any]:
 
 
 def peak_bytes() -> int | None:
-    """The most memory that the device has held in this process; None where it does not tell."""
+    """Return the peak memory of the device in this process; None if it is unknown."""
     import jax
 
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -1,9 +1,9 @@
-"""How fast the device trains, and what one step of ImageNet's ResNet-18 is spent on.
+"""Measures training speed, and where the time of a step of ImageNet's ResNet-18 goes.
 
-Each program is the one that a run of this project compiles: CIFAR's networks take their batches
-from 50,000 random images on the device, shuffled, cropped and mirrored there, up to 100 steps a
-dispatch; ImageNet's takes one batch that lies on the device. Programs are compiled some at a time,
-and timed one after the other once nothing compiles any more.
+Each program is the one that a run of this project compiles. CIFAR's networks take their batches
+from 50,000 random images on the device, shuffled, cropped and mirrored there, up to 100 steps per
+dispatch. ImageNet's network takes one batch that is already on the device. A few programs are
+compiled at a time; they are timed one after the other when all are compiled.
 """
 
 import math
@@ -28,23 +28,23 @@ from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.training.seeds_together import join_keys
 
-# Kept for each program that is to be timed, when compilation takes its time.
+# Time reserved to measure each program, however long compilation takes.
 SECONDS_OF_A_PROGRAM = 8.0
-# Programs that are compiled at a time: more would slow down the first ones.
+# How many programs to compile at a time; more would delay the first ones.
 AT_A_TIME = 4
 ROUNDS = 5
 IMAGENET = "imagenet.resnet18"
 
 
 @dataclass(frozen=True)
-class Program:
-    """A training step.
+class TrainingStep:
+    """A training step to measure.
 
     Attributes:
       network: a config and its variant.
-      batch: images of a step, of each seed.
-      dtype: that it computes in.
-      seeds: trained at once.
+      batch: images per step and seed.
+      dtype: dtype to compute in.
+      seeds: how many seeds are trained at once.
     """
 
     network: str
@@ -54,12 +54,12 @@ class Program:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         seeds = f", {self.seeds} seeds at once" if self.seeds > 1 else ""
         return f"{self.network}, batch {self.batch}, {self.dtype}{seeds}"
 
     def config(self, quick: bool) -> ConfigDict:
-        """The published recipe."""
+        """Return the config of the published recipe."""
         recipe, _, variant = self.network.partition(".")
         config = {"cifar": cifar10, "imagenet": imagenet}[recipe].get_config(variant)
         config.batch_size, config.epochs = self.batch, 10**6
@@ -69,25 +69,23 @@ class Program:
         return config
 
 
-# In order of value.
+# The most valuable first.
 PROGRAMS = (
-    Program("cifar.resnet20", 256),
-    Program(IMAGENET, 256),
-    Program("cifar.resnet20", 256, seeds=8),
-    Program("cifar.resnet20", 256, "float32"),
-    Program("cifar.resnet18", 256),
-    Program("cifar.resnet20", 1024),
-    Program("cifar.vgg_small", 256),
+    TrainingStep("cifar.resnet20", 256),
+    TrainingStep(IMAGENET, 256),
+    TrainingStep("cifar.resnet20", 256, seeds=8),
+    TrainingStep("cifar.resnet20", 256, "float32"),
+    TrainingStep("cifar.resnet18", 256),
+    TrainingStep("cifar.resnet20", 1024),
+    TrainingStep("cifar.vgg_small", 256),
 )
-
-
 # One of each kind.
 QUICK_PROGRAMS = PROGRAMS[:3]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program that is ready to be timed, and the seconds that compiling it took."""
+    """A compiled program, ready to be timed, and the seconds that it took to compile."""
 
     trainer: Trainer
     seconds: float
@@ -103,7 +101,7 @@ def main(part: Part) -> None:
     futures = {
         program: pool.submit(build, program, split, mesh, part.quick) for program in programs
     }
-    # Until nothing compiles any more, which would disturb what is timed.
+    # Compiling would disturb the measurements, so wait until it is done.
     seconds = SECONDS_OF_A_PROGRAM if not part.quick else 1
     wait(futures.values(), timeout=part.seconds_left - seconds * len(programs))
     late = sum(not future.done() for future in futures.values())
@@ -113,7 +111,7 @@ def main(part: Part) -> None:
         measure(part, program, future)
 
 
-def build(program: Program, split: Split, mesh: Mesh, quick: bool) -> Compiled:
+def build(program: TrainingStep, split: Split, mesh: Mesh, quick: bool) -> Compiled:
     """Compile a program."""
     started = time.monotonic()
     config = program.config(quick)
@@ -137,8 +135,8 @@ def build(program: Program, split: Split, mesh: Mesh, quick: bool) -> Compiled:
     return Compiled(trainer, time.monotonic() - started)
 
 
-def measure(part: Part, program: Program, future: Future[Compiled]) -> None:
-    """Time a program, if it is compiled and there is time."""
+def measure(part: Part, program: TrainingStep, future: Future[Compiled]) -> None:
+    """Time a program if it has been compiled and there is time left."""
     if part.seconds_left < 2:
         return part.leave_out(program.name, "no time was left to take its steps")
     if not future.done():
@@ -152,18 +150,18 @@ def measure(part: Part, program: Program, future: Future[Compiled]) -> None:
         row["peak_bytes_of_all_programs_so_far"] = peak_bytes()
         part.add("programs", program.name, row)
         if program is PROGRAMS[0]:
-            # The same program, so that what differs is the dispatch.
+            # The same program, so that only the dispatch differs.
             row["one_step_a_dispatch"] = time_steps(trainer, part.quick, most=1)
         if program.network == IMAGENET:
             text = trainer.compiled.as_text() or ""
             row["kernels"] = profile_kernels(lambda: trainer.run(3), text, 3)
         part.add("programs", program.name, row)
-    except Exception as error:  # out of memory, say; the others may fit
+    except Exception as error:  # for example out of memory; the others may fit
         part.leave_out(program.name, f"{type(error).__name__}: {error}")
 
 
 def time_steps(trainer: Trainer, quick: bool, most: int | None = None) -> dict[str, Any]:
-    """Images/s in rounds of about half a second, and milliseconds a step."""
+    """Measure images/s in rounds of about half a second."""
     trainer.run(2, most)
     seconds = trainer.run(2, most) / 2
     steps = 2 if quick else max(2, math.ceil(0.5 / seconds))
@@ -172,7 +170,7 @@ def time_steps(trainer: Trainer, quick: bool, most: int | None = None) -> dict[s
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Memory that a program needs: in all, its state and data among it, and for temporaries."""
+    """Return the memory that a program needs: all of it, and its share of temporaries."""
     memory = compiled.memory_analysis()
     if memory is None:
         return {}
@@ -182,7 +180,7 @@ def program_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def random_images(n: int, size: int) -> Split:
-    """Images of ten classes, in the host's memory."""
+    """Draw images of ten classes, in the host's memory."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, size, size, 3), np.uint8)
     return Split(images, rng.integers(0, 10, n).astype(np.int32))

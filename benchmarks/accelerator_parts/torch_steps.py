@@ -1,6 +1,6 @@
-"""How fast PyTorch takes two of the steps on the same device: channels last, autocast, compiled.
+"""Measures two of the training steps in PyTorch: channels last, autocast, compiled.
 
-The program is `benchmarks.torch_training`, for one batch of normalized images on the device.
+The program is `benchmarks.torch_training`, with one batch of normalized images on the device.
 """
 
 import statistics
@@ -14,7 +14,7 @@ from benchmarks.case import Case
 from benchmarks.torch_training import Training, build_network
 
 ROUNDS = 5
-# As `benchmarks.accelerator_parts.steps` calls them, and their batch sizes.
+# By the names that `benchmarks.accelerator_parts.steps` uses, with their batch sizes.
 CASES = {
     "cifar.resnet20, batch 256, bfloat16": (Case("cifar.resnet20_1w1a", 32, 10, 16), 256),
     "imagenet.resnet18, batch 256, bfloat16": (Case("imagenet.resnet18_1w1a", 224, 1000, 64), 256),
@@ -22,9 +22,9 @@ CASES = {
 
 
 def main(part: Part) -> None:
-    """Time both."""
+    """Time both steps."""
     if not torch.cuda.is_available() and not part.quick:
-        return part.leave_out("PyTorch", "it has no accelerator here")
+        return part.leave_out("PyTorch", "it finds no accelerator")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     part.write(device=name, versions={"torch": torch.__version__})
@@ -36,12 +36,12 @@ def main(part: Part) -> None:
             case, batch = case._replace(image_size=32, num_classes=10, width=4), 2
         try:
             part.add("programs", program, measure(case, batch, device, part.quick))
-        except Exception as error:  # the other one may do
+        except Exception as error:  # the other one may still work
             part.leave_out(program, f"{type(error).__name__}: {error}")
 
 
 def measure(case: Case, batch: int, device: torch.device, quick: bool) -> dict[str, Any]:
-    """Take steps of one network; on a CPU not compiled, which would take minutes."""
+    """Time steps of one network; with `quick` they are not compiled, which takes minutes."""
     torch.manual_seed(0)
     started = time.monotonic()
     network = build_network(case.network, case.num_classes, case.width, case.image_size)

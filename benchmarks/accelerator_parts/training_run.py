@@ -1,8 +1,8 @@
-"""A run of ResNet-20 on CIFAR-10 by the published recipe, as far as the time goes.
+"""Trains ResNet-20 on CIFAR-10 by the published recipe, as long as there is time.
 
-It is the project's own command, stopped by SIGTERM; its folder is kept as one file, run.tar.gz,
-from which the next time goes on. That one is looked for beside the results, then in the folder of
-data, which holds the images as FOLDER/cifar10/{train,test}/CLASS/*.
+This is the project's own command, stopped by SIGTERM. The run's folder is stored in one file,
+run.tar.gz, from which the next call continues. The file is looked for next to the results, then in
+the folder of data, which holds the images as FOLDER/cifar10/{train,test}/CLASS/*.
 """
 
 import io
@@ -20,7 +20,7 @@ from siman_jax.output import write_whole
 REPOSITORY = Path(__file__).parent.parent.parent
 IMAGES = "cifar10"
 STATE = "run.tar.gz"
-# To stop, save and pack in.
+# Time reserved to stop, save and pack.
 SECONDS_TO_SAVE = 20.0
 # Exit codes of the command: trained to the end; stopped by SIGTERM with everything saved.
 FINISHED, STOPPED = 0, 75
@@ -51,7 +51,7 @@ def main(part: Part) -> None:
 
 
 def unpack(part: Part, workdir: Path) -> int:
-    """Put the folder of the run in place, if it began an earlier time; epochs that it then had."""
+    """Unpack the run of an earlier call, if there is one; return its number of epochs."""
     for folder in (part.out.parent, part.data):
         if folder and (folder / STATE).exists():
             with tarfile.open(folder / STATE) as archive:
@@ -61,13 +61,13 @@ def unpack(part: Part, workdir: Path) -> int:
 
 
 def train(part: Part, images: Path, workdir: Path) -> tuple[int, list[str]]:
-    """Run the command until the time is up; its exit code, and the last lines it said."""
+    """Run the command until the time is up; return its exit code and last lines of output."""
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "siman_jax.main"),
                 *("--config=configs/image_folder.py", f"--workdir={workdir}", "--devices=1"),
-                # Of configs/cifar10.py, which takes the images from elsewhere.
+                # As in configs/cifar10.py, which reads the images from another source.
                 *("--config.epochs=400", "--config.optimizer.warmup_epochs=5"),
                 "--config.optimizer.staircase=True",
                 *(f"--config.data.root={images.absolute()}", "--config.data.cache_dir="),
@@ -85,13 +85,13 @@ def train(part: Part, images: Path, workdir: Path) -> tuple[int, list[str]]:
         try:
             process.wait(timeout=max(1, part.seconds_left - SECONDS_TO_SAVE / 4))
         except subprocess.TimeoutExpired:
-            process.kill()  # checkpoints are whole at any time
+            process.kill()  # checkpoints are complete at any time
         code = process.wait()
         output.seek(0)
         return code, [line.strip() for line in output.readlines()[-5:]]
 
 
-# The same in small.
+# Makes the run small.
 QUICKLY = (
     *("--config.epochs=1", "--config.batch_size=4", "--config.model.width=4"),
     "--config.optimizer.warmup_epochs=1",
@@ -99,13 +99,13 @@ QUICKLY = (
 
 
 def read_log(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of the epochs that are done."""
+    """Return the log's rows, one per epoch."""
     path = workdir / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def summarize(rows: list[dict[str, Any]], before: int) -> dict[str, Any]:
-    """How far the run has come, and how fast it was this time."""
+    """Summarize the run's epochs, accuracy, and speed in this call."""
     summary: dict[str, Any] = {"epochs_before": before, "epochs": len(rows)}
     if rows:
         best = max(row["test_top1"] for row in rows)

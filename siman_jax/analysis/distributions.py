@@ -1,6 +1,6 @@
-"""Maximum likelihood of symmetric distributions about zero, on as many weights as a layer has.
+"""Maximum likelihood fits of distributions symmetric about zero, for the weights of a layer.
 
-All are generalised Gaussians, so that their log-likelihoods compare:
+All are generalized Gaussians, so their log-likelihoods can be compared:
 
     density(w) = shape / (2 scale Gamma(1 / shape)) exp(-(|w| / scale)^shape)
 
@@ -14,12 +14,12 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
 
-# Shapes looked through: from far peakier than the Laplacian to what nobody tells from uniform.
+# Range of shapes that is searched: from much peakier than the Laplacian to almost uniform.
 SHAPES = (0.2, 50.0)
 
 
 class Fit(NamedTuple):
-    """A distribution and how well it fits.
+    """A fitted distribution.
 
     Attributes:
       shape, scale: its parameters.
@@ -32,7 +32,7 @@ class Fit(NamedTuple):
 
 
 def fit_scale(w: np.ndarray, shape: float) -> Fit:
-    """Maximum likelihood at a known shape, which has a closed form.
+    """Fit the scale for a given shape, in closed form.
 
         scale^shape = shape * mean(|w|^shape)
 
@@ -44,7 +44,7 @@ def fit_scale(w: np.ndarray, shape: float) -> Fit:
 
 
 def fit_shape_and_scale(w: np.ndarray) -> Fit:
-    """Maximum likelihood of both: the closed form for the scale, a search in one dimension.
+    """Fit shape and scale: a one-dimensional search, with the closed form for the scale.
 
     Args:
       w: floats of any shape, not all of them zero.
@@ -64,13 +64,13 @@ def fit_shape_and_scale(w: np.ndarray) -> Fit:
 
 
 def density(fit: Fit, x: np.ndarray) -> np.ndarray:
-    """Density of the fitted distribution at each `x`."""
+    """Evaluate the density of the fitted distribution at each `x`."""
     peak = fit.shape / (2 * fit.scale * math.gamma(1 / fit.shape))
     return peak * np.exp(-((np.abs(x) / fit.scale) ** fit.shape))
 
 
 def _in_units_of_the_largest(w: np.ndarray) -> tuple[np.ndarray, float]:
-    """|w| / max|w| in float64, flat, so that no power overflows; and max|w|."""
+    """Return |w| / max|w|, flat and in float64, so that no power overflows; and max|w|."""
     magnitudes = np.abs(w, dtype=np.float64).ravel()
     largest = max(float(magnitudes.max()), np.finfo(np.float64).tiny)
     return magnitudes / largest, largest

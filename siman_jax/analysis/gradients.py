@@ -1,8 +1,8 @@
-"""How far the straight-through gradient is from what the loss does.
+"""Measures how well the straight-through gradient predicts changes of the loss.
 
-Bits make the loss a staircase in the latent weights, whose derivative is 0 or does not exist. A
-slope it has only at a distance: that of the loss smoothed by random perturbations. Along a random
-direction it is a difference quotient, and the straight-through gradient predicts the same number.
+The loss is piecewise constant in the latent weights, so its derivative is 0 or does not exist. But
+the loss smoothed by random perturbations has a slope. Along a random direction this slope is
+measured as a difference quotient, and the straight-through gradient gives a prediction of it.
 """
 
 from contextlib import closing
@@ -20,27 +20,27 @@ from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Split
 from siman_jax.data.feed import Batch
 from siman_jax.data.stream import EvaluationStream
-from siman_jax.models.layers import BINARY_KERNEL
+from siman_jax.models.leaves import BINARY_KERNEL
 from siman_jax.models.normalization import normalize
 from siman_jax.training.metrics import score
 from siman_jax.training.step import TrainState
 from siman_jax.training.task import model_from_config
 
-# Of a perturbation, in standard deviations of its filter's weights.
+# Size of a perturbation, in standard deviations of its filter's weights.
 STEP = 0.1
-# A batch of no more examples than that, so that the time has a bound.
+# Largest number of examples, which bounds the time.
 MOST_EXAMPLES = 128
 
 Leaves = dict[tuple[str, ...], Array]
 
 
 class Mismatch(NamedTuple):
-    """Agreement of the two gradients in one layer.
+    """Agreement of predicted and measured slopes in one layer.
 
     Attributes:
       name: path of the layer.
       cosine: between predicted and measured slopes along the sampled directions.
-      standard_error: of `cosine` by the number of directions.
+      standard_error: of `cosine`, from the number of directions.
     """
 
     name: str
@@ -58,17 +58,17 @@ def gradient_mismatch(
         measured    m = (L(w + h d) - L(w - h d)) / 2h,   h = `STEP`
         cosine      sum(p m) / sqrt(sum(p^2) sum(m^2)) over the directions
 
-    Where the loss, smoothed at that distance, is linear in w, this tends to the cosine between g
-    and the smoothed loss's gradient, both in units of s; curvature beyond it only lowers it.
-    Scheduled estimators are as sharp as training ends, `rules.AT_THE_END`. The
-    loss is that of training, with the batch's own statistics in batch norm, on the first examples
-    of the test split.
+    If the smoothed loss is linear in w over this distance, the result tends to the cosine between
+    g and the gradient of the smoothed loss, both in units of s; curvature only lowers it.
+    Scheduled estimators are as sharp as at the end of training, `rules.AT_THE_END`. The loss is
+    that of training, with the batch's own statistics in batch norms, on the first examples of the
+    test split.
 
     Args:
       config: of the run.
       state: with the weights to perturb.
       mesh: one device.
-      directions: how many to sample, 2 or more; each costs two forward passes per layer.
+      directions: how many to sample, at least 2; each takes two forward passes per layer.
 
     Raises:
       UsageError: the run's data cannot be used.
@@ -78,7 +78,7 @@ def gradient_mismatch(
     leaves = flatten_dict(state.params)
     kernels = {path: leaf for path, leaf in leaves.items() if path[-1] == BINARY_KERNEL}
 
-    # All arrays are arguments: what is closed over, XLA computes with while it compiles.
+    # All arrays are arguments: XLA would compute with constants while it compiles.
     def loss(kernels: Leaves, variables: Any, batch: Batch) -> Array:
         params = unflatten_dict(flatten_dict(variables["params"]) | kernels)
         logits: Any
@@ -115,7 +115,7 @@ def gradient_mismatch(
 
 @jax.jit
 def _draw(key: Array, kernels: Leaves) -> Leaves:
-    """A random direction for every kernel, in standard deviations of its filters' weights."""
+    """Draw a random direction for every kernel, in standard deviations of its filters' weights."""
     keys = jax.random.split(key, len(kernels))
     return {
         path: jax.random.normal(k, kernel.shape)
@@ -125,20 +125,20 @@ def _draw(key: Array, kernels: Leaves) -> Leaves:
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each column of `a` with that of `b`; 0 where one of them is zero."""
+    """Compute the cosine of each column of `a` with that of `b`; 0 if one of them is zero."""
     norms = np.sqrt(np.sum(a**2, 0) * np.sum(b**2, 0))
     cosines = np.where(norms > 0, np.sum(a * b, 0) / np.where(norms > 0, norms, 1), 0)
-    return np.clip(cosines, -1, 1)  # which rounding may leave
+    return np.clip(cosines, -1, 1)  # rounding may exceed the range
 
 
 def _first_examples(config: ConfigDict, mesh: Mesh) -> tuple[Array, Array]:
-    """Images uint8 `[n, height, width, channels]` and labels of the test split."""
+    """Read images, uint8 `[n, height, width, channels]`, and labels of the test split."""
     split = load_dataset(config.data).test
     count = min(MOST_EXAMPLES, len(split))
     if isinstance(split, Split):
         return jnp.asarray(split.images[:count]), jnp.asarray(split.labels[:count])
     data = config.data.copy_and_resolve_references()
-    data.workers = 0  # processes that read ahead are not worth starting for one batch
+    data.workers = 0  # one batch does not justify starting processes to read ahead
     batches: Any = iter(EvaluationStream(split, mesh, data, count))
     with closing(batches):
         batch = next(batches)

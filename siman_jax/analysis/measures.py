@@ -1,4 +1,4 @@
-"""What the weights of each binary layer look like, and which bits suit them."""
+"""Measures of the weights of each binary layer: their distribution, and how well bits fit them."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -11,21 +11,22 @@ from jax import Array
 
 from siman_jax.analysis.distributions import Fit, fit_scale, fit_shape_and_scale
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, entropy
-from siman_jax.models.layers import BINARY_KERNEL
-from siman_jax.rules.siman import angle_optimal_bits, cosine, half_half_bits, standardize
+from siman_jax.models.leaves import BINARY_KERNEL
+from siman_jax.rules.magnitude_bits import angle_optimal_bits, cosine, half_half_bits
+from siman_jax.rules.standardize import standardize
 
-# Of the histograms, in standard deviations of a filter.
+# Edges of the histograms, in standard deviations of a filter.
 EDGES = np.linspace(-4, 4, 49)
 
 
 class Measures(NamedTuple):
-    """One layer's, as logs hold them.
+    """The measures of one layer that a run logs.
 
     Attributes:
-      fitted_shape: of the generalised Gaussian that fits best.
+      fitted_shape: shape of the generalized Gaussian that fits best.
       generalised_fit, laplacian_fit, gaussian_fit: mean log-likelihoods, in nats.
-      best_share, best_entropy, best_cosine: of the bits that the angle-optimal rule chooses.
-      half_half_cosine, sign_cosine: of those that the two other rules choose.
+      best_share, best_entropy, best_cosine: of the bits chosen by the angle-optimal rule.
+      half_half_cosine, sign_cosine: of the bits chosen by half-half and by sign.
     """
 
     fitted_shape: float
@@ -39,17 +40,17 @@ class Measures(NamedTuple):
     sign_cosine: float
 
 
-class Layer(NamedTuple):
-    """Measures of one binary kernel; means are over its filters, each standardised first.
+class KernelMeasures(NamedTuple):
+    """All measures of one binary kernel; means are over its filters, each standardized first.
 
     Attributes:
       name: path of the layer.
       weights, filters: how many there are.
-      counts: weights within each pair of `EDGES`; what lies outside is in none.
-      laplacian, gaussian, generalised: fits to all standardised weights of the layer.
-      share: mean share of ones that the angle-optimal rule chooses.
-      entropy: mean entropy of those bits, in bits.
-      cosine: mean cos(|u|, b) with those bits.
+      counts: how many weights lie between each pair of `EDGES`; those outside are not counted.
+      laplacian, gaussian, generalised: fits to all standardized weights of the layer.
+      share: mean share of ones chosen by the angle-optimal rule.
+      entropy: mean entropy of these bits, in bits.
+      cosine: mean cos(|u|, b) with these bits.
       half_half_cosine: mean cos(|u|, b) with ones for the larger half.
       sign_cosine: mean cos(u, sign u).
     """
@@ -68,7 +69,7 @@ class Layer(NamedTuple):
     sign_cosine: float
 
     def measures(self) -> Measures:
-        """What of this logs hold."""
+        """Return the measures that a run logs."""
         return Measures(
             fitted_shape=self.generalised.shape,
             generalised_fit=self.generalised.log_likelihood,
@@ -83,28 +84,28 @@ class Layer(NamedTuple):
 
 
 def binary_kernels(params: Mapping) -> Iterator[tuple[str, Array]]:
-    """Every binary kernel `[..., out]` with the path of its layer, in the network's order."""
+    """Yield every binary kernel `[..., out]` with the path of its layer, in the network's order."""
     for path, leaf in flatten_dict(params).items():
         if path[-1] == BINARY_KERNEL:
             yield "/".join(path[:-1]), leaf
 
 
 def can_be_measured(kernel: Array) -> bool:
-    """Whether all weights of a kernel `[..., out]` are finite, and differ in some filter."""
+    """Tell whether all weights of a kernel `[..., out]` are finite, and some filter's differ."""
     deviations = np.asarray(jnp.std(kernel, range(kernel.ndim - 1)))
     return bool(np.isfinite(deviations).all() and deviations.any())
 
 
-def measure_layer(name: str, kernel: Array) -> Layer:
+def measure_layer(name: str, kernel: Array) -> KernelMeasures:
     """Measure one kernel.
 
     Args:
       name: path of the layer.
-      kernel: `[..., out]`, the latent weights, of which `can_be_measured` says so.
+      kernel: `[..., out]`, the latent weights, for which `can_be_measured` is true.
     """
     u, share, *cosines = map(np.asarray, _by_filter(kernel))
     best, half_half, sign = (float(np.mean(values)) for values in cosines)
-    return Layer(
+    return KernelMeasures(
         name=name,
         weights=u.size,
         filters=u.shape[-1],
@@ -121,7 +122,7 @@ def measure_layer(name: str, kernel: Array) -> Layer:
 
 
 def measure_kernels(params: Mapping) -> dict[str, dict[str, float]]:
-    """Measure every binary kernel: for each of `Measures`, numbers by the layers' paths."""
+    """Measure every binary kernel; return for each of `Measures` its values by layer path."""
     layers = {name: measure_layer(name, kernel) for name, kernel in binary_kernels(params)}
     measures = {name: layer.measures() for name, layer in layers.items()}
     return {
@@ -132,9 +133,9 @@ def measure_kernels(params: Mapping) -> dict[str, dict[str, float]]:
 
 @jax.jit
 def _by_filter(kernel: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Standardised weights; the best share, and the three cosines, of each filter."""
-    # Without the rule's epsilon, beside which the variance of kernels that decayed is not large.
+    """Return standardized weights, and the best share and three cosines of each filter."""
+    # Without the rule's epsilon, which is not small compared to the variance of decayed kernels.
     u = standardize(kernel, range(kernel.ndim - 1), epsilon=0)
     best = angle_optimal_bits(u)
-    # The signs of u are to u what ones are to |u|.
+    # cos(u, sign u) equals cos(|u|, 1).
     return u, best.share, best.cosine, cosine(u, half_half_bits(u)), cosine(u, jnp.ones_like(u))

@@ -1,8 +1,8 @@
-"""What the angle-optimal bits are for weights of a known distribution.
+"""The angle-optimal bits for weights of a known distribution.
 
-The distributions are the symmetric generalised Gaussians, density proportional to exp(-|w|^shape):
-shape 1 is the Laplacian, 2 the Gaussian, and without end it becomes the uniform. None of the
-numbers depends on the scale.
+The distributions are symmetric generalized Gaussians, with density proportional to exp(-|w|^shape).
+Shape 1 is the Laplacian, 2 the Gaussian, and infinity the uniform distribution. No result depends
+on the scale.
 """
 
 import math
@@ -19,13 +19,13 @@ _LEAST_SHARE = 1e-9
 
 
 class Optimum(NamedTuple):
-    """Bits of infinitely many weights.
+    """The best bits b for infinitely many weights w.
 
     Attributes:
-      share: of ones, where cos(|w|, b) is largest.
-      entropy: of such a bit, in bits.
-      cosine: reached there.
-      half_half_cosine: with ones for the larger half of |w|.
+      share: share of ones that maximizes cos(|w|, b).
+      entropy: entropy of such a bit, in bits.
+      cosine: the maximum of cos(|w|, b).
+      half_half_cosine: cos(|w|, b) with ones for the larger half of |w|.
       sign_cosine: cos(w, sign w).
     """
 
@@ -37,14 +37,14 @@ class Optimum(NamedTuple):
 
 
 def optimum(shape: float) -> Optimum:
-    """The best share of ones for weights of a generalised Gaussian, and the cosines.
+    """Compute the best share of ones for weights of a generalized Gaussian, and the cosines.
 
-    With p(t) = P(|w| > t) and m(t) = E[|w|; |w| > t] the cosine of ones above t is
+    With p(t) = P(|w| > t) and m(t) = E[|w|; |w| > t] the cosine with ones above t is
 
         m(t) / sqrt(p(t) E[w^2]),   largest where m(t) = 2 t p(t)
 
     Args:
-      shape: above 0, `math.inf` for the uniform distribution.
+      shape: above 0; `math.inf` for the uniform distribution.
 
     Source: arXiv 2102.07981; for the Laplacian the best share is 1/e.
 
@@ -60,20 +60,20 @@ def optimum(shape: float) -> Optimum:
 
 
 def entropy(share: ArrayLike) -> np.ndarray:
-    """Entropy in bits of a bit that is 1 with probability `share`, elementwise."""
+    """Compute the entropy, in bits, of a bit that is 1 with probability `share`, elementwise."""
     share = np.asarray(share, np.float64)
     return (entr(share) + entr(1 - share)) / math.log(2)
 
 
 def _threshold(share: float, shape: float) -> float:
-    """T with P(|w| > t) = share."""
+    """Return t with P(|w| > t) = share."""
     if shape == UNIFORM:
         return 1 - share
     return float(gammainccinv(1 / shape, share)) ** (1 / shape)
 
 
 def _mean_above(share: float, shape: float) -> float:
-    """E[|w|; |w| > t] at the threshold of `share`."""
+    """Compute E[|w|; |w| > t] at the threshold t of `share`."""
     t = _threshold(share, shape)
     if shape == UNIFORM:
         return (1 - t * t) / 2
@@ -85,5 +85,5 @@ def _mean_square(shape: float) -> float:
 
 
 def _moment(k: int, shape: float) -> float:
-    """E[|w|^k]."""
+    """Compute E[|w|^k]."""
     return math.exp(gammaln((k + 1) / shape) - gammaln(1 / shape))

@@ -1,4 +1,4 @@
-"""The five networks by name; two of them are both called `resnet18_1w1a` in the paper."""
+"""The five networks by name; the paper calls two of them `resnet18_1w1a`."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, num_classes: int, **arguments: object) -> nn.Module:
-    """Build a network by the name of its module and function, such as "cifar.resnet20_1w1a".
+    """Build a network from the name of its module and function, such as "cifar.resnet20_1w1a".
 
     Args:
       name: key of `MODELS`.
       num_classes: width of the classifier.
-      **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups`, `dtype`, as the
-        function takes.
+      **arguments: the function's: `width`, `weight_rule`, `activation_rule`, `norm_groups` and
+        `dtype`.
 
     Raises:
       UsageError: no network has that name.

@@ -1,10 +1,10 @@
-"""Batch norm with the shortcut and the activation behind it, as one operation with its derivative.
+"""Batch norm, shortcut and activation as one operation with its own derivative.
 
     out = activation((y - mean(y)) / sqrt(var(y) + epsilon) * gamma + beta + shortcut)
 
-The derivative is written out, so that each direction reads its arrays as few times as can be: once
-for all sums over the batch, and once for the result. Between the two directions only y is kept; or
-in its place, where y comes from a product of bits, the product's sums, as 16-bit integers.
+The derivative is written by hand, so that each direction reads its arrays only twice: once for all
+sums over the batch, and once for the result. The backward needs only y from the forward. If y is a
+product of bits, the product's sums are kept instead, as 16-bit integers.
 """
 
 import math
@@ -18,17 +18,22 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from siman_jax.rules.siman import wide
+from siman_jax.rules.precision import wide
 
 IDENTITY, RELU, PRELU, HARD_TANH = "identity", "relu", "prelu", "hard_tanh"
 
 
+def per_channel(values: Array, x: Array) -> Array:
+    """Reshape `[channels]` to be multiplied by or added to `x`, and convert to its dtype."""
+    return lax.expand_dims(values.astype(x.dtype), range(x.ndim - 1))
+
+
 class Affine(NamedTuple):
-    """Learned parameters and what is added, by channel `[channels]` but for the shortcut.
+    """Learned parameters, `[channels]` each, and the shortcut.
 
     Attributes:
       gamma, beta: scale and offset.
-      slopes: of the PReLU; None where the activation is another.
+      slopes: of the PReLU; None for other activations.
       shortcut: shape of the result; None for none.
     """
 
@@ -46,10 +51,10 @@ class Moments(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the cotangent of a result comes to.
+    """Cotangents of the operation's inputs.
 
     Attributes:
-      y: cotangent of what is normalized, in wide floats.
+      y: of the normalized array, float32 or float64.
       scale: of the scale, `[channels]`.
       affine: of the parameters and the shortcut.
     """
@@ -61,15 +66,15 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class Norm:
-    """What is fixed about a batch norm.
+    """The settings of a batch norm, and its computation.
 
     Its methods take y as x times a scale `[channels]`, or None for 1; statistics are those of x.
 
     Attributes:
       epsilon: added to the variance.
-      groups: parts of the batch, examples next to each other, with statistics of their own.
+      groups: how many parts of adjacent examples the batch has, each with its own statistics.
       activation: `IDENTITY`, `RELU`, `PRELU` or `HARD_TANH`.
-      dtype: of the result; sums and what is between are float32, or float64 if this is.
+      dtype: of the result; everything before is float32, or float64 if this is.
     """
 
     epsilon: float
@@ -78,15 +83,16 @@ class Norm:
     dtype: DTypeLike
 
     def moments(self, x: Array, scale: Array | None, near: Array) -> Moments:
-        """Take the statistics of x `[batch, ..., channels]`: one pass in float32, two in float64.
+        """Compute the statistics of x `[batch, ..., channels]`: in one pass, in float64 in two.
 
-        In one pass, the squares are of distances from an estimate of the mean. An estimate that is
-        far off costs the variance digits: few in float32 beside its own rounding, but in float64,
-        which is for exact comparisons, a hundredfold error. So there the mean itself comes first.
+        One pass takes squares of distances from an estimate of the mean; otherwise the variance
+        would lose digits where the mean is large compared to the deviation. A poor estimate costs
+        few digits in float32, compared with its own rounding. In float64, which serves for exact
+        comparisons, the error would be a hundred times larger, so the mean is computed first.
 
         Args:
           x: floating or integer.
-          scale: that makes it y.
+          scale: y = x * scale.
           near: the estimate of y's mean, `[channels]`.
         """
         x = self._grouped(x)
@@ -104,7 +110,7 @@ class Norm:
         return Moments(shift + near[None], jnp.maximum(var, 0))
 
     def apply(self, x: Array, scale: Array | None, moments: Moments, affine: Affine) -> Array:
-        """Normalize, add and activate: the shape of x, in `dtype`."""
+        """Normalize, add the shortcut and activate: shape of x, in `dtype`."""
         z = self._before_activation(self._grouped(x), scale, moments, affine)
         if self.activation == RELU:
             z = jnp.maximum(z, 0)
@@ -118,16 +124,16 @@ class Norm:
     def gradients(
         self, g: Array, x: Array, scale: Array | None, moments: Moments, affine: Affine
     ) -> Gradients:
-        """Take the cotangent of the result back.
+        """Compute the cotangents of the inputs from the cotangent g of the result.
 
-        With dz the cotangent of what is activated, s the scale, r = 1 / sqrt(s^2 var + epsilon) and
-        c = x - mean:
+        With dz the cotangent of the activation's input, s the scale,
+        r = 1 / sqrt(s^2 var + epsilon) and c = x - mean:
 
             dy = gamma r (dz - mean(dz) - c s^2 r^2 mean(dz c))
             dgamma = s r sum(dz c),   ds = sum(dy x) = epsilon gamma r^3 sum(dz c)
 
-        The norm undoes any scale but for its epsilon. Summed up number by number, ds would be what
-        rounding leaves of a difference.
+        The norm cancels any scale except for its epsilon. So the sum of dy x is a small difference
+        of large numbers, which rounding would dominate; the right-hand side of ds avoids this.
         """
         shape = x.shape
         g, x = self._grouped(g), self._grouped(x)
@@ -185,7 +191,7 @@ class Norm:
         return x.reshape(self.groups, x.shape[0] // self.groups, *x.shape[1:])
 
     def _by_channel(self, values: Array, like: Array) -> Array:
-        """`[channels]` or `[groups, channels]`, to go with a grouped array."""
+        """Reshape `[channels]` or `[groups, channels]` to broadcast with a grouped array."""
         groups = values.shape[0] if values.ndim == 2 else 1
         values = values.astype(like.dtype)
         return values.reshape(groups, *(1,) * (like.ndim - 2), like.shape[-1])
@@ -193,14 +199,14 @@ class Norm:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def batch_norm(norm: Norm, y: Array, affine: Affine, near: Array) -> tuple[Array, Moments]:
-    """Normalize `[batch, ..., channels]` by its own statistics; see the head of this file.
+    """Normalize `[batch, ..., channels]` by its own statistics; see the top of this file.
 
     Args:
-      norm: what is fixed.
+      norm: the settings.
       y: floating.
       affine: parameters and shortcut.
-      near: `[channels]`, an estimate of the mean, such as the running one; it decides rounding
-        alone.
+      near: `[channels]`, an estimate of the mean, such as the running mean; it affects only
+        rounding.
 
     Returns:
       The result, shape of y, and the statistics, which have no derivative.
@@ -224,7 +230,7 @@ batch_norm.defvjp(_batch_norm_fwd, _batch_norm_bwd)
 
 
 class Operands(NamedTuple):
-    """What is multiplied, and the learned scales `[features]`, None for 1."""
+    """The factors of a product, and the learned scales `[features]`, None for 1."""
 
     x: Array
     kernel: Array
@@ -232,58 +238,54 @@ class Operands(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sums:
-    """A product whose sums are kept from one direction to the other.
+class KeptSums:
+    """A product whose sums are kept for the backward direction.
 
     Attributes:
-      multiply: the product, such as a convolution, of two arrays of one dtype.
-      kept: dtype that holds the sums exactly, such as int16; or where there is none, the one to
-        round them to.
+      multiply: the product of two arrays of one dtype, such as a convolution.
+      kept: dtype that holds the sums exactly, such as int16; if there is none, the dtype to round
+        them to.
     """
 
     multiply: Callable[..., Array]
     kept: DTypeLike
 
     def forward(self, operands: Operands) -> Array:
-        """The sums, taken in float32, or in float64 if the operands are."""
+        """Compute the sums in float32, or in float64 if the operands are."""
         x, kernel, _ = operands
         return self.multiply(x, kernel, preferred_element_type=wide(x.dtype)).astype(self.kept)
 
     def gradients(self, dy: Array, dalpha: Array | None, operands: Operands) -> Operands:
-        """From the cotangents of the scaled sums and of alpha to those of all operands.
+        """Compute the cotangents of all operands from those of the scaled sums and of alpha.
 
-        The product's cotangent has the operands' dtype: JAX cannot differentiate a convolution
-        whose result is wider than its operands.
+        The product's cotangent gets the dtype of the operands, since JAX cannot differentiate a
+        convolution whose result is wider than its operands.
         """
         x, kernel, alpha = operands
         if alpha is not None:
             assert dalpha is not None
-            dy, dalpha = dy * _last(alpha, dy), dalpha.astype(alpha.dtype)
+            dy, dalpha = dy * per_channel(alpha, dy), dalpha.astype(alpha.dtype)
         _, pullback = jax.vjp(self.multiply, x, kernel)
         dx, dkernel = pullback(dy.astype(x.dtype))
         return Operands(dx, dkernel, None if alpha is None else dalpha)
 
 
-def _last(values: Array, like: Array) -> Array:
-    return lax.expand_dims(values.astype(like.dtype), range(like.ndim - 1))
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scaled_product(sums: Sums, operands: Operands) -> Array:
-    """multiply(x, kernel) * alpha, in the dtype of x."""
+def scaled_product(sums: KeptSums, operands: Operands) -> Array:
+    """Compute multiply(x, kernel) * alpha, in the dtype of x."""
     return _scaled_product_fwd(sums, operands)[0]
 
 
-def _scaled_product_fwd(sums: Sums, operands: Operands) -> tuple[Array, Any]:
+def _scaled_product_fwd(sums: KeptSums, operands: Operands) -> tuple[Array, Any]:
     kept = sums.forward(operands)
     x, _, alpha = operands
     y = kept.astype(wide(x.dtype))
     if alpha is not None:
-        y = y * _last(alpha, y)
+        y = y * per_channel(alpha, y)
     return y.astype(x.dtype), (operands, None if alpha is None else kept)
 
 
-def _scaled_product_bwd(sums: Sums, residuals: Any, g: Array) -> tuple[Operands]:
+def _scaled_product_bwd(sums: KeptSums, residuals: Any, g: Array) -> tuple[Operands]:
     operands, kept = residuals
     g = g.astype(wide(g.dtype))
     dalpha = None if kept is None else jnp.sum(g * kept.astype(g.dtype), range(g.ndim - 1))
@@ -295,14 +297,14 @@ scaled_product.defvjp(_scaled_product_fwd, _scaled_product_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def product_norm(
-    sums: Sums, norm: Norm, operands: Operands, affine: Affine, near: Array
+    sums: KeptSums, norm: Norm, operands: Operands, affine: Affine, near: Array
 ) -> tuple[Array, Moments]:
-    """`batch_norm` of `scaled_product`, with only the sums kept between them."""
+    """Compute `batch_norm` of `scaled_product`, and keep only the sums for the backward."""
     return _product_norm_fwd(sums, norm, operands, affine, near)[0]
 
 
 def _product_norm_fwd(
-    sums: Sums, norm: Norm, operands: Operands, affine: Affine, near: Array
+    sums: KeptSums, norm: Norm, operands: Operands, affine: Affine, near: Array
 ) -> tuple[Any, Any]:
     kept = sums.forward(operands)
     alpha = operands.alpha
@@ -315,7 +317,9 @@ def _product_norm_fwd(
     return (out, of_y), (operands, affine, near, moments, kept)
 
 
-def _product_norm_bwd(sums: Sums, norm: Norm, residuals: Any, g: tuple[Array, Moments]) -> tuple:
+def _product_norm_bwd(
+    sums: KeptSums, norm: Norm, residuals: Any, g: tuple[Array, Moments]
+) -> tuple:
     operands, affine, near, moments, kept = residuals
     gradients = norm.gradients(g[0], kept, operands.alpha, moments, affine)
     cotangents = sums.gradients(gradients.y, gradients.scale, operands)

@@ -1,4 +1,4 @@
-"""The networks for 32x32 images; smaller images fit too, as long as they can be halved."""
+"""The networks for 32x32 images; smaller sizes also work if they can be halved often enough."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from siman_jax.models.layers import BatchNorm, BinaryConv, PReLU, fan_in_uniform, kaiming_normal
+from siman_jax.models.initializers import fan_in_uniform, kaiming_normal, kaiming_normal_fan_out
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.norm_layer import BatchNorm, PReLU
 from siman_jax.models.resnet import (
     OneShortcutBlock,
     ResNet,
@@ -18,7 +20,8 @@ from siman_jax.models.resnet import (
 )
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
-from siman_jax.rules.siman import identity, wide
+from siman_jax.rules import identity
+from siman_jax.rules.precision import wide
 
 
 def resnet20_1w1a(
@@ -30,15 +33,15 @@ def resnet20_1w1a(
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
-    """ResNet-20 of 3 x 3 blocks, two shortcuts in each, zero-padded between stages.
+    """Build ResNet-20: 3 stages of 3 blocks, two shortcuts per block, zero-padded channels.
 
     Args:
       num_classes: width of the classifier.
       width: channels of the first stage; the others have two and four times as many.
       weight_rule: key of `rules.WEIGHT_RULES`.
-      activation_rule: key of `rules.ACTIVATION_RULES`; "real" for both gives the
-        real-valued twin.
-      norm_groups: parts of the batch that are normalized apart, see `BatchNorm.groups`.
+      activation_rule: key of `rules.ACTIVATION_RULES`; "real" for both rules gives the
+        real-valued network.
+      norm_groups: parts of the batch that are normalized separately, see `BatchNorm.groups`.
       dtype: dtype to compute in.
 
     Source: He et al., arXiv 1512.03385, section 4.2; binarized in arXiv 2102.07981.
@@ -73,7 +76,7 @@ def resnet18_1w1a(
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
-    """ResNet-18 for small images: 4 x 2 blocks, hardtanh, binary 1x1 shortcuts.
+    """Build ResNet-18 for small images: 4 stages of 2 blocks, hardtanh, binary 1x1 shortcuts.
 
     The arguments are those of `resnet20_1w1a`.
 
@@ -110,9 +113,10 @@ def vgg_small_1w1a(
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> "VggSmall":
-    """VGG-small: one real and five binary convolutions, three poolings, one classifier.
+    """Build VGG-small: one real and five binary convolutions, three max pools, one classifier.
 
-    The arguments are those of `resnet20_1w1a`; `width` is that of the first two convolutions.
+    The arguments are those of `resnet20_1w1a`; `width` is the number of channels of the first two
+    convolutions.
 
     Source: Zhang et al., arXiv 1807.10029; binarized in arXiv 2102.07981.
     """
@@ -123,7 +127,7 @@ def vgg_small_1w1a(
             BinaryConv,
             weight_rule=weight_rule,
             activation_rule=activation_rule,
-            kernel_init=_normal_fan_out,
+            kernel_init=kaiming_normal_fan_out,
             dtype=dtype,
         ),
         norm=partial(BatchNorm, dtype=dtype, groups=norm_groups),
@@ -132,16 +136,16 @@ def vgg_small_1w1a(
 
 
 class VggSmall(nn.Module):
-    """Convolution, 2x2 pooling after every second one, batch norm, PReLU; then the classifier.
+    """Convolutions, each with batch norm and PReLU, a 2x2 max pool after every second; classifier.
 
     Attributes:
       num_classes: width of the classifier.
       width: channels of the first two convolutions; the next pairs have two and four times
         as many.
-      conv: makes the binary convolutions: `BinaryConv` with its rules and dtype set.
-      norm: makes the batch norms.
+      conv: builds the binary convolutions: `BinaryConv` with its rules and dtype set.
+      norm: builds the batch norms.
       dtype: dtype to compute in; logits are at least float32.
-      max_pool: pools, with the arguments of `native.pooling.max_pool`.
+      max_pool: the pooling function, with the arguments of `native.pooling.max_pool`.
     """
 
     num_classes: int
@@ -164,7 +168,7 @@ class VggSmall(nn.Module):
             (3, 3),
             padding=1,
             use_bias=False,
-            kernel_init=_normal_fan_out,
+            kernel_init=kaiming_normal_fan_out,
             dtype=self.dtype,
             conv_general_dilated=real_conv if train else None,
             name="conv0",
@@ -174,7 +178,7 @@ class VggSmall(nn.Module):
             conv = self.conv(self.width * 2 ** (index // 2), name=f"conv{index}")
             y = self.max_pool(conv(x), (2, 2), (2, 2)) if index % 2 == 1 else conv.product(x)
             x = self.norm(name=f"bn{index}")(y, train, activation=PReLU(name=f"prelu{index}"))
-        # Channel-first, so that published classifier weights fit as they are.
+        # Channels first, so that published classifier weights fit without change.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.Dense(
             self.num_classes,
@@ -183,6 +187,3 @@ class VggSmall(nn.Module):
             name="fc",
         )(x)
         return x.astype(wide(x.dtype))
-
-
-_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -1,18 +1,20 @@
-"""A trained network as it stands when training is over: bits chosen, scales and batch norms folded.
+"""Folding: a trained network with its bits chosen, and scales merged into batch norms.
 
     folded = fold(model, variables)
     logits = folded_twin(model).apply(folded, images, train=False)
 
-What a convolution's sums of +-1 are multiplied by, and the batch norm behind it, become one
-multiplication and one addition. Evaluation runs this, and packed inference the same with other
-convolutions of the same sums: so both round alike, and no bit or prediction differs.
+The scales of a convolution and the batch norm after it become one multiplication and one addition.
+Evaluation runs the folded network. Packed inference does the same computation with other
+convolutions, whose sums are equal: so both round alike, and no bit or prediction differs.
 
-Names tell which batch norm follows a convolution, as in the networks of `models`. A network that is
-built otherwise would be folded wrongly, so evaluation and packing compare logits by `same_logits`.
+The batch norm that follows a convolution is found by its name, as in the networks of `models`. A
+network built in another way would be folded wrongly, so evaluation and packing compare logits by
+`same_logits`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,33 +26,30 @@ from flax.traverse_util import unflatten_dict
 from jax import Array
 
 from siman_jax.errors import UsageError
-from siman_jax.models.layers import (
+from siman_jax.models.batch_norm import per_channel
+from siman_jax.models.layers import BinaryConv, binary_activations, native_geometry
+from siman_jax.models.leaves import (
     BINARY_KERNEL,
     BITS,
     ROTATIONS,
-    Activation,
-    BatchNorm,
-    BinaryConv,
-    Path,
-    Product,
-    binary_activations,
-    computed,
-    convolution,
-    exact_product,
-    finish,
+    ModulePath,
     leaves_by_module,
-    per_channel,
+    multiplying_kernels,
 )
-from siman_jax.rules import AT_THE_END, WEIGHT_RULES, filter_scales
-from siman_jax.rules.siman import REAL, identity, wide
+from siman_jax.models.norm_layer import Activation, BatchNorm, finish
+from siman_jax.models.product import Product, absent, computed, convolution
+from siman_jax.native import convolution as native_convolution
+from siman_jax.rules import REAL, filter_scales, identity
+from siman_jax.rules.precision import wide
 
-COMPARED = 8  # images that show whether another form of a network does the same
-# Relative to an image's largest logit; rounding alone makes a tenth of it, or less.
+COMPARED = 8  # how many images to compare two forms of a network on
+# Largest difference of logits, relative to an image's largest logit. Rounding alone makes a tenth
+# of it at most.
 _TOLERANCE = 1e-4
 
 
 class NotFoldable(UsageError):  # noqa: N818
-    """A network is not built so that it can be folded; the message says why."""
+    """The network cannot be folded; the message says why."""
 
 
 @contextmanager
@@ -59,13 +58,13 @@ def _foldable() -> Iterator[None]:
         yield
     except UsageError:
         raise
-    # A field or a leaf that is missing, another shape, an argument that a layer does not take.
+    # A missing field or leaf, a wrong shape, or an argument that a layer does not take.
     except (AttributeError, KeyError, TypeError, ValueError, FlaxError) as error:
         raise NotFoldable(". ".join(str(error).splitlines())) from error
 
 
 class FoldedConv(BinaryConv):
-    """`BinaryConv` on bits that have been chosen, without its scales.
+    """`BinaryConv` with its bits given, and without its scales.
 
     The variables hold the bits, bool, as the leaf `binary_kernel` of the collection `bits`. The
     result is the exact sums, in float32 (float64 if that is `dtype`).
@@ -81,11 +80,19 @@ class FoldedConv(BinaryConv):
             convolution(self.kernel_size, self.strides), preferred_element_type=wide(self.dtype)
         )
         activations = binary_activations(self, x)
-        return exact_product(self, product, activations, code)
+        geometry = native_geometry(self, activations, code)
+        if geometry is None:
+            return product(activations, code)
+        # The activations are binarized already, so the library is to take them as they are.
+        geometry = replace(geometry, estimator=native_convolution.ONE, centred=False)
+        natively = native_convolution.conv(
+            lambda x, code, _: product(x, code), geometry, scaled=False
+        )
+        return natively(activations, code, absent())
 
 
 class FoldedNorm(BatchNorm):
-    """Batch norm by settled statistics, and the scales of the convolution before it.
+    """Batch norm by its running statistics, merged with the scales of the convolution before it.
 
     gain * x + offset
     """
@@ -98,7 +105,7 @@ class FoldedNorm(BatchNorm):
         shortcut: Array | None = None,
         activation: Activation = identity,
     ) -> Array:
-        """Give activation(gain * x + offset + shortcut), in the layer's dtype.
+        """Compute activation(gain * x + offset + shortcut), in the layer's dtype.
 
         Args:
           x: `[..., channels]`, floating or int32.
@@ -107,7 +114,7 @@ class FoldedNorm(BatchNorm):
           activation: a function, or a module such as `PReLU`.
         """
         if train:
-            raise ValueError("A folded network has no batch statistics to train with.")
+            raise ValueError("a folded network cannot be trained; apply it with train=False.")
         shape = x.shape[-1:]
         gain = self.param("gain", nn.initializers.ones, shape, jnp.float32)
         offset = self.param("offset", nn.initializers.zeros, shape, jnp.float32)
@@ -117,7 +124,7 @@ class FoldedNorm(BatchNorm):
 
 
 def folded_twin(model: nn.Module) -> nn.Module:
-    """Build the same network of folded layers.
+    """Build the same network from folded layers.
 
     Args:
       model: a network of `models`.
@@ -140,47 +147,42 @@ def _folded_conv(features: int, *, weight_rule: str, **attributes: Any) -> Binar
 def fold(model: nn.Module, variables: Mapping) -> dict:
     """Fold a trained network's variables.
 
-    The bits are those that `variables` hold in the collection `bits`, otherwise those that the
-    network's weight rule gives. The scales of a convolution are the rule's own times the learned
-    alpha. Where that is negative, the filter's bits are turned over and the scale made positive,
-    so that it can move past a max pool.
+    The bits are taken from the collection `bits` if `variables` have it, otherwise from the
+    network's weight rule. The scales of a convolution are the rule's own times the learned alpha.
+    Where a scale is negative, the filter's bits are inverted and the scale is made positive, so
+    that it can be applied after a max pool.
 
     Args:
       model: the network, of `models`.
-      variables: `params`, `batch_stats`, `rotations` where the weight rule has them, and perhaps
+      variables: `params`, `batch_stats`, `rotations` if the weight rule has them, and optionally
         `bits`.
 
     Returns:
       Variables of `folded_twin(model)`: `params`, and `bits` of all binary convolutions.
 
     Raises:
-      NotFoldable: the network is not built like those of `models`, as far as names tell.
+      NotFoldable: the names show that the network is not built like those of `models`.
     """
     if not (hasattr(model, "conv") and hasattr(model, "norm")):
         raise NotFoldable("it is not built like those of siman_jax.models")
     params = leaves_by_module(variables["params"])
     statistics = leaves_by_module(variables["batch_stats"])
-    rotations = leaves_by_module(variables.get(ROTATIONS, {}))
     given = leaves_by_module(variables.get(BITS, {}))
-    weight_rule = WEIGHT_RULES[model.conv(features=1).weight_rule]
+    weight_rule = model.conv(features=1).weight_rule
     epsilon = model.norm().epsilon
 
-    binary = {module: own for module, own in params.items() if BINARY_KERNEL in own}
-    kernels = {
-        module: weight_rule(own[BINARY_KERNEL], {**AT_THE_END, **own, **rotations.get(module, {})})
-        for module, own in binary.items()
-    }
+    kernels = multiplying_kernels(variables["params"], weight_rule, variables.get(ROTATIONS))
     scales = {
-        module: filter_scales(kernels[module]) * own.get("alpha", 1)
-        for module, own in binary.items()
+        module: filter_scales(kernel) * params[module].get("alpha", 1)
+        for module, kernel in kernels.items()
     }
-    taken_over = {_norm_behind(module): scale for module, scale in scales.items()}
+    taken_over = {_norm_after(module): scale for module, scale in scales.items()}
     if taken_over.keys() - statistics.keys():
         names = sorted("/".join(path) for path in taken_over.keys() - statistics.keys())
         raise NotFoldable(f"there is no batch norm {', '.join(names)} to take over scales")
-    folded: dict[Path, Array] = {}
+    folded: dict[ModulePath, Array] = {}
     for module, own in params.items():
-        if module in binary:
+        if module in kernels:
             if module in given:
                 bits = jnp.asarray(given[module][BINARY_KERNEL]).astype(bool)
             else:
@@ -195,13 +197,13 @@ def fold(model: nn.Module, variables: Mapping) -> dict:
     return unflatten_dict(folded)
 
 
-def _norm_behind(convolution: Path) -> Path:
-    """The batch norm that follows a convolution: in every network here, `bn1` follows `conv1`."""
+def _norm_after(convolution: ModulePath) -> ModulePath:
+    """Return the path of the batch norm after a convolution; here `bn1` always follows `conv1`."""
     return (*convolution[:-1], convolution[-1].replace("conv", "bn"))
 
 
 def _fold_norm(norm: Mapping[str, Array], scale: Array | None, epsilon: float) -> dict[str, Array]:
-    """Gain and offset that make one step of two.
+    """Compute the gain and offset that replace a scale and a batch norm.
 
     gain * x + offset = norm's scale * (|scale| x - mean) / sqrt(var + epsilon) + bias
     """
@@ -211,7 +213,7 @@ def _fold_norm(norm: Mapping[str, Array], scale: Array | None, epsilon: float) -
 
 
 def folded_logits(model: nn.Module, folded: Mapping, images: Array) -> Array:
-    """Apply the folded network: `[batch, classes]`.
+    """Apply the folded network; return logits `[batch, classes]`.
 
     Args:
       model: the network that was folded.
@@ -230,11 +232,11 @@ def same_logits(
     *,
     other_logits: Callable[[nn.Module, Any, Array], Array] = folded_logits,
 ) -> Array:
-    """Whether another form of a network gives what `model.apply` gives, to rounding: bool `[]`.
+    """Check that another form of a network gives the logits of `model.apply`, up to rounding.
 
-    Both compute in float32 at least, since rounding to bfloat16 would hide what is to be seen. An
-    activation next to its sample's mean may still get the other bit, which shows in all logits of
-    that image. This is rare, and a network that is folded wrongly differs in every image: so a
+    Both compute at least in float32, since rounding to bfloat16 would hide differences. Rounding
+    may still change the bit of an activation close to its sample's mean, and then all logits of
+    that image. This is rare, while a network that is folded wrongly differs in every image. So a
     quarter of the images have to agree.
 
     Args:
@@ -243,6 +245,9 @@ def same_logits(
       other: variables of the other form.
       images: normalized, `[batch, height, width, channels]`.
       other_logits: function of `model`, `other` and `images`.
+
+    Returns:
+      bool `[]`.
 
     Raises:
       NotFoldable: the other form cannot be run.
@@ -259,6 +264,6 @@ def same_logits(
         expected: Any = model.apply(variables, images, train=False)
     largest = jnp.max(jnp.abs(expected), axis=1, keepdims=True)
     close = jnp.abs(expected - found) <= _TOLERANCE * largest
-    # Of a run that diverged, both are not finite, which others say.
+    # In a run that diverged neither is finite, which is reported elsewhere.
     close |= ~(jnp.isfinite(expected) | jnp.isfinite(found))
     return jnp.mean(jnp.all(close, axis=1), dtype=jnp.float32) >= 0.25

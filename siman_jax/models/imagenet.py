@@ -7,7 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from siman_jax.models.layers import BatchNorm, BinaryConv, fan_in_uniform, kaiming_normal
+from siman_jax.models.initializers import fan_in_uniform, kaiming_normal
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, real_shortcut
 
 
@@ -20,15 +22,15 @@ def resnet18_1w1a(
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
-    """ResNet-18 of 2, 2, 2, 2 blocks, two shortcuts in each, real-valued 1x1 downsampling.
+    """Build ResNet-18: 2, 2, 2, 2 blocks, two shortcuts per block, real 1x1 downsampling.
 
     Args:
       num_classes: width of the classifier.
       width: channels of the first stage; each later stage doubles them.
       weight_rule: key of `rules.WEIGHT_RULES`.
-      activation_rule: key of `rules.ACTIVATION_RULES`; "real" for both gives the
-        real-valued twin.
-      norm_groups: parts of the batch that are normalized apart, see `BatchNorm.groups`.
+      activation_rule: key of `rules.ACTIVATION_RULES`; "real" for both rules gives the
+        real-valued network.
+      norm_groups: parts of the batch that are normalized separately, see `BatchNorm.groups`.
       dtype: dtype to compute in.
 
     Source: He et al., arXiv 1512.03385, table 1; binarized in arXiv 2102.07981.
@@ -47,7 +49,7 @@ def resnet34_1w1a(
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
-    """ResNet-34 of 3, 4, 6, 3 blocks; the rest, arguments too, is `resnet18_1w1a`."""
+    """Build ResNet-34: 3, 4, 6, 3 blocks, otherwise as `resnet18_1w1a`, with its arguments."""
     return _resnet(
         (3, 4, 6, 3), num_classes, width, weight_rule, activation_rule, norm_groups, dtype
     )
@@ -74,7 +76,7 @@ def _resnet(
             activation_rule=activation_rule,
             dtype=dtype,
         ),
-        # At the start what bypasses the convolutions is all that counts.
+        # A tiny gamma: at the start the shortcuts dominate.
         norm=partial(BatchNorm, dtype=dtype, groups=norm_groups, scale_init=1e-8),
         stem_activation=nn.relu,
         imagenet_stem=True,

@@ -1,4 +1,4 @@
-"""Networks outside this package, named by where their function is: PACKAGE.MODULE:FUNCTION."""
+"""Networks outside this package, named by their function: PACKAGE.MODULE:FUNCTION."""
 
 import inspect
 import logging
@@ -13,20 +13,20 @@ from siman_jax.errors import UsageError
 from siman_jax.models import MODELS
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.outside import find_function
-from siman_jax.rules.siman import REAL
+from siman_jax.rules import REAL
 
 _log = logging.getLogger(__name__)
 
-# What a function may leave out only where it has this value, or what has no effect then.
+# Arguments that a function may lack as long as the config leaves them at these values.
 _LEFT_OUT = {"norm_groups": 1, "dtype": jnp.float32}
 
 
 def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
-    """Import a function by its name and build the network that it describes.
+    """Import a function by its name and build its network.
 
-    The function takes `num_classes`, and by keyword those of `arguments` that its signature names;
-    a function that does not name a rule or `width` chooses these itself; of the latter a warning
-    tells.
+    The function is called with `num_classes`, and by keyword with those of `arguments` that its
+    signature names. A function that does not name `width` or a rule chooses these itself; for
+    `width` a warning is logged.
 
     Args:
       name: "PACKAGE.MODULE:FUNCTION". The module is imported from where Python finds modules, and
@@ -35,8 +35,8 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
       **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups` and `dtype`.
 
     Raises:
-      UsageError: there is no such function, it does not build a Flax module, or it does not take
-        an argument that would have an effect.
+      UsageError: there is no such function, it does not build a Flax module, or it lacks an
+        argument that the config sets.
     """
     function = find_function(name, "model.name", MODELS)
     parameters = inspect.signature(function).parameters
@@ -45,8 +45,8 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     for key, value in _LEFT_OUT.items():
         if key not in taken and arguments.get(key, value) != value:
             raise UsageError(
-                f"{name} takes no argument {key}, which this config sets to {arguments[key]}. Let"
-                " the function take it and hand it to its layers."
+                f"{name} takes no argument {key}, which this config sets to {arguments[key]}. Add"
+                " the argument to the function, and pass it on to its layers."
             )
     if "width" in arguments and "width" not in taken:
         _log.warning(
@@ -55,7 +55,7 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     model = function(num_classes, **taken)
     if not isinstance(model, nn.Module):
         raise UsageError(
-            f"{name} gave {type(model).__name__}; expected a function from num_classes to a"
+            f"{name} returned {type(model).__name__}; expected a function from num_classes to a"
             " flax.linen.Module."
         )
     return model
@@ -70,8 +70,8 @@ def check_rules(
 ) -> None:
     """Check that the binary layers of a network have the rules of its config.
 
-    Training takes from the config which kernels it projects and what it schedules, so layers of
-    other rules would be trained wrongly.
+    The config decides which kernels training projects and which scalars it schedules, so layers
+    with other rules would be trained wrongly.
 
     Args:
       name: of the network, for messages.
@@ -120,6 +120,6 @@ def check_rules(
             if own not in (expected, REAL):
                 raise UsageError(
                     f"the layer {layer} of {name} has the {rule} rule {own!r}, but"
-                    f" --config.model.{rule}_rule is {expected!r}, by which training goes. Set the"
-                    f" field to {own!r}, or let the function take {rule}_rule."
+                    f" --config.model.{rule}_rule is {expected!r}. Set the field to {own!r}, or"
+                    f" let the function take the argument {rule}_rule."
                 )

@@ -1,24 +1,25 @@
-"""What the residual networks share: two kinds of block between a stem and a classifier."""
+"""Residual networks: a stem, stages of one of two kinds of block, and a classifier."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from siman_jax.models.layers import Activation, BatchNorm, BinaryConv, Initializer, PReLU
+from siman_jax.models.initializers import Initializer, uniform_bias
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.norm_layer import Activation, BatchNorm, PReLU
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
-from siman_jax.rules.siman import wide
+from siman_jax.rules.precision import wide
 
 Shortcut = Callable[..., Array]
 
 
 class TwoShortcutBlock(nn.Module):
-    """conv, BN, + shortcut, PReLU; conv, BN, + what that gave, PReLU."""
+    """Two times convolution, batch norm, + shortcut, PReLU."""
 
     features: int
     strides: int
@@ -37,7 +38,7 @@ class TwoShortcutBlock(nn.Module):
 
 
 class OneShortcutBlock(nn.Module):
-    """conv, BN, hardtanh, conv, BN, + shortcut, hardtanh."""
+    """Convolution, batch norm, hardtanh, convolution, batch norm, + shortcut, hardtanh."""
 
     features: int
     strides: int
@@ -56,7 +57,7 @@ class OneShortcutBlock(nn.Module):
 
 
 def pad_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
-    """Subsample in space and pad with channels of zeros, as many before as after."""
+    """Subsample in space, and add channels of zeros, half of them before and half after."""
     del train
     if x.shape[-1] == block.features and block.strides == 1:
         return x
@@ -66,7 +67,7 @@ def pad_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
 
 
 def binary_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
-    """Binary 1x1 convolution and batch norm where the shape changes."""
+    """Apply a binary 1x1 convolution and batch norm if the shape changes."""
     if x.shape[-1] == block.features and block.strides == 1:
         return x
     conv = block.conv(block.features, kernel_size=1, strides=block.strides, name="shortcut_conv")
@@ -74,7 +75,7 @@ def binary_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
 
 
 def real_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
-    """Real-valued 1x1 convolution and batch norm where the shape changes."""
+    """Apply a real-valued 1x1 convolution and batch norm if the shape changes."""
     if x.shape[-1] == block.features and block.strides == 1:
         return x
     conv = block.conv(
@@ -89,7 +90,7 @@ def real_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
 
 
 class ResNet(nn.Module):
-    """Stem, stages of blocks, global average pooling, batch norm, classifier.
+    """Residual network: stem, stages of blocks, average pooling, batch norm, classifier.
 
     Attributes:
       num_classes: width of the classifier.
@@ -97,10 +98,11 @@ class ResNet(nn.Module):
       stages: number of blocks in each stage; all but the first stage start with stride 2.
       block: `TwoShortcutBlock` or `OneShortcutBlock`.
       shortcut: `pad_shortcut`, `binary_shortcut` or `real_shortcut`.
-      conv: makes the blocks' convolutions: `BinaryConv` with its rules and dtype set.
-      norm: makes the batch norms, with the dtype and the first gamma of the 2-D ones set.
-      stem_activation: after the stem's batch norm.
-      imagenet_stem: 7x7 with stride 2 and a 3x3 max pool with stride 2, instead of 3x3.
+      conv: builds the blocks' convolutions: `BinaryConv` with its rules and dtype set.
+      norm: builds the batch norms: `BatchNorm` with its dtype and the blocks' initial gamma set.
+      stem_activation: applied after the stem's batch norm.
+      imagenet_stem: whether the stem is a 7x7 convolution and a 3x3 max pool, both with stride 2;
+        otherwise it is a 3x3 convolution with stride 1.
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
@@ -159,18 +161,8 @@ class ResNet(nn.Module):
         x = nn.Dense(
             self.num_classes,
             kernel_init=self.classifier_init,
-            bias_init=_uniform_bias(x.shape[-1]),
+            bias_init=uniform_bias(x.shape[-1]),
             dtype=self.dtype,
             name="fc",
         )(x)
         return x.astype(wide(x.dtype))
-
-
-def _uniform_bias(fan_in: int) -> Initializer:
-    """PyTorch's default bias: uniform in +-1/sqrt(fan_in) of the layer's kernel."""
-    bound = fan_in**-0.5
-
-    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init

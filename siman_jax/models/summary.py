@@ -1,4 +1,4 @@
-"""What a network costs, layer by layer: parameters, multiply-accumulates and bytes."""
+"""The cost of a network, layer by layer: parameters, multiply-accumulates and bytes."""
 
 from dataclasses import dataclass
 from math import prod
@@ -9,24 +9,26 @@ import jax
 import jax.numpy as jnp
 from rich.table import Table
 
-from siman_jax.models.layers import BINARY_KERNEL, BinaryConv, BinaryDense
-from siman_jax.rules import LEFT, RIGHT, THETA
-from siman_jax.rules.siman import REAL
+from siman_jax.models.layers import BinaryConv, BinaryDense
+from siman_jax.models.leaves import BINARY_KERNEL
+from siman_jax.rules import LEFT, REAL, RIGHT, THETA
 from siman_jax.terminal import wide_console
 
 _KERNELS = ("kernel", BINARY_KERNEL)
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer that owns parameters, for one image.
+class LayerCost:
+    """The cost of one layer that owns parameters, for one image.
 
     Attributes:
       name: path in the network.
       kind: class of the module.
       shape: of the output, without the batch.
-      binary_params, real_params: 1-bit and 32-bit parameters, running statistics included.
-      binary_macs, real_macs: multiply-accumulates with both operands 1-bit, and all others.
+      binary_params, real_params: how many 1-bit and 32-bit parameters, including running
+        statistics.
+      binary_macs, real_macs: how many multiply-accumulates have two 1-bit operands, and how many
+        have not.
     """
 
     name: str
@@ -39,25 +41,25 @@ class Layer:
 
     @property
     def packed_bytes(self) -> float:
-        """Size with 1-bit parameters packed, 8 to a byte."""
+        """Size in bytes, with 8 1-bit parameters per byte."""
         return self.binary_params / 8 + 4 * self.real_params
 
     @property
     def float_bytes(self) -> int:
-        """Size with every parameter in float32."""
+        """Size in bytes, with every parameter in float32."""
         return 4 * (self.binary_params + self.real_params)
 
 
-def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
-    """Trace `model` on one image and count what each of its layers holds and does.
+def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerCost]:
+    """Count the parameters and multiply-accumulates of each layer of `model`, for one image.
 
-    Nothing is computed: shapes come from an abstract evaluation of the network itself.
+    Nothing is computed; shapes come from tracing the network.
 
     Args:
       model: a network of this project.
       image_shape: `(height, width, channels)`.
     """
-    layers: dict[tuple[str, ...], Layer | None] = {}  # in the order in which they are called
+    layers: dict[tuple[str, ...], LayerCost | None] = {}  # in the order of their calls
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
@@ -83,18 +85,18 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer
     return [layer for layer in layers.values() if layer is not None]
 
 
-def _layer(module: nn.Module, own: dict[str, Any], shape: tuple[int, ...]) -> Layer:
-    # A running statistic has no name in common with a parameter of its layer. What only decides
-    # bits is no part of the network once they are decided.
+def _layer(module: nn.Module, own: dict[str, Any], shape: tuple[int, ...]) -> LayerCost:
+    # Parameters and running statistics of a layer never share a name. Leaves used only to choose
+    # bits are not counted.
     sizes = {n: prod(leaf.shape) for n, leaf in own.items() if n not in (THETA, LEFT, RIGHT)}
     binary = sizes.get(BINARY_KERNEL, 0)
-    # A kernel meets every position of the output once, whatever its kind.
+    # Every kind of kernel is applied once at each position of the output.
     macs = prod(shape[:-1]) * sum(sizes.get(name, 0) for name in _KERNELS)
     one_bit = isinstance(module, BinaryConv | BinaryDense) and REAL not in (
         module.weight_rule,
         module.activation_rule,
     )
-    return Layer(
+    return LayerCost(
         name="/".join(module.path),
         kind=type(module).__name__,
         shape=shape,
@@ -105,8 +107,8 @@ def _layer(module: nn.Module, own: dict[str, Any], shape: tuple[int, ...]) -> La
     )
 
 
-def print_summary(layers: list[Layer]) -> None:
-    """Print a row per layer, and the totals."""
+def print_summary(layers: list[LayerCost]) -> None:
+    """Print a table with a row per layer, and the totals."""
     table = Table()
     table.add_column("layer")
     table.add_column("kind")
@@ -135,7 +137,7 @@ def print_summary(layers: list[Layer]) -> None:
     console.print(f"binary MACs: {100 * binary / every:.1f} % of {every / 1e6:.1f} M")
 
 
-def _numbers(layers: list[Layer]) -> list[str]:
+def _numbers(layers: list[LayerCost]) -> list[str]:
     def total(name: str) -> float:
         return sum(getattr(layer, name) for layer in layers)
 

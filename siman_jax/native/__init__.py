@@ -1,7 +1,7 @@
-"""One library in C++, for packed inference and for training.
+"""The library in C++, for packed inference and for training.
 
-`library` loads it. A file here holds what XLA calls for one purpose; an instruction set's file, its
-inner loops, and the library takes those of the fastest set that the machine has. It is built with
-the package where there is a compiler, and nothing depends on it: XLA's own code gives the same
-integers on every machine.
+`library` loads it, and `dispatch` decides where it is used. Each other Python file builds the
+functions for one purpose. In C++ each instruction set has one file with its inner loops; the
+library runs those of the fastest set that the machine supports. It is built with the package if
+there is a compiler, and is optional: XLA's own code gives the same integers on every machine.
 """

@@ -1,4 +1,4 @@
-// AMX: AVX-512 with a matrix unit, for which a process has to ask Linux.
+// AMX: AVX-512 with a matrix unit, which a process has to request from Linux.
 
 #include "variants.h"
 
@@ -73,7 +73,7 @@ SIMAN_TARGET void Transpose(int64_t pixels, const float* x, int64_t x_step, floa
   const __m512i minus = _mm512_set1_epi16(static_cast<int16_t>(0xbf80));
   for (int64_t first = 0; first < pixels; first += kMost) {
     const int64_t count = pixels - first < kMost ? pixels - first : kMost;
-    uint16_t signs[kMost] = {};  // a bit for each channel
+    uint16_t signs[kMost] = {};  // one bit per channel
     for (int64_t p = 0; p < count; ++p)
       signs[p] = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + (first + p) * x_step), limit, _CMP_GE_OQ);
     const __m512i all = _mm512_loadu_si512(signs);
@@ -102,7 +102,7 @@ SIMAN_TARGET void PairUp(int64_t pairs, const float* g, int64_t g_step, uint32_t
   }
 }
 
-// Tiles 0 to 3 are sums, 4 to 6 the parts, 7 weights.
+// Tiles 0 to 3 hold sums, 4 to 6 the three parts, 7 weights.
 SIMAN_TARGET void Begin(int64_t pixels) {
   struct alignas(64) {
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -113,7 +113,7 @@ SIMAN_TARGET void Begin(int64_t pixels) {
     sizes.bytes_of_row[tile] = 64;
     sizes.rows[tile] = static_cast<uint8_t>(tile < 7 ? pixels : kTile);
   }
-  __asm__ volatile("" : : "r"(&sizes) : "memory");  // GCC believes that it reads 8 bytes of them
+  __asm__ volatile("" : : "r"(&sizes) : "memory");  // GCC assumes that only 8 bytes are read
   _tile_loadconfig(&sizes);
 }
 
@@ -123,7 +123,7 @@ template <int kCount>
 SIMAN_TARGET void MultiplyTiles(int64_t rows, int64_t pairs, const uint32_t* const* starts,
                                 int64_t part_step, const uint32_t* weights, bool fresh,
                                 float* const* to, int64_t to_step) {
-// The instructions name their tiles, which cannot be a loop's variable.
+// The instructions need constant tile numbers, so a loop variable does not work.
 #define SIMAN_FOR_TILES(body)        \
   body(0);                           \
   if constexpr (kCount > 1) body(1); \
@@ -172,7 +172,7 @@ SIMAN_TARGET void Multiply(int64_t tiles, int64_t rows, int64_t pairs,
   }
 }
 
-// Tiles 0 to 2 are sums, 3 to 5 signs, 6 pairs.
+// Tiles 0 to 2 hold sums, 3 to 5 signs, 6 pairs.
 template <int kTaps>
 SIMAN_TARGET void AccumulateTaps(int64_t steps, const uint16_t* const* signs, int64_t signs_step,
                                  const uint32_t* pairs, int64_t part_step, bool fresh,
@@ -219,7 +219,7 @@ SIMAN_TARGET void Accumulate(int64_t taps, int64_t steps, const uint16_t* const*
 
 const Tiles kTiles = {Split, Signs, Expand, Transpose, PairUp, Begin, End, Multiply, Accumulate};
 
-// All else is AVX-512's.
+// Everything else is that of AVX-512.
 Variant WithTiles() {
   Variant variant = avx512::kVariant;
   variant.name = "amx";

@@ -23,12 +23,12 @@ SIMAN_TARGET inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
-// No register holds a table of sixteen.
+// No register can hold a table of sixteen floats.
 #define SIMAN_BY_PIXELS nullptr, nullptr
 #include "training.inc"
 
-// Without an instruction for it, ones are looked up by half bytes and summed in bytes, which hold
-// 255: 31 words of at most 8 ones each.
+// There is no instruction to count ones, so they are looked up by half bytes. Counts are summed in
+// bytes, which hold up to 255: 31 words of at most 8 ones per byte.
 SIMAN_TARGET void MultiplyBits(const Taps& taps, const uint32_t* const* pixels,
                                const uint32_t* kernel, int64_t filters, int32_t terms,
                                int32_t* const* y) {

@@ -22,7 +22,7 @@ SIMAN_TARGET inline uint32_t AtLeast(const float* x, float least) {
 
 #include "packed.inc"
 
-// The signs of number `bit` of four in the sixteen sums.
+// The sign of number `bit` of four in each of the sixteen sums.
 SIMAN_TARGET inline __m512 SignsOf(int bit) {
   const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __mmask16 plus = _mm512_test_epi32_mask(places, _mm512_set1_epi32(1 << bit));
@@ -34,7 +34,7 @@ SIMAN_TARGET void PixelTables(int64_t pixels, int64_t fours, const float* g, int
   const __m512 a = SignsOf(0), b = SignsOf(1), c = SignsOf(2), d = SignsOf(3);
   for (int64_t p = 0; p < pixels; ++p, g += g_step, to += to_step) {
     for (int64_t four = 0; four < fours; four += 4) {
-      float own[16];  // from where each is broadcast
+      float own[16];  // each is broadcast from here
       _mm512_storeu_ps(
           own, _mm512_mul_ps(_mm512_loadu_ps(g + 4 * four), _mm512_loadu_ps(scale + 4 * four)));
       for (int i = 0; i < 4; ++i) {
@@ -60,7 +60,7 @@ SIMAN_TARGET void AddPixelsOf(int64_t channels, int64_t taps, const float* const
       own[p] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + p * sums_step + c);
     for (int64_t tap = 0; tap < taps; ++tap) {
       const float* table = tables[tap] + first;
-      // The look-up takes the lowest four bits of each.
+      // The lookup uses the lowest four bits of each.
       __m512i place = _mm512_loadu_si512(places[tap] + c);
       for (int64_t four = 0; four < fours; ++four, table += 16) {
         for (int p = 0; p < kPixels; ++p)
@@ -79,7 +79,7 @@ SIMAN_TARGET void AddPixels(int64_t pixels, int64_t channels, int64_t taps,
                             int64_t sums_step) {
   constexpr int64_t kMost = 8;
   for (int64_t p = 0; p < pixels;) {
-    // In equal parts, so that no part is left with few.
+    // In parts of equal size, so that the last one is not small.
     const int64_t parts = (pixels - p + kMost - 1) / kMost, own = (pixels - p + parts - 1) / parts;
 #define SIMAN_CASE(n)                                                                        \
   case n:                                                                                    \

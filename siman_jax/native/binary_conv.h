@@ -1,4 +1,4 @@
-// The convolution of bits alone: from a bool a bit to an int32 a result.
+// A single convolution of bits, from bools to int32 results.
 
 #ifndef SIMAN_BINARY_CONV_H_
 #define SIMAN_BINARY_CONV_H_
@@ -18,7 +18,7 @@ inline void PackBytes(const uint8_t* bytes, int64_t length, uint32_t* words) {
   auto pack_eight = [](const uint8_t* from) {
     uint64_t eight;
     std::memcpy(&eight, from, 8);
-    // The product moves the lowest bit of byte i to bit 56 + i; no two terms meet there.
+    // The product moves the lowest bit of byte i to bit 56 + i, without carries between them.
     return static_cast<uint32_t>(eight * 0x0102040810204080 >> 56);
   };
   for (; length >= kWordBits; length -= kWordBits, bytes += kWordBits)
@@ -32,7 +32,7 @@ inline void PackBytes(const uint8_t* bytes, int64_t length, uint32_t* words) {
   *words = word;
 }
 
-// Packs one row of the padded images, counted over samples.
+// Packs one row of the padded images; `index` counts the rows of all samples.
 inline void PackRow(const Convolution& n, int64_t channels, int64_t index, const uint8_t* bits,
                     uint32_t* padded) {
   const int64_t sample = index / n.padded_height, row = index % n.padded_height - n.top;
@@ -45,8 +45,8 @@ inline void PackRow(const Convolution& n, int64_t channels, int64_t index, const
   for (int64_t x = 0; x < n.width; ++x) PackBytes(from + x * channels, channels, to + x * n.depth);
 }
 
-// y [batch, rows, columns, out] from `bits` [batch, height, width, channels], bytes 0 or 1; out
-// comes in whole lanes. `padded` is scratch of a padded image for each sample.
+// Computes y [batch, rows, columns, out] from `bits` [batch, height, width, channels], bytes 0 or
+// 1; out is a multiple of kLanes. `padded` is scratch for a padded image per sample.
 inline void RunBinaryConv(const Pool& pool, const Variant& variant, const Convolution& n,
                           int64_t batch, int64_t channels, const uint8_t* bits,
                           const uint32_t* kernel, const int32_t* corner_sums, uint32_t* padded,
@@ -55,7 +55,7 @@ inline void RunBinaryConv(const Pool& pool, const Variant& variant, const Convol
   if (results == 0 || n.out == 0) return;
 
   auto pack = [&](int64_t index, int64_t) { PackRow(n, channels, index, bits, padded); };
-  // Some parts for every thread, so that all end at about the same time.
+  // Several parts for every thread, so that all finish at about the same time.
   const int64_t workers = Workers(pool);
   const int64_t blocks = (n.out + kFilters - 1) / kFilters;
   const int64_t wanted = std::max<int64_t>(1, 4 * workers / blocks);

@@ -1,5 +1,5 @@
-// Checks of what callers hand over. Arrays whose sizes do not fit each other would be read and
-// written out of bounds, so every handler compares them before it computes.
+// Checks of the arguments. Arrays with sizes that do not fit each other would be read and written
+// out of bounds, so every handler checks them before it computes.
 
 #ifndef SIMAN_CHECKS_H_
 #define SIMAN_CHECKS_H_
@@ -18,7 +18,7 @@ namespace siman {
 
 using Dimensions = xla::ffi::Span<const int64_t>;
 
-// Keeps the first condition that does not hold.
+// Remembers the first condition that does not hold.
 class Check {
  public:
   explicit Check(const char* function) : function_(function) {}
@@ -48,17 +48,18 @@ inline bool HasElements(Dimensions sizes) {
   return std::all_of(sizes.begin(), sizes.end(), [](int64_t size) { return size > 0; });
 }
 
-// Floats of those sizes.
+// Whether x holds floats and has those sizes.
 inline bool AreFloats(const xla::ffi::AnyBuffer& x, Dimensions sizes) {
   return x.element_type() == xla::ffi::F32 && Same(x.dimensions(), sizes);
 }
 
-// Either that, or nothing, which has no elements.
+// Whether x is that, or empty.
 inline bool AreFloatsOrNothing(const xla::ffi::AnyBuffer& x, Dimensions sizes) {
   return x.element_count() == 0 || AreFloats(x, sizes);
 }
 
-// What has `sizes` [samples, rows, columns, channels], as [samples, pixels, channels]; or nothing.
+// Whether x is [samples, pixels, channels] for `sizes` [samples, rows, columns, channels], or
+// empty.
 inline bool AreSamplesOrNothing(const xla::ffi::AnyBuffer& x, Dimensions sizes) {
   const auto own = x.dimensions();
   return x.element_count() == 0 ||
@@ -72,11 +73,11 @@ inline void CheckVariant(Check& check, int64_t index) {
   check(found, "a variant that this processor can run");
 }
 
-// Beyond these, sizes are no convolution's; they bound what a wrong one asks of the memory.
+// No convolution is larger; these limits bound the memory that wrong arguments can ask for.
 constexpr int64_t kMostStep = int64_t{1} << 20;
 constexpr double kMostPadded = double{1LL << 31};
 
-// One axis: `size` pixels, `before` of padding, so many taps and results.
+// Checks one axis: `size` pixels, `before` zeros of padding, and numbers of taps and results.
 inline void CheckAxis(Check& check, int64_t size, int64_t before, int64_t taps, int64_t stride,
                       int64_t results) {
   check(stride >= 1 && stride <= kMostStep, "a stride from 1 to 2^20");

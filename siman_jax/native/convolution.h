@@ -1,4 +1,4 @@
-// What convolutions of bits and of floats share: sizes, padding, and the walk over an image.
+// Sizes of a convolution, its padding, and the loop over its results, for bits and floats.
 
 #ifndef SIMAN_CONVOLUTION_H_
 #define SIMAN_CONVOLUTION_H_
@@ -16,8 +16,7 @@ inline int64_t RoundUp(int64_t number, int64_t multiple) {
   return (number + multiple - 1) / multiple * multiple;
 }
 
-// Sizes of one convolution. `padded` is the image as the convolution sees it, with its border, of
-// `depth` values a pixel.
+// Sizes of one convolution. The padded image has `depth` values per pixel.
 struct Convolution {
   int64_t height, width;  // of the image
   int64_t padded_height, padded_width, depth;
@@ -30,20 +29,20 @@ struct Convolution {
   int64_t results() const { return rows * columns; }
   int64_t kernel_values() const { return taps_down * taps_across * depth; }  // of one filter
 
-  // Beside a kernel whose values stand `filters` apart for one filter.
+  // For a kernel in which the values of one filter are `filters` apart.
   Taps taps(int64_t filters) const {
     return {taps_down, taps_across * depth, image_row(), filters};
   }
 };
 
-// Up to kPixels neighbouring results, in the order of samples, rows and columns.
+// Up to kPixels successive results, in the order of samples, rows and columns.
 struct Group {
   int64_t count;
   int64_t samples[kPixels], rows[kPixels], columns[kPixels];
 };
 
-// Calls body(first, group) for the results from `begin` to `end`. A group that is not full repeats
-// its last result.
+// Calls body(first, group) for the results from `begin` to `end`. An incomplete group repeats its
+// last result.
 template <typename Body>
 void ForGroups(const Convolution& n, int64_t begin, int64_t end, const Body& body) {
   if (begin >= end) return;
@@ -67,7 +66,7 @@ void ForGroups(const Convolution& n, int64_t begin, int64_t end, const Body& bod
   }
 }
 
-// Where in padded images the first tap of each result of a group stands.
+// Finds where in the padded images the first tap of each result of a group is.
 template <typename Value>
 void FirstTaps(const Convolution& n, const Group& group, const Value* padded,
                const Value* (&seen)[kPixels]) {
@@ -76,8 +75,9 @@ void FirstTaps(const Convolution& n, const Group& group, const Value* padded,
               group.rows[p] * n.stride * n.image_row() + group.columns[p] * n.stride * n.depth;
 }
 
-// A padded tap is all bits 0, so it has counted minus the kernel's sum there; adds that back to the
-// result at (row, column). `corner_sums` and `y` start at the first of `filters`.
+// Corrects the result at (row, column) for padding. Padding has all bits 0, which counted as -1, so
+// this adds back the kernel's sum over the padded taps. `corner_sums` and `y` start at the first of
+// `filters`.
 inline void AddPadding(const Variant& variant, const Convolution& n, int64_t row, int64_t column,
                        const int32_t* corner_sums, int64_t filters, int32_t* y) {
   row *= n.stride;
@@ -85,7 +85,7 @@ inline void AddPadding(const Variant& variant, const Convolution& n, int64_t row
   if (row >= n.top && row + n.taps_down <= n.top + n.height && column >= n.left &&
       column + n.taps_across <= n.left + n.width)
     return;
-  // The taps that meet the image: those from row r0 and column c0, up to r1 and c1.
+  // The taps over the image are those from row r0 and column c0 up to r1 and c1.
   const int64_t r0 = std::clamp<int64_t>(n.top - row, 0, n.taps_down);
   const int64_t r1 = std::clamp<int64_t>(n.top + n.height - row, 0, n.taps_down);
   const int64_t c0 = std::clamp<int64_t>(n.left - column, 0, n.taps_across);
@@ -97,7 +97,8 @@ inline void AddPadding(const Variant& variant, const Convolution& n, int64_t row
                      sums(r1, c0), sums(r0, c0), y);
 }
 
-// Sums of +-1 for a group and a block of filters, at which `kernel` and `corner_sums` start.
+// Computes sums of +-1 for a group and a block of filters; `kernel` and `corner_sums` start at the
+// block.
 inline void MultiplyGroup(const Variant& variant, const Convolution& n, const Taps& taps,
                           const Group& group, int64_t channels, int64_t filters,
                           const uint32_t* padded, const uint32_t* kernel,

@@ -1,4 +1,4 @@
-"""Binary convolutions in training, natively: alone, or with the batch norm behind them."""
+"""Native binary convolutions for training: alone, or together with the batch norm after them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,28 +19,29 @@ from siman_jax.native.norm import (
     with_slopes,
 )
 
-# What stands for the derivative of a sign at u, by the numbers that the library knows it by:
+# The library's numbers for estimates of the derivative of a sign at u:
 # 1, max(0, 2 - 2|u|) and 1[|u| <= 1].
 ONE, APPROX, STRAIGHT_THROUGH = range(3)
 
 # Sums are kept in 16 bits.
 _MOST_TERMS = 2**15 - 1
-# Rows of an image are addressed in 16 bits too, sixteen sums for each pixel.
+# Offsets within a row are 16 bits too, with sixteen sums per pixel.
 _MOST_COLUMNS = 2048
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a convolution that do not follow from its operands, and how it binarizes.
+    """The settings of a convolution that do not follow from its operands.
 
     Attributes:
-      strides: step, the same both ways.
+      strides: step, in both directions.
       padding: zeros before and after, for height and width.
       estimator: `ONE`, `APPROX` or `STRAIGHT_THROUGH`.
-      centred: signs are taken about a sample's mean, and u is standardized; otherwise about 0.
+      centred: whether signs are taken about a sample's mean, with u standardized; otherwise about
+        0.
 
     Raises:
-      ValueError: a stride below 1, negative padding, or an unknown estimator.
+      ValueError: a stride is below 1, padding is negative, or the estimator is unknown.
     """
 
     strides: int
@@ -51,17 +52,17 @@ class Geometry:
     def __post_init__(self) -> None:
         if self.strides < 1 or min(pixels for side in self.padding for pixels in side) < 0:
             raise ValueError(
-                f"strides are {self.strides} and padding is {self.padding}; expected strides of 1"
-                " or more, and no negative padding."
+                f"the strides are {self.strides} and the padding is {self.padding}; expected"
+                " strides of 1 or more, and no negative padding."
             )
         if self.estimator not in range(3):
             raise ValueError(f"the estimator is {self.estimator}; expected 0, 1 or 2.")
 
     def result(self, x: Array, kernel: Array) -> tuple[int, ...]:
-        """Shape of the result.
+        """Return the shape of the result.
 
         Raises:
-          ValueError: the kernel is for other channels, or larger than the padded input.
+          ValueError: the kernel has other channels, or is larger than the padded input.
         """
         if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
             raise ValueError(
@@ -73,17 +74,17 @@ class Geometry:
             for size, pad, taps in zip(x.shape[1:3], self.padding, kernel.shape[:2], strict=True)
         ]
         if min(sizes) < 1:
-            raise ValueError(f"a kernel of {kernel.shape[:2]} is larger than the padded input.")
+            raise ValueError(f"the kernel, {kernel.shape[:2]}, is larger than the padded input.")
         return (x.shape[0], *sizes, kernel.shape[-1])
 
     def attributes(self) -> dict[str, Any]:
-        """What the library takes."""
+        """Return the attributes of the library's calls."""
         (top, _), (left, _) = self.padding
         return {"stride": self.strides, "top": top, "left": left, "centred": self.centred}
 
 
 def fits(x: Array, kernel_shape: tuple[int, ...]) -> bool:
-    """Whether the library has room for the sums of such a convolution, and it is of any use."""
+    """Tell whether the library can compute such a convolution: sums fit, and it is not empty."""
     taps_down, taps_across, channels, _ = kernel_shape
     terms = taps_down * taps_across * channels
     empty = min(*x.shape, *kernel_shape) == 0
@@ -91,16 +92,16 @@ def fits(x: Array, kernel_shape: tuple[int, ...]) -> bool:
 
 
 def conv(reference: Function, geometry: Geometry, scaled: bool) -> Function:
-    """Build the function of x, the kernel and alpha.
+    """Build a native binary convolution: a function of x, the kernel and alpha.
 
         y = conv(sign(x), sign(kernel)) * scale
 
     Args:
       reference: the same function in `jax.numpy`.
       geometry: of the convolution.
-      scaled: the kernel has a magnitude in each filter, which is the scale, and its gradient is
-        that of conv(sign(x), kernel); otherwise it is +-1, and alpha the scale, which is 1 where
-        alpha has no elements.
+      scaled: if True, each filter of the kernel has a magnitude, which is the scale, and the
+        gradient is that of conv(sign(x), kernel). If False, the kernel is +-1 and alpha is the
+        scale; an empty alpha means 1.
     """
 
     def forward(x: Array, kernel: Array, alpha: Array) -> Any:
@@ -131,13 +132,14 @@ def conv_norm(
     activation: int,
     shortcut_is_input: bool,
 ) -> Function:
-    """Build the function of x, kernel, alpha, gamma, beta, slope, shortcut and an estimate.
+    """Build a native convolution with batch norm, shortcut and activation.
 
         out = activation(batch norm(conv(sign(x), sign(kernel)) * scale) + shortcut)
 
-    Between both only the sums are kept, as 16-bit integers. The arguments are those of `conv` and
-    of `norm.batch_norm`; where the shortcut is x itself, it has no elements, and
-    `shortcut_is_input` says so. The estimate of the mean is for `reference` alone.
+    It is a function of x, kernel, alpha, gamma, beta, slope, shortcut and an estimate of the mean,
+    as for `conv` and `norm.batch_norm`. Only the sums are kept for the backward, as 16-bit
+    integers. If the shortcut is x itself, `shortcut_is_input` is True and the argument is empty.
+    Only `reference` uses the estimate.
     """
 
     def forward(
@@ -175,8 +177,8 @@ def conv_norm(
             activation=activation, shortcut_is_input=shortcut_is_input, times_scale=not scaled,
         )  # fmt: skip
         dgamma = deviation * scale * totals[1]
-        # A norm takes its input's scale away, but for epsilon. So the scale's gradient, which as a
-        # sum over pixels is a difference of large numbers, is this:
+        # The norm cancels the scale of its input except for epsilon. Summed over pixels, the
+        # scale's gradient would be a small difference of large numbers; this is its closed form.
         dscale = gamma * deviation**3 * epsilon * totals[1]
         return (
             dx,
@@ -199,7 +201,10 @@ def _scale(kernel: Array, alpha: Array, scaled: bool) -> Array:
 
 
 def _forward(geometry: Geometry, x: Array, kernel: Array, scale: Array, *, sums: bool) -> Any:
-    """Moments of the samples; the sums and their statistics, or the scaled sums."""
+    """Return the samples' moments, the sums, their statistics, and the scaled sums.
+
+    With `sums` the last one is empty, otherwise the two before it.
+    """
     result = geometry.result(x, kernel)
     nothing = (0, 0, 0, 0)
     return call(
@@ -232,9 +237,10 @@ def _backward(
     shortcut_is_input: bool = False,
     times_scale: bool = False,
 ) -> Any:
-    """Gradients of the kernel, of x and of the shortcut.
+    """Return the gradients of the kernel, of x and of the shortcut.
 
-    The kernel's is that in conv(sign(x), kernel), or in scale * conv(sign(x), kernel).
+    The kernel's is that of conv(sign(x), kernel), or with `times_scale` that of
+    scale * conv(sign(x), kernel).
     """
     return call(
         CONV_BACKWARD,

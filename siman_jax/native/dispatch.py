@@ -1,4 +1,4 @@
-"""Where a computation is native and where it is XLA's own: decided here, and only here."""
+"""Decides whether a computation runs natively or by XLA."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,17 +15,16 @@ from siman_jax.native.library import variants
 
 Function = Callable[..., Any]
 
-
 _ALLOWED: ContextVar[bool] = ContextVar("allowed", default=True)
-# Whether what is traced is compiled for a CPU alone, so that there is no choice left.
+# Whether the code being traced will be compiled only for a CPU.
 _FOR_CPU: ContextVar[bool] = ContextVar("for_cpu", default=False)
 
 
 @contextmanager
 def native(allowed: bool) -> Iterator[None]:
-    """Whether what is traced in this context may use the library; elsewhere it may.
+    """Allow or forbid the library for code that is traced in this context; the default is True.
 
-    What `jax.jit` has traced before stays as it is.
+    Functions that `jax.jit` has traced before do not change.
 
     >>> with native(False):
     ...     available()
@@ -39,16 +38,16 @@ def native(allowed: bool) -> Iterator[None]:
 
 
 def available(*arrays: Array | None) -> bool:
-    """Whether to use the library: it was built for this machine, and all `arrays` are float32."""
+    """Tell whether to use the library: allowed, built for this machine, and all arrays float32."""
     if not (_ALLOWED.get() and variants()):
         return False
     return all(x is None or x.dtype == jnp.float32 for x in arrays)
 
 
 def on_cpu(function: Function, reference: Function) -> Function:
-    """Build a function of arrays that is `function` on a CPU, and has no derivative.
+    """Build a function of arrays that runs `function` on a CPU, without a derivative.
 
-    On other platforms, and under `vmap` on all of them, it is `reference`.
+    On other platforms, and under `vmap` everywhere, it runs `reference`.
     """
     function_or_vmap = custom_vmap(function)
 
@@ -61,23 +60,21 @@ def on_cpu(function: Function, reference: Function) -> Function:
 
 
 def by_platform(cpu: Function, default: Function) -> Function:
-    """Build a function of arrays that XLA compiles differently for a CPU and for the rest."""
+    """Build a function of arrays that runs `cpu` on a CPU, and `default` on other platforms."""
     return partial(_choose, cpu, default)
 
 
 def differentiable(reference: Function, forward: Function, backward: Function) -> Function:
-    """Build a function that is native on a CPU, in both directions.
+    """Build a function of arrays that is native on a CPU, in both directions.
 
-    On other platforms, and under `vmap` on all of them, it is `reference`.
+    On other platforms, and under `vmap` everywhere, it runs `reference`.
 
     Args:
       reference: function of arrays in `jax.numpy`, with its derivative.
-      forward: native; from the same arrays to what `reference` gives, and what `backward` needs.
-      backward: native; from the arrays, what `forward` left for it, and the cotangents of what
-        `reference` gives, to the arrays' cotangents.
-
-    Returns:
-      Function of the arrays.
+      forward: native; from the same arrays to the results of `reference`, and residuals for
+        `backward`.
+      backward: native; from the arrays, the residuals, and the cotangents of the results, to the
+        arrays' cotangents.
     """
     forward_or_vmap = custom_vmap(lambda *arrays: forward(*arrays))
 
@@ -86,7 +83,7 @@ def differentiable(reference: Function, forward: Function, backward: Function) -
         result = _mapped(reference, size, batched, *arrays)
         one = [x[0] if is_batched else x for x, is_batched in zip(arrays, batched, strict=True)]
         _, kept = jax.eval_shape(forward, *one)
-        # `backward_or_vmap` is mapped too then, and does not look at this.
+        # Zeros will do: `backward_or_vmap` is mapped too then, and ignores them.
         kept = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), kept)
         return (result, kept), jax.tree.map(lambda _: True, (result, kept))
 

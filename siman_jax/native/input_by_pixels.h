@@ -1,8 +1,8 @@
-// The input's gradient where a vector holds channels, for instruction sets that look up sixteen
-// places of a register at once.
+// The input's gradient with vectors of channels, for instruction sets that look up sixteen entries
+// of a register at once.
 //
-// Filters are taken by fours. The gradients of a pixel's four make a table of sixteen sums, which
-// is a register; the four bits of a tap and a channel are the place in it.
+// Filters are taken four at a time. The gradients of four filters at a pixel have a table of
+// sixteen signed sums, which is one register; the four bits of a tap and a channel are the index.
 
 #ifndef SIMAN_INPUT_BY_PIXELS_H_
 #define SIMAN_INPUT_BY_PIXELS_H_
@@ -24,7 +24,7 @@ class InputByPixels : public InputGradient {
     return run.add_pixels != nullptr && channels % kSums == 0;
   }
 
-  // Of a kernel `code` [taps down, taps across, channels, filters], +1 where it is not negative.
+  // `code` is the kernel [taps down, taps across, channels, filters]; values >= 0 count as +1.
   InputByPixels(const Variant& variant, const Convolution& n, int64_t channels, int64_t filters,
                 const float* code)
       : variant_(variant),
@@ -41,7 +41,7 @@ class InputByPixels : public InputGradient {
       for (int64_t column = 0; column < n.stride; ++column) classes_.emplace_back(n, row, column);
   }
 
-  // A task is the places of one tap.
+  // A task computes the places of one tap.
   int64_t tasks() const override { return n_.taps_down * n_.taps_across; }
 
   void Prepare(int64_t tap) override {
@@ -67,7 +67,7 @@ class InputByPixels : public InputGradient {
     std::fill_n(scratch + filters_, padded_filters_ - filters_, 0.0f);
     float* tables = scratch + padded_filters_;
     for (const PixelClass& own : classes_) {
-      // Results beside the image are tables of zeros, which stay as they are.
+      // Results outside of the image have tables of zeros, which do not change.
       for (int64_t slot = 0; slot < own.slots; ++slot) {
         float* row = tables + slot * RowSize(own);
         std::fill_n(row, -own.low * TableSize(), 0.0f);
@@ -81,13 +81,13 @@ class InputByPixels : public InputGradient {
   }
 
  private:
-  // Floats of the tables of a pixel, and of a row of results with those beside the image.
+  // Floats in the tables of a pixel, and in a row of results including those outside of the image.
   int64_t TableSize() const { return fours_ * kSums; }
   int64_t RowSize(const PixelClass& own) const {
     return (-own.low + std::max(own.columns + own.high, n_.columns)) * TableSize();
   }
 
-  // Adds what one block of filters gives to da, [height, width, channels].
+  // Adds the contribution of one block of filters to da, [height, width, channels].
   void RunBlock(const PixelClass& own, int64_t block, const float* g, int64_t across,
                 int64_t g_step, const float* scale, float* tables, float* da) const {
     const int64_t first = block * fours_ * kFour;
@@ -135,10 +135,10 @@ class InputByPixels : public InputGradient {
   const Training& run_;
   const Convolution& n_;
   int64_t channels_, filters_, padded_filters_;
-  int64_t fours_, blocks_;  // of filters: fours of a block, and blocks
+  int64_t fours_, blocks_;  // fours of filters in a block, and blocks
   const float* code_;
   std::vector<PixelClass> classes_;
-  std::vector<uint32_t> places_;  // [taps, blocks, channels], four bits for each four
+  std::vector<uint32_t> places_;  // [taps, blocks, channels], four bits for each four filters
 };
 
 }  // namespace siman

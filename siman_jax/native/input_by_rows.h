@@ -1,8 +1,8 @@
-// The input's gradient where a vector holds pixels.
+// The input's gradient with vectors of pixels.
 //
-// Filters are taken by fours. Their gradients along a row of pixels make a table of rows, and the
-// four bits of a tap and a channel are the place in it. Rows of some samples stand side by side, so
-// that small images fill the vectors too.
+// Filters are taken four at a time. Their gradients along a row of pixels have a table of sixteen
+// rows of signed sums, and the four bits of a tap and a channel are the index. Rows of several
+// samples are joined, so that small images also fill the vectors.
 
 #ifndef SIMAN_INPUT_BY_ROWS_H_
 #define SIMAN_INPUT_BY_ROWS_H_
@@ -19,7 +19,7 @@ namespace siman {
 
 class InputByRows : public InputGradient {
  public:
-  // Of a kernel `code` [taps down, taps across, channels, filters], +1 where it is not negative.
+  // `code` is the kernel [taps down, taps across, channels, filters]; values >= 0 count as +1.
   InputByRows(const Training& run, const Convolution& n, int64_t channels, int64_t filters,
               int64_t samples, const float* code)
       : run_(run), n_(n), channels_(channels), filters_(filters), samples_(samples), code_(code) {
@@ -33,12 +33,12 @@ class InputByRows : public InputGradient {
     Place(classes_[own], block, down);
   }
 
-  // How many samples side by side take least time for each: one addition a vector, and about as
-  // long to find where they read.
+  // How many samples to join for the least time per sample. The cost of a vector is one addition,
+  // and about as much again to compute addresses, shared by up to kVectors vectors.
   static int64_t Samples(const Training& run, const Convolution& n, int64_t batch,
                          int64_t sample_size) {
     constexpr int64_t kMost = 8, kCached = 32768, kVectors = 8;
-    // So that the places of the sums of four rows have 16 bits, in other classes too.
+    // Keeps the indices into tables of four filters within 16 bits, in all classes.
     constexpr int64_t kLongest = 2048;
     int64_t best = 1;
     double least = 0;
@@ -72,18 +72,18 @@ class InputByRows : public InputGradient {
 
  private:
   struct Class : PixelClass {
-    int64_t left, pitch;           // lanes before the first sample, and between samples
-    int64_t lanes;                 // that are computed
-    int64_t row, sums;             // lanes in memory: of what is read, and of what comes out
-    int64_t fours = 0, table = 0;  // fours of filters at a time, and the floats of their tables
-    // By block of fours, row of taps, channel, four and column of taps.
+    int64_t left, pitch;           // lanes before the first sample, and from sample to sample
+    int64_t lanes;                 // lanes that are computed
+    int64_t row, sums;             // lanes in memory, of a row that is read and of the sums
+    int64_t fours = 0, table = 0;  // fours of filters at a time, and the floats in their tables
+    // Indices by block of fours, row of taps, channel, four and column of taps.
     std::vector<uint16_t> places;
 
     Class(const Convolution& n, int64_t first_row, int64_t first_column, int64_t samples,
           int64_t width)
         : PixelClass(n, first_row, first_column),
           left(-low),
-          // No sample may read what is another's.
+          // No sample may read another sample's numbers.
           pitch(std::max(columns + high, n.columns - low)),
           lanes((samples - 1) * pitch + columns),
           row(RoundUp(std::max(left + high + RoundUp(lanes, width),
@@ -98,7 +98,7 @@ class InputByRows : public InputGradient {
     Class own(n_, row, column, samples_, run_.width);
     const int64_t all = (filters_ + kFour - 1) / kFour;
     if (own.slots > 0) {
-      // Tables that are alive at a time are to fit the first cache.
+      // All tables in use at the same time should fit the first cache.
       constexpr int64_t kCached = 8192;
       own.fours = std::clamp<int64_t>(kCached / (own.slots * kSums * own.row), 1, all);
       own.table = own.fours * kSums * own.row;
@@ -111,7 +111,7 @@ class InputByRows : public InputGradient {
     classes_.push_back(std::move(own));
   }
 
-  // The places of one block of fours and one row of taps.
+  // Computes the indices for one block of fours and one row of taps.
   void Place(Class& own, int64_t block, int64_t down) {
     const auto columns = static_cast<int64_t>(own.right.size());
     uint16_t* places = own.places.data() + (block * static_cast<int64_t>(own.down.size()) + down) *
@@ -147,8 +147,7 @@ class InputByRows : public InputGradient {
       const int64_t by_tap = channels_ * terms;
       for (int64_t first = 0; first < all; first += own.fours) {
         const int64_t begin = first * kFour, count = std::min(own.fours * kFour, filters_ - begin);
-        // Rows beyond the last filter keep what the block before left; their places are all the
-        // same, so it has to be taken away.
+        // Clear what the previous block left in rows beyond the last filter.
         if (count < own.fours * kFour)
           std::fill(rows + count * own.row, rows + own.fours * kFour * own.row, 0.0f);
         int64_t built = -1;  // rows of results up to this one have tables

@@ -1,7 +1,7 @@
-// The input's gradient as a product of matrices, for processors that have a unit for these.
+// The input's gradient as a product of matrices, for processors with a matrix unit.
 //
-// Results stand in a padded image, so that every pixel meets all taps. Two neighbouring results are
-// a pair, which one product adds up. Filters and channels are taken by tiles.
+// Results are stored in a padded image, so that all taps apply to every pixel. A product sums over
+// pairs of adjacent results. Filters and channels are taken by tiles.
 
 #ifndef SIMAN_INPUT_BY_TILES_H_
 #define SIMAN_INPUT_BY_TILES_H_
@@ -21,13 +21,13 @@ class InputByTiles : public InputGradient {
  public:
   static bool Covers(const Variant& variant, const Convolution& n, int64_t channels,
                      int64_t filters) {
-    // With fewer pixels in a tile, fetching weights takes longer than looking up sums does.
+    // With fewer pixels in a tile, loading weights takes longer than looking up sums.
     constexpr int64_t kFewest = 8;
     return variant.tiles != nullptr && n.stride == 1 && channels % kTile == 0 &&
            filters % kTile == 0 && n.width >= kFewest;
   }
 
-  // Of a kernel `code` [taps down, taps across, channels, filters], +1 where it is not negative.
+  // `code` is the kernel [taps down, taps across, channels, filters]; values >= 0 count as +1.
   InputByTiles(const Variant& variant, const Convolution& n, int64_t channels, int64_t filters,
                const float* code)
       : variant_(variant),
@@ -38,7 +38,7 @@ class InputByTiles : public InputGradient {
         row_((n.width + 2 * pairs_) * kTile),
         code_(code),
         bits_(filters / kTile * (channels / kTile) * terms() * kTile) {
-    // Parts of a row of pixels, of equal size; the last one begins earlier where that takes it.
+    // A row of pixels is split into parts of equal size; the last one may overlap the one before.
     const int64_t parts = (n.width + kTile - 1) / kTile;
     pixels_ = (n.width + parts - 1) / parts;
     for (int64_t part = 0; part < parts; ++part)
@@ -47,7 +47,7 @@ class InputByTiles : public InputGradient {
     slots_ = band_ + n.taps_down - 1;
   }
 
-  // A task is the bits of one pair of taps.
+  // A task computes the bits of one pair of taps.
   int64_t tasks() const override { return terms(); }
 
   void Prepare(int64_t task) override {
@@ -90,7 +90,7 @@ class InputByTiles : public InputGradient {
     return bits_.data() + (block * (channels_ / kTile) + channel) * terms() * kTile;
   }
 
-  // Adds what one block of filters gives to da of a sample, [height, width, channels].
+  // Adds the contribution of one block of filters to da of a sample, [height, width, channels].
   void RunBlock(const float* g, int64_t across, int64_t g_step, const float* scale,
                 uint32_t* results, const uint32_t* weights, bool fresh, float* da) const {
     int64_t built = 0;  // rows of results
@@ -125,8 +125,8 @@ class InputByTiles : public InputGradient {
     return starts;
   }
 
-  // A row of results as pairs, between zeros. The first pixel of a row meets its first result one
-  // pair behind the beginning.
+  // Stores a row of results as pairs, with zeros before and after. The first result of the first
+  // pixel is one pair after the beginning.
   void Split(int64_t row, const float* g, int64_t across, int64_t g_step, const float* scale,
              uint32_t* to) const {
     const int64_t from = row - (n_.taps_down - 1 - n_.top);
@@ -145,7 +145,8 @@ class InputByTiles : public InputGradient {
                             to + first, part_step());
   }
 
-  // The weights of a tile of channels; of an odd number of taps the last one is alone.
+  // Computes the weights of a tile of channels. If the number of taps is odd, the last one is
+  // alone.
   void Expand(int64_t block, int64_t channel, uint32_t* weights) const {
     const uint32_t* bits = const_cast<InputByTiles*>(this)->Bits(block, channel);
     for (int64_t term = 0; term < terms(); ++term) {
@@ -158,11 +159,11 @@ class InputByTiles : public InputGradient {
   const Variant& variant_;
   const Convolution& n_;
   int64_t channels_, filters_;
-  int64_t pairs_;                 // of taps in a row
-  int64_t row_;                   // words of a row of results
-  int64_t pixels_;                // of a tile
+  int64_t pairs_;                 // pairs of taps in a row
+  int64_t row_;                   // words in a row of results
+  int64_t pixels_;                // pixels in a tile
   std::vector<int64_t> columns_;  // where tiles begin in a row of pixels
-  int64_t band_, slots_;          // rows of pixels at a time, and of results that these meet
+  int64_t band_, slots_;          // rows of pixels at a time, and rows of results that they need
   const float* code_;
   std::vector<uint32_t> bits_;  // [blocks of filters, tiles of channels, terms, kTile filters]
 };

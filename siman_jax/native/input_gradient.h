@@ -1,5 +1,5 @@
-// The input's gradient of a binary convolution: for every pixel and channel the sum over taps and
-// filters of the kernel, +-1, times the gradient of the result there.
+// The input's gradient of a binary convolution: for every pixel and channel, the sum over taps and
+// filters of the kernel, +-1, times the gradient of the result.
 
 #ifndef SIMAN_INPUT_GRADIENT_H_
 #define SIMAN_INPUT_GRADIENT_H_
@@ -17,29 +17,29 @@ class InputGradient {
  public:
   virtual ~InputGradient() = default;
 
-  // What has to be done before `Run`, in as many tasks.
+  // All of these tasks have to be prepared before `Run`.
   virtual int64_t tasks() const = 0;
   virtual void Prepare(int64_t task) = 0;
 
-  // Floats of the scratch that `Run` takes.
+  // Floats of scratch that `Run` needs.
   virtual int64_t ScratchSize() const = 0;
 
-  // da [samples, height, width, channels] from g [samples, pixels of a sample, g_step], whose rows
-  // are `across` pixels apart; g counts times `scale` [filters]. Between the last filter and g_step
-  // g is 0.
+  // Computes da [samples, height, width, channels] from g [samples, pixels of a sample, g_step],
+  // with rows `across` pixels apart, times `scale` [filters]. From the last filter up to g_step, g
+  // is 0.
   virtual void Run(int64_t samples, const float* g, int64_t g_sample, int64_t across,
                    int64_t g_step, const float* scale, float* scratch, float* da) const = 0;
 };
 
-// With a stride, pixels whose rows and columns leave the same rest meet the same taps: a class. To
-// them it is a convolution without stride, of the taps they meet.
+// With a stride, pixels whose rows and columns have the same remainder use the same taps. They form
+// a class, for which this is a convolution without stride.
 struct PixelClass {
-  int64_t first_row, first_column;               // of the image
+  int64_t first_row, first_column;               // first pixel of this class
   int64_t rows, columns;                         // pixels of this class in the image
   std::vector<int64_t> down, right;              // its taps
-  std::vector<int64_t> row_steps, column_steps;  // from a pixel to the result they meet there
-  int64_t low, high;  // the least and the greatest of column_steps, but at most and at least 0
-  int64_t slots;      // rows of results that a row of pixels meets, with those between them
+  std::vector<int64_t> row_steps, column_steps;  // from a pixel to the result that a tap belongs to
+  int64_t low, high;                             // the least and the greatest of column_steps and 0
+  int64_t slots;  // rows of results from the first to the last that a row of pixels needs
 
   PixelClass(const Convolution& n, int64_t row, int64_t column)
       : first_row(row),

@@ -1,7 +1,8 @@
-// The kernel's gradient as a product of matrices, for processors that have a unit for these.
+// The kernel's gradient as a product of matrices, for processors with a matrix unit.
 //
-// Signs stand in padded images, channel by channel, with 0 for padding; results stand where the
-// first tap meets the image, as pairs of neighbours. A tap is a distance between both.
+// Signs are stored as padded images, channel by channel, with 0 for padding. Results are stored at
+// the place of their first tap, as pairs of neighbours. So each tap is a fixed distance between the
+// two.
 
 #ifndef SIMAN_KERNEL_BY_TILES_H_
 #define SIMAN_KERNEL_BY_TILES_H_
@@ -20,19 +21,19 @@ class KernelByTiles {
  public:
   static bool Covers(const Variant& variant, const Convolution& n, int64_t channels,
                      int64_t filters) {
-    // With fewer results, fetching sums takes longer than looking them up does.
+    // With fewer results, loading sums takes longer than looking them up.
     constexpr int64_t kFewest = 8;
     return variant.tiles != nullptr && n.stride == 1 && channels % kTile == 0 &&
            filters % kTile == 0 && n.columns >= kFewest;
   }
 
-  // Floats of the scratch for so many samples at a time.
+  // Floats of scratch for that many samples at a time.
   static int64_t ScratchSize(const Convolution& n, int64_t channels, int64_t samples) {
     return channels * SignsStep(n, samples) / 2 + kParts * Length(n, samples) / 2 * kTile;
   }
 
-  // `sums` [blocks of filters, taps, channels, kTile] may hold anything before the first group;
-  // `scratch` is 0 but for what such a gradient of the same sizes left there.
+  // `sums` [blocks of filters, taps, channels, kTile] need not be initialized. `scratch` must be 0,
+  // or left over from a gradient of the same sizes.
   KernelByTiles(const Variant& variant, const Convolution& n, int64_t channels, int64_t filters,
                 int64_t samples, float* sums, float* scratch)
       : tiles_(*variant.tiles),
@@ -45,7 +46,7 @@ class KernelByTiles {
         signs_(reinterpret_cast<uint16_t*>(scratch)),
         pairs_(reinterpret_cast<uint32_t*>(scratch + channels * signs_step_ / 2)) {}
 
-  // Takes the signs of a sample x [height, width, channels]: +1 from `least` on.
+  // Stores the signs of a sample x [height, width, channels]: +1 where x >= least.
   void Load(int64_t sample, const float* x, float least) {
     for (int64_t row = 0; row < n_.height; ++row)
       for (int64_t channel = 0; channel < channels_; channel += kTile)
@@ -55,8 +56,8 @@ class KernelByTiles {
                          signs_step_);
   }
 
-  // Adds what loaded samples give. `g` is [samples, g_sample], rows of `across` pixels that are
-  // g_step numbers apart, 0 where it is no gradient's.
+  // Adds the contribution of the loaded samples. `g` is [samples, g_sample], rows of `across`
+  // pixels that are g_step numbers apart, and 0 outside of the gradient.
   void Add(int64_t samples, const float* g, int64_t g_sample, int64_t across, int64_t g_step) {
     tiles_.begin(kTile);
     for (int64_t filter = 0; filter < filters_; filter += kTile) {
@@ -75,14 +76,14 @@ class KernelByTiles {
   }
 
  private:
-  static constexpr int64_t kStep = 2 * kTile;  // results of a product
-  static constexpr int64_t kSteps = 8;         // products whose results stay in the first cache
-  static constexpr int64_t kTaps = 3;          // at a time
+  static constexpr int64_t kStep = 2 * kTile;  // results in a product
+  static constexpr int64_t kSteps = 8;         // products whose results fit the first cache
+  static constexpr int64_t kTaps = 3;          // taps at a time
 
-  // Places of a row of results and of a sample, both even.
+  // Places in a row of results and in a sample, both even.
   static int64_t Pitch(const Convolution& n) { return RoundUp(n.padded_width, 2); }
   static int64_t Sample(const Convolution& n) { return n.padded_height * Pitch(n); }
-  // Places of results of samples, and of the signs that these meet.
+  // Places of the results of samples, and of the signs that belong to them.
   static int64_t Length(const Convolution& n, int64_t samples) {
     return RoundUp((samples - 1) * Sample(n) + n.rows * Pitch(n), kStep);
   }
@@ -113,7 +114,7 @@ class KernelByTiles {
   int64_t channels_, filters_, length_, signs_step_;
   float* sums_;
   uint16_t* signs_;  // bfloat16 [channels, signs_step_]
-  uint32_t* pairs_;  // [kParts, length_ / 2, kTile], of one block of filters
+  uint32_t* pairs_;  // [kParts, length_ / 2, kTile], for one block of filters
   bool fresh_ = true;
 };
 

@@ -1,8 +1,8 @@
-// The kernel's gradient of a binary convolution: for every tap, channel and filter the sum over
+// The kernel's gradient of a binary convolution: for every tap, channel and filter, the sum over
 // pixels of the activation, +-1, times the gradient of the result.
 //
-// Pixels are taken by fours of one row. Their gradients make a table for each block of filters, and
-// the four bits that a tap and a channel meet there are the place in it.
+// Four adjacent pixels of a row are taken at a time. Their gradients have a table of signed sums
+// for each block of filters, and the four bits of the activations are the index.
 
 #ifndef SIMAN_KERNEL_GRADIENT_H_
 #define SIMAN_KERNEL_GRADIENT_H_
@@ -16,7 +16,7 @@
 
 namespace siman {
 
-// Sizes in memory of some samples that are handled together.
+// Sizes in memory, for samples that are handled together.
 struct KernelGradientLayout {
   KernelGradientLayout(const Convolution& n, int64_t channels)
       : fours_across((n.columns + kFour - 1) / kFour),
@@ -27,15 +27,15 @@ struct KernelGradientLayout {
             (kFour - 1) * n.stride),
         image(n.padded_height * image_columns * this->channels) {}
 
-  int64_t fours_across, fours;  // of a sample
-  int64_t channels;             // with those added
-  int64_t image_columns;        // of the padded image of bytes
-  int64_t image;                // its size, for one sample
+  int64_t fours_across, fours;  // in a row, and in a sample
+  int64_t channels;             // rounded up
+  int64_t image_columns;        // columns of the padded image of bytes
+  int64_t image;                // size of that image for one sample
 
-  int64_t pixels() const { return fours * kFour; }  // of a sample's gradient, with those added
+  int64_t pixels() const { return fours * kFour; }  // pixels of a sample's gradient, rounded up
 };
 
-// The padded image of a sample in bytes: kBit where x >= least. What is not image must be 0.
+// Writes the padded image of a sample in bytes: kBit where x >= least. Padding must already be 0.
 inline void ImageBytes(const Training& run, const Convolution& n,
                        const KernelGradientLayout& layout, int64_t channels, const float* x,
                        float least, uint8_t* bytes) {
@@ -50,10 +50,10 @@ inline void ImageBytes(const Training& run, const Convolution& n,
   }
 }
 
-// Sums for some filters, from one group of samples after another.
+// The gradient for some filters, summed over groups of samples.
 class KernelGradient {
  public:
-  // Numbers of `sums` and `border` for that many filters.
+  // Sizes of `sums` and `border` for that many filters.
   static int64_t SumsSize(const Convolution& n, const KernelGradientLayout& layout,
                           int64_t filters) {
     return n.taps_down * n.taps_across * layout.channels * RoundUp(filters, kTableFilters);
@@ -62,8 +62,8 @@ class KernelGradient {
     return n.taps_down * n.taps_across * RoundUp(filters, kTableFilters);
   }
 
-  // `sums` [blocks of filters, taps, channels, kTableFilters] may hold anything before the first
-  // group, `border` [taps, filters] must be 0; `tables` holds kMostFours tables.
+  // `sums` [blocks of filters, taps, channels, kTableFilters] need not be initialized, `border`
+  // [taps, filters] must be 0; `tables` has room for kMostFours tables.
   KernelGradient(const Training& run, const Convolution& n, const KernelGradientLayout& layout,
                  int64_t filters, float* sums, float* border, float* tables)
       : run_(run),
@@ -76,14 +76,14 @@ class KernelGradient {
 
   static constexpr int64_t kMostFours = 32;
 
-  // Adds what samples give. `g` is [samples, layout.pixels(), filters], filters rounded up, and 0
-  // where it is no gradient's; `places` are the samples' images, joined by fours.
+  // Adds the contribution of samples. `g` is [samples, layout.pixels(), filters], with filters
+  // rounded up, and 0 outside of the gradient; `places` are the samples' images, joined by fours.
   void Add(int64_t samples, const float* g, const uint8_t* places) {
     Starts(samples);
     const int64_t taps = n_.taps_down * n_.taps_across,
                   block = taps * layout_.channels * kTableFilters;
-    // The fewer tables, the better they stay in the first cache; the more, the less often sums
-    // that do not stay there are fetched.
+    // Fewer tables fit the first cache better; with more tables, sums that do not fit it are loaded
+    // less often.
     constexpr int64_t part = 24;
     for (int64_t first = 0; first < filters_; first += kTableFilters) {
       for (int64_t four = 0; four < samples * layout_.fours; four += part) {
@@ -106,7 +106,7 @@ class KernelGradient {
   }
 
  private:
-  // Where the first tap of each four meets its sample's image.
+  // Computes where in the images the first tap of each four is.
   void Starts(int64_t samples) {
     if (static_cast<int64_t>(starts_.size()) >= samples * layout_.fours) return;
     starts_.clear();
@@ -118,7 +118,7 @@ class KernelGradient {
                                                      n_.stride * layout_.channels));
   }
 
-  // A tap that meets padding met bits 0 there, which counted as -1; this takes that back.
+  // Bits of padding are 0, which counted as -1; this corrects for it.
   void AddBorder(const float* g) {
     const int64_t row_size = layout_.fours_across * kFour * filters_;
     float* to = border_;
@@ -126,7 +126,7 @@ class KernelGradient {
       const Range rows = Inside(n_.top - down, n_.height, n_.rows);
       for (int64_t right = 0; right < n_.taps_across; ++right, to += filters_) {
         const Range columns = Inside(n_.left - right, n_.width, n_.columns);
-        // Whole rows above and below the image; columns before and behind it in the other rows.
+        // Whole rows above and below the image; columns left and right of it in the other rows.
         for (int64_t row = 0; row < n_.rows; ++row)
           if (row < rows.begin || row >= rows.end)
             run_.add_up(n_.columns, filters_, filters_, {g + row * row_size, nullptr}, to);
@@ -138,8 +138,8 @@ class KernelGradient {
     }
   }
 
-  // The results, out of `count`, for which a tap meets an image of `size` that begins `before`
-  // places behind where the tap meets it first.
+  // The results, out of `count`, whose tap lies inside of an image of `size` that begins `before`
+  // places after the first place of the tap.
   struct Range {
     int64_t begin, end;
   };
@@ -155,7 +155,7 @@ class KernelGradient {
   const KernelGradientLayout& layout_;
   int64_t filters_;
   float *sums_, *border_, *tables_;
-  bool fresh_ = true;  // nothing was added yet
+  bool fresh_ = true;  // nothing has been added yet
   std::vector<int32_t> starts_;
 };
 

@@ -1,4 +1,4 @@
-// What the library tells of itself; Python calls it through ctypes.
+// Information about the library, which Python reads through ctypes.
 
 #include "variants.h"
 
@@ -8,7 +8,7 @@
 
 extern "C" {
 
-// Name of a variant, in order of speed; null beyond the last one.
+// Name of a variant, the fastest first; null after the last one.
 const char* siman_variant_name(int index) {
   const siman::Variant* variant = siman::kVariants[index];
   return variant == nullptr ? nullptr : variant->name;
@@ -16,9 +16,9 @@ const char* siman_variant_name(int index) {
 
 int siman_variant_supported(int index) { return siman::kVariants[index]->supported(); }
 
-// Freed memory stays with the process. XLA asks for a step's temporaries, some hundred megabytes,
-// in one piece at each step; by default that piece comes from the system and goes back to it, and
-// the first access to each of its pages costs more than most computations on it.
+// Makes the process keep freed memory. XLA allocates a step's temporaries, some hundred megabytes,
+// in one piece at each step. By default this memory comes from the system and is returned to it,
+// and the first access to each page costs more than most computations on it.
 void siman_keep_memory() {
 #if defined(__GLIBC__)
   mallopt(M_ARENA_MAX, 1);

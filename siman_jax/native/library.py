@@ -1,4 +1,4 @@
-"""Loads the library in C++ and registers its functions with XLA."""
+"""Loads the native library and registers its functions with XLA."""
 
 import ctypes
 import functools
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
-# Functions that XLA calls, by the names of their handlers.
+# Names of the functions that XLA calls.
 BINARY_CONV = "siman_binary_conv"
 RESIDUAL_LOGITS = "siman_residual_logits"
 CONV_FORWARD, CONV_BACKWARD = "siman_conv_forward", "siman_conv_backward"
@@ -48,13 +48,13 @@ _TARGETS = (
 
 @functools.cache
 def variants() -> tuple[str, ...]:
-    """Names of the variants that this machine can run, the fastest first; none if not built."""
+    """Return the instruction sets that this machine can run, the fastest first."""
     return tuple(indices())
 
 
 @functools.cache
 def indices() -> dict[str, int]:
-    """Place of each usable variant in the library, which this loads and registers."""
+    """Load the library, register its functions, and return the index of each usable variant."""
     library = _load()
     if library is None:
         return {}
@@ -74,11 +74,11 @@ def indices() -> dict[str, int]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, which commands call as they start.
+    """Make this process keep the memory that it frees; commands call this when they start.
 
-    XLA asks for the temporaries of every training step anew. To get them from the system each time
-    takes a quarter of a step. It works for the threads that are started later, so call it before
-    the first computation. Without the library, or without glibc, it does nothing.
+    XLA allocates its temporaries again in every training step. Getting them from the system each
+    time takes a quarter of a step. This affects only threads started later, so call it before the
+    first computation. Without the library, or without glibc, it does nothing.
     """
     library = _load()
     if library is not None:
@@ -86,29 +86,24 @@ def keep_freed_memory() -> None:
 
 
 def describe(native: bool) -> str:
-    """Say how layers run on this CPU: path, instruction set and number of threads."""
+    """Describe how layers run on this CPU: library, instruction set and number of threads."""
     how = f"natively ({variants()[0]})" if native and variants() else "by XLA alone"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"on a CPU, layers run {how}, on {cores} threads"
 
 
 def call(target: str, result: Any, *operands: Array, **attributes: Any) -> Any:
-    """Call a function of the library, by its fastest variant.
+    """Call a function of the library in its fastest variant.
 
     Args:
-      target: name of the handler.
-      result: shape and dtype of what it gives, or a tuple of these.
+      target: name of the function.
+      result: shape and dtype of the result, or a tuple of these.
       operands: its operands.
-      **attributes: its attributes.
+      **attributes: its attributes; a `variant` by its index replaces the fastest one.
     """
-    given = {
-        name: np.int64(value) if type(value) is int else value for name, value in attributes.items()
-    }
-    return jax.ffi.ffi_call(target, result)(*operands, variant=np.int64(_fastest()), **given)
-
-
-def _fastest() -> int:
-    return indices()[variants()[0]]
+    given = {"variant": indices()[variants()[0]], **attributes}
+    given = {name: np.int64(x) if type(x) is int else x for name, x in given.items()}
+    return jax.ffi.ffi_call(target, result)(*operands, **given)
 
 
 @functools.cache
@@ -116,7 +111,7 @@ def _load() -> ctypes.CDLL | None:
     paths = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        _warn("siman-jax was built without its native library, for want of a C++ compiler")
+        _warn("siman-jax was built without its native library, since there was no C++ compiler")
         return None
     try:
         return ctypes.CDLL(str(path))
@@ -127,6 +122,6 @@ def _load() -> ctypes.CDLL | None:
 
 def _warn(reason: str) -> None:
     logging.getLogger(__name__).warning(
-        "%s. Packed inference and training run by XLA instead: the same integers, more slowly.",
+        "%s. Packed inference and training run by XLA instead, with the same integers but slower.",
         reason,
     )

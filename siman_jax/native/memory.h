@@ -1,4 +1,4 @@
-// Memory that outlives a call.
+// Memory that is kept from call to call.
 
 #ifndef SIMAN_MEMORY_H_
 #define SIMAN_MEMORY_H_
@@ -11,8 +11,8 @@
 
 namespace siman {
 
-// Floats, not set to anything, from a store of the process that takes them back and never shrinks:
-// in memory that is new from the system, the first access to every page takes a microsecond.
+// Uninitialized floats from a free list of the process, which never shrinks. In memory newly
+// allocated by the system, the first access to every page takes a microsecond.
 class Memory {
  public:
   explicit Memory(int64_t size) {
@@ -50,7 +50,7 @@ class Memory {
     std::vector<Block> free;
   };
 
-  // Never destroyed, for threads may still work when the process ends.
+  // Never destroyed, since threads may still run when the process ends.
   static Store& store() {
     static Store& all = *new Store;
     return all;

@@ -1,4 +1,4 @@
-// NEON, which every 64-bit ARM has.
+// NEON, which every 64-bit ARM processor has.
 
 #if defined(__aarch64__)
 
@@ -23,11 +23,11 @@ inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
-// No register holds a table of sixteen.
+// No register can hold a table of sixteen floats.
 #define SIMAN_BY_PIXELS nullptr, nullptr
 #include "training.inc"
 
-// Ones are counted and summed in bytes, which hold 255: 31 words of at most 8 ones each.
+// Counts of ones are summed in bytes, which hold up to 255: 31 words of at most 8 ones per byte.
 void MultiplyBits(const Taps& taps, const uint32_t* const* pixels, const uint32_t* kernel,
                   int64_t filters, int32_t terms, int32_t* const* y) {
   for (int64_t first = 0; first < filters; first += 16) {

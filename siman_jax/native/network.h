@@ -1,4 +1,4 @@
-// A residual network from the arrays of its weights.
+// Builds a residual network from the arrays of its weights.
 
 #ifndef SIMAN_NETWORK_H_
 #define SIMAN_NETWORK_H_
@@ -19,7 +19,7 @@ struct Weight {
   const int64_t* sizes;
 };
 
-// The weights one after another, as `native.residual_logits` lists them.
+// The weights in the order that `native.residual_logits` lists them.
 class Weights {
  public:
   explicit Weights(std::vector<Weight> all) : all_(std::move(all)) {}
@@ -36,16 +36,16 @@ class Weights {
   size_t next_ = 0;
 };
 
-// What weights do not tell of a network. `strides` are those of the stem and the units, `channels`
-// those of the images, the stem and the units. Widths in memory, which are multiples of kLanes, are
-// those of the vectors among the weights.
+// What does not follow from the weights of a network. `strides` are those of the stem and the
+// units, `channels` those of the images, the stem and the units. Widths in memory, which are
+// multiples of kLanes, are those of the vectors among the weights.
 struct NetworkShape {
   bool centred, pooled, real_shortcuts;
   std::vector<int64_t> strides, channels;
   int64_t height, width, classes;
 };
 
-// Of a square kernel, padded so that without stride an image keeps its size.
+// A convolution with a square kernel, padded so that an image keeps its size without stride.
 inline Convolution SamePadded(int64_t height, int64_t width, int64_t depth, int64_t taps,
                               int64_t stride, int64_t out) {
   const int64_t before = (taps - 1) / 2, both = taps - 1;

@@ -1,4 +1,4 @@
-"""Batch norm in training with the shortcut and the activation behind it, natively."""
+"""Native batch norm for training, with the shortcut and the activation after it."""
 
 from typing import Any, NamedTuple
 
@@ -15,14 +15,14 @@ from siman_jax.native.library import (
     call,
 )
 
-# Activations by the numbers that the library knows them by.
+# The library's numbers for activations.
 NONE, PRELU, HARD_TANH = range(3)
 
 Normalized = tuple[Array, Array, Array]
 
 
 class Channels(NamedTuple):
-    """What a norm does to each channel, all `[channels]`.
+    """The coefficients of a norm for each channel, all `[channels]`.
 
     z = (y - centre) * gain + offset + shortcut
     """
@@ -34,15 +34,16 @@ class Channels(NamedTuple):
 
 
 def batch_norm(reference: Function, epsilon: float, activation: int) -> Function:
-    """Build the function of y `[..., channels]`, gamma, beta, slope, shortcut and an estimate.
+    """Build a native batch norm with shortcut and activation.
 
         out = activation((y - mean(y)) / sqrt(var(y) + epsilon) * gamma + beta + shortcut)
 
-    Where there is no shortcut it has no elements; slopes are the PReLU's, `[channels]`, or have
-    none. The estimate of the mean, `[channels]`, is for `reference` alone.
+    It is a function of y `[..., channels]`, gamma, beta, slope, shortcut and an estimate of the
+    mean. The shortcut is empty if there is none; slopes are the PReLU's, `[channels]`, or empty.
+    Only `reference` uses the estimate, `[channels]`.
 
     Args:
-      reference: the same function in `jax.numpy`; gives out, mean and variance, the latter two
+      reference: the same function in `jax.numpy`; returns out, mean and variance, the latter two
         `[channels]` and without a derivative.
       epsilon: added to the variance.
       activation: `NONE`, `PRELU` or `HARD_TANH`.
@@ -91,19 +92,19 @@ def batch_norm(reference: Function, epsilon: float, activation: int) -> Function
 
 
 def as_samples(x: Array) -> Array:
-    """Shape `[samples, pixels, channels]`; of what has no elements, `[0, 0, 0]`."""
+    """Reshape to `[samples, pixels, channels]`; an empty array to `[0, 0, 0]`."""
     if not x.size:
         return x.reshape(0, 0, 0)
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def with_slopes(slope: Array, channels: int) -> Array:
-    """The slopes, or zeros where there are none."""
+    """Return the slopes, or zeros if they are empty."""
     return slope if slope.size else jnp.zeros(channels, jnp.float32)
 
 
 def normalize(y: Array, shortcut: Array, channels: Channels, activation: int) -> Array:
-    """Normalize, add and activate y `[samples, pixels, channels]`, float32 or int16."""
+    """Normalize y `[samples, pixels, channels]`, add the shortcut and activate; y may be int16."""
     return call(
         NORM_FORWARD,
         jax.ShapeDtypeStruct(y.shape, jnp.float32),
@@ -117,7 +118,7 @@ def normalize(y: Array, shortcut: Array, channels: Channels, activation: int) ->
 def gradient_sums(
     g: Array, y: Array, shortcut: Array, channels: Channels, activation: int
 ) -> Array:
-    """Sum over pixels dz, dz * (y - centre) and the slope's gradient: `[3, channels]`."""
+    """Sum dz, dz * (y - centre) and the slope's gradient over pixels: `[3, channels]`."""
     return call(
         NORM_SUMS,
         jax.ShapeDtypeStruct((3, y.shape[-1]), jnp.float32),
@@ -132,17 +133,17 @@ def gradient_sums(
 def gradient_rows(
     channels: Channels, sums: Array, count: int, gamma: Array, deviation: Array, scale: Any = 1.0
 ) -> Array:
-    """What the library takes of a norm and its gradient: `[7, channels]`.
+    """Compute the library's coefficients for a norm and its gradient: `[7, channels]`.
 
         dy = gamma * deviation * (dz - mean(dz) - normalized(y) * mean(dz * normalized(y)))
 
     Args:
-      channels: of the norm, for inputs y / scale.
+      channels: of the norm, for its inputs y / scale.
       sums: from `gradient_sums`, for the same inputs.
-      count: of pixels.
+      count: how many pixels there are.
       gamma: of the norm.
-      deviation: one over the deviation of y.
-      scale: of y in its inputs.
+      deviation: 1 / the deviation of y.
+      scale: the factor between inputs and y.
     """
     gain = gamma * deviation
     slant = gain * jnp.square(scale * deviation) * sums[1] / count

@@ -1,4 +1,4 @@
-// Batch norm in training, with the shortcut and the activation behind it.
+// Batch norm for training, with the shortcut and the activation after it.
 
 #ifndef SIMAN_NORMS_H_
 #define SIMAN_NORMS_H_
@@ -11,8 +11,8 @@
 
 namespace siman {
 
-// A norm, and its gradient, from an array [7, channels] that describes them; the norm does with the
-// first four rows.
+// Rows of the array [7, channels] that describes a norm and its gradient; the norm needs only the
+// first four.
 enum { kCentre, kGain, kOffset, kSlope, kScale, kShift, kSlant };
 
 inline BatchNorm NormOf(const float* rows, int64_t channels, Activation activation) {
@@ -31,14 +31,14 @@ struct Samples {
   int64_t size() const { return pixels * channels; }
 };
 
-// Of a sample: from the number `at` on.
+// The part of an array that begins at number `at`.
 inline const float* From(const float* x, int64_t at) { return x == nullptr ? nullptr : x + at; }
 inline Numbers From(Numbers y, int64_t at) {
   if (y.floats != nullptr) return {y.floats + at, nullptr};
   return {nullptr, y.sums + at};
 }
 
-// Mean and variance of every channel, from samples of equal size in any order.
+// Computes mean and variance of every channel, from samples of equal size in any order.
 class Statistics {
  public:
   Statistics(const Training& run, int64_t samples, int64_t pixels, int64_t channels)
@@ -56,7 +56,7 @@ class Statistics {
     run_.add_up_squares(pixels_, channels_, y, mean, squares);
   }
 
-  // Mean, and variance divided by the number of pixels: [2, channels].
+  // Writes mean, and variance divided by the number of pixels: [2, channels].
   void Finish(float* statistics) const {
     for (int64_t c = 0; c < channels_; ++c) {
       double mean = 0, squares = 0;
@@ -82,7 +82,7 @@ class Statistics {
   std::vector<float> parts_;
 };
 
-// Sums of gradients over all samples, from those of each: [3, channels].
+// Sums of gradients over all samples, [3, channels], from those of each sample.
 class GradientSums {
  public:
   GradientSums(int64_t samples, int64_t channels)
@@ -103,7 +103,7 @@ class GradientSums {
   std::vector<float> parts_;
 };
 
-// Mean and variance of every channel: [2, channels].
+// Computes mean and variance of every channel: [2, channels].
 inline void RunNormStatistics(const Pool& pool, const Training& run, const Samples& all, Numbers y,
                               float* statistics) {
   Statistics parts(run, all.count, all.pixels, all.channels);
@@ -114,7 +114,7 @@ inline void RunNormStatistics(const Pool& pool, const Training& run, const Sampl
   RunPhases(pool, Workers(pool), {{all.count, add}, {1, finish}});
 }
 
-// The shortcut may be null, here and below.
+// Here and below, the shortcut may be null.
 inline void RunNormForward(const Pool& pool, const Training& run, const Samples& all,
                            const BatchNorm& norm, Numbers y, const float* shortcut, float* out) {
   auto normalize = [&](int64_t sample, int64_t) {
@@ -124,7 +124,7 @@ inline void RunNormForward(const Pool& pool, const Training& run, const Samples&
   RunPhases(pool, Workers(pool), {{all.count, normalize}});
 }
 
-// What `norm_sums` gives, of all samples: [3, channels].
+// Computes `norm_sums` over all samples: [3, channels].
 inline void RunNormSums(const Pool& pool, const Training& run, const Samples& all,
                         const BatchNorm& norm, const float* dout, Numbers y, const float* shortcut,
                         float* sums) {

@@ -1,4 +1,4 @@
-// Packed networks on XLA's CPU backend: the functions that Python calls.
+// The functions that Python calls for packed networks, on XLA's CPU backend.
 
 #include <cstdint>
 #include <initializer_list>
@@ -55,12 +55,12 @@ ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, CornerSums 
   return ffi::Error::Success();
 }
 
-// The weights one after another, as `MakeNetwork` takes them.
+// Reads the weights in the order that `MakeNetwork` expects.
 class Given {
  public:
   Given(Check& check, const ffi::RemainingArgs& buffers) : check_(check), buffers_(buffers) {}
 
-  // The next one: of that type and those sizes.
+  // Returns the next weight, which must have that type and those sizes.
   void Next(ffi::DataType type, std::initializer_list<int64_t> sizes, const char* expected) {
     if (check_.failed()) return;
     const auto buffer = buffers_.get<ffi::AnyBuffer>(next_++);
@@ -72,7 +72,7 @@ class Given {
     Next(ffi::F32, {width}, expected);
     Next(ffi::F32, {width}, expected);
   }
-  // Taps of a unit's kernel, from its corner sums; 0 where there are none.
+  // Taps of a unit's kernel, from its corner sums; 0 if there are none.
   int64_t Taps() const {
     const auto sums = buffers_.get<ffi::AnyBuffer>(next_ + 1);
     return sums.has_value() && sums->dimensions().size() == 3 ? sums->dimensions()[0] - 1 : 0;

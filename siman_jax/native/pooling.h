@@ -1,4 +1,4 @@
-// Max pooling in training.
+// Max pooling for training.
 
 #ifndef SIMAN_POOLING_H_
 #define SIMAN_POOLING_H_
@@ -14,7 +14,7 @@
 namespace siman {
 
 // Images [batch, height, width, channels], results [batch, rows, columns, channels]. Windows have
-// at most kNoPlace pixels; what is outside of the image is not theirs.
+// at most kNoPlace pixels; those outside of the image are ignored.
 struct MaxPool {
   int64_t batch, height, width, channels, rows, columns;
   int64_t down, across;  // pixels of a window
@@ -26,8 +26,8 @@ struct MaxPool {
   int64_t results() const { return rows * columns * channels; }
 };
 
-// y, and `which` pixel of its window each number is, counted row by row; of equal ones the first.
-// NaN is more than any number.
+// Computes y, and `which` pixel of its window each maximum is, counted row by row; the first one if
+// several are equal. NaN counts as larger than any number.
 inline void RunMaxPool(const Pool& pool, const Training& run, const MaxPool& n, const float* x,
                        float* y, uint8_t* which) {
   auto sample = [&](int64_t index, int64_t) {
@@ -63,7 +63,7 @@ inline void RunMaxPool(const Pool& pool, const Training& run, const MaxPool& n, 
   RunPhases(pool, Workers(pool), {{n.batch, sample}});
 }
 
-// dx, from the gradient g of y and the places that `RunMaxPool` gave.
+// Computes dx from the gradient g of y and the places from `RunMaxPool`.
 inline void RunMaxPoolGradient(const Pool& pool, const Training& run, const MaxPool& n,
                                const float* g, const uint8_t* which, float* dx) {
   // The windows that a pixel is in, along one side of the image.

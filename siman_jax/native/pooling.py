@@ -1,4 +1,4 @@
-"""Max pooling in training, natively."""
+"""Native max pooling for training."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from jax import Array
 from siman_jax.native.dispatch import available, differentiable
 from siman_jax.native.library import MAX_POOL, MAX_POOL_GRADIENT, call
 
-# A place in a window is a byte, and one value says that there is none.
+# The place of the maximum in a window is a byte, and one value is reserved.
 _MOST_PIXELS = 255
 
 
@@ -22,15 +22,15 @@ def max_pool(
     strides: Sequence[int],
     padding: Any = ((0, 0), (0, 0)),
 ) -> Array:
-    """Do what `nn.max_pool` does, natively where possible: same values, same gradients.
+    """Compute `nn.max_pool`, natively if possible, with the same values and gradients.
 
-    Where several pixels of a window are its maximum, the first one gets the gradient.
+    If several pixels of a window equal its maximum, the first one gets the gradient.
 
     Args:
       x: `[batch, height, width, channels]`.
       window_shape: height and width of a window, in pixels.
       strides: pixels from one window to the next, down and across.
-      padding: pixels added before and behind, down and across; or "VALID" or "SAME".
+      padding: pixels added before and after, down and across; or "VALID" or "SAME".
 
     Returns:
       `[batch, rows, columns, channels]`, dtype of `x`.

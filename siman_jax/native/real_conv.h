@@ -1,5 +1,5 @@
-// A convolution of floats with few input channels in training, such as a network's first: forwards,
-// and the kernel's gradient.
+// A convolution of floats with few input channels for training, such as a network's first layer:
+// its forward direction and the kernel's gradient.
 
 #ifndef SIMAN_REAL_CONV_H_
 #define SIMAN_REAL_CONV_H_
@@ -47,14 +47,14 @@ inline RealConv MakeRealConv(const Variant* variant, const int64_t* image, const
   return {variant, image[0], n, x};
 }
 
-// The padded image of a sample; what is around the image must be 0.
+// Copies a sample into its padded image, whose padding must already be 0.
 inline void PadImage(const Convolution& n, const float* x, float* padded) {
   for (int64_t row = 0; row < n.height; ++row)
     std::copy_n(x + row * n.width * n.depth, n.width * n.depth,
                 padded + (row + n.top) * n.image_row() + n.left * n.depth);
 }
 
-// y [batch, rows, columns, out] from a kernel [taps down, taps across, channels, out].
+// Computes y [batch, rows, columns, out] with a kernel [taps down, taps across, channels, out].
 inline void RunRealForward(const Pool& pool, const RealConv& conv, const float* kernel, float* y) {
   const Convolution& n = conv.n;
   const int64_t workers = Workers(pool);
@@ -78,7 +78,7 @@ inline void RunRealForward(const Pool& pool, const RealConv& conv, const float* 
   RunPhases(pool, workers, {{conv.batch, sample}});
 }
 
-// The kernel's gradient from g [batch, rows, columns, out].
+// Computes the kernel's gradient from g [batch, rows, columns, out].
 inline void RunRealKernelGradient(const Pool& pool, const RealConv& conv, const float* g,
                                   float* kernel) {
   constexpr int64_t kBlocks = 32;

@@ -1,4 +1,4 @@
-"""Convolutions of real numbers with few input channels in training, such as a network's first."""
+"""Native convolutions of real numbers with few input channels, such as a network's first layer."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jax import Array, lax
 from siman_jax.native.dispatch import available, differentiable
 from siman_jax.native.library import REAL_FORWARD, REAL_KERNEL_GRADIENT, call
 
-# Filters come in whole vectors; with more channels than these XLA does better.
+# Filters must fill whole vectors; with more channels XLA is faster.
 _FILTERS, _MOST_CHANNELS = 16, 8
 
 
@@ -24,10 +24,10 @@ def real_conv(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> Array:
-    """Do what `lax.conv_general_dilated` does, natively where that is faster.
+    """Compute `lax.conv_general_dilated`, natively where that is faster.
 
-    It has that function's signature, to take its place in `flax.linen.Conv`. The gradient of `x` is
-    XLA's.
+    It has the same signature, so that `flax.linen.Conv` accepts it. XLA computes the gradient of
+    `x`.
     """
 
     def reference(x: Array, kernel: Array) -> Array:

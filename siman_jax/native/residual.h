@@ -1,10 +1,10 @@
 // A residual network of two-shortcut blocks, from images to logits.
 //
-// A block is two units, each conv(bits of x), batch norm, + shortcut(x), PReLU. Between layers an
-// activation is float [height, width, channels], channels padded with zeros to a multiple of
-// kLanes, and a unit without stride writes over its own input, which is its shortcut too. Kernels
-// stand in memory by blocks of up to kFilters filters, so that what an inner loop reads of one is
-// in one piece: the block that filter f is first of begins at f times the values of one filter.
+// A block is two units, each of them conv(bits of x), batch norm, + shortcut(x), PReLU. Activations
+// between layers are float [height, width, channels], with channels padded with zeros to a multiple
+// of kLanes. A unit without stride overwrites its own input, which is also its shortcut. Kernels
+// are stored by blocks of up to kFilters filters, so that inner loops read contiguous memory: the
+// block whose first filter is f begins at f times the number of values of a filter.
 
 #ifndef SIMAN_RESIDUAL_H_
 #define SIMAN_RESIDUAL_H_
@@ -26,9 +26,9 @@ namespace siman {
 enum class Shortcut { kIdentity, kZeros, kReal };
 
 struct Unit {
-  Convolution conv;      // depth: words of a pixel
-  int64_t channels, in;  // of the input, without and with its own padding
-  int64_t features;      // of the output, without padding
+  Convolution conv;      // depth: words per pixel
+  int64_t channels, in;  // channels of the input, without and with padding
+  int64_t features;      // channels of the output, without padding
   const uint32_t* words;
   const int32_t* corner_sums;
   Norm norm;
@@ -38,7 +38,7 @@ struct Unit {
   Norm shortcut_norm;
 };
 
-// Means of channels, batch norm, dense layer.
+// Means over pixels, batch norm, dense layer.
 struct Classifier {
   Norm norm;
   const float* kernel;
@@ -48,16 +48,17 @@ struct Classifier {
 
 struct Network {
   const Variant* variant;
-  bool centred;  // bits are signs about the sample's mean, not about 0
+  bool centred;  // bits are signs about the sample's mean instead of 0
   Stem stem;
   std::vector<Unit> units;
   Classifier classifier;
 };
 
-// Tasks are the same whatever the number of threads, and so are the sums that they leave.
+// How a convolution is split into tasks. It does not depend on the number of threads, so neither do
+// the sums that tasks leave.
 class Tasks {
  public:
-  // Of `results` with `values` to multiply for each, for a block of filters: some microseconds.
+  // For `results` that need `values` multiplications each. A task is a few microseconds of work.
   Tasks(int64_t results, int64_t out, int64_t values)
       : results_(results), out_(out), blocks_((out + kFilters - 1) / kFilters) {
     const int64_t parts = results * values / 4096 + 1;
@@ -75,7 +76,7 @@ class Tasks {
 
 inline Tasks TasksOf(const Convolution& n) { return {n.results(), n.out, n.kernel_values()}; }
 
-// What a sample needs in memory on its way through the network, and what a worker does.
+// Memory for a sample in the network, and for a worker.
 class Workspace {
  public:
   explicit Workspace(const Network& network) {
@@ -102,7 +103,7 @@ class Workspace {
   float* pooled_rows() const { return memory_->data() + pooled_rows_; }
   float* activation(int which) const { return memory_->data() + activations_[which]; }
   uint32_t* words() const { return reinterpret_cast<uint32_t*>(memory_->data() + words_); }
-  float* sums() const { return memory_->data() + sums_; }  // of an activation, by tasks
+  float* sums() const { return memory_->data() + sums_; }  // of an activation, one per task
   float* means() const { return memory_->data() + means_; }
 
  private:
@@ -116,8 +117,8 @@ class Workspace {
   std::optional<Memory> memory_;
 };
 
-// One sample on its way. Functions of a task do a part of a layer, and may be called for different
-// tasks of a layer at the same time.
+// One sample in the network. A task computes part of a layer; the tasks of a layer may run at the
+// same time.
 class Sample {
  public:
   Sample(const Network& network, const Workspace& workspace, const float* image, float* logits)
@@ -127,11 +128,11 @@ class Sample {
         image_(image),
         logits_(logits) {}
 
-  // The layers in turn, the stem in `parts`. `spaces` are those of the workers.
+  // Returns one phase after another, with the stem in `parts`. `spaces` are the workers' memory.
   std::vector<Phase> Phases(const std::vector<Workspace>& spaces, int64_t parts) const {
     const Stem& stem = network_.stem;
     std::vector<Phase> phases;
-    // Parts of a pooled stem have a row of the convolution in common, so there are few.
+    // Adjacent parts of a pooled stem both compute a row of the convolution, so there are few.
     const int64_t stem_rows = stem.rows(), part = (stem_rows + parts - 1) / parts;
     phases.push_back({(stem_rows + part - 1) / part, [=, &spaces](int64_t task, int64_t worker) {
                         const int64_t begin = task * part;
@@ -184,7 +185,8 @@ class Sample {
     return static_cast<float>(sum);
   }
 
-  // A row of the padded image of bits. `sums` parts add up to the sum of `size` numbers of x.
+  // Writes a row of the padded image of bits. x has `size` numbers, whose sum is kept as `sums`
+  // parts.
   void PackRow(const Unit& unit, int64_t index, const float* x, int64_t sums, int64_t size) const {
     const Convolution& n = unit.conv;
     const int64_t row = index - n.top;
@@ -232,7 +234,7 @@ class Sample {
     space_.sums()[task] = Total(totals);
   }
 
-  // What a shortcut meets of x for each result of a group.
+  // Finds the pixel of x that a shortcut uses for each result of a group.
   static void Subsample(const Unit& unit, const Group& group, const float* x,
                         const float* (&seen)[kPixels]) {
     const Convolution& n = unit.conv;
@@ -240,7 +242,7 @@ class Sample {
       seen[p] = x + (group.rows[p] * n.width + group.columns[p]) * n.stride * unit.in;
   }
 
-  // The shortcut that has as many channels of zeros before the input's as behind them.
+  // The shortcut that adds channels of zeros, half of them before and half after the input's.
   static void PadChannels(const Unit& unit, const Group& group, const float* x, int64_t filter,
                           int64_t filters, float* const* y) {
     const float* seen[kPixels];
@@ -255,7 +257,7 @@ class Sample {
     }
   }
 
-  // The shortcut that is a real 1x1 convolution and its batch norm.
+  // The shortcut by a real 1x1 convolution and its batch norm.
   void Downsample(const Unit& unit, const Group& group, const float* x, int64_t filter,
                   int64_t filters, float* const* y) const {
     const float* seen[kPixels];
@@ -267,7 +269,7 @@ class Sample {
                      unit.shortcut_norm.offset + filter, kLowest, y[p]);
   }
 
-  // Of kLanes channels, and their batch norm.
+  // Computes means of kLanes channels, and their batch norm.
   void Means(int64_t channel, const float* x) const {
     const Convolution& n = network_.units.back().conv;
     const Norm& norm = network_.classifier.norm;
@@ -300,8 +302,8 @@ class Sample {
   float* logits_;
 };
 
-// Samples go through the network next to each other, each on one thread and in memory of its own;
-// of the last ones, which are fewer than threads, each on all of them.
+// Samples run at the same time, each on one thread and with its own memory. If the last ones are
+// fewer than threads, each of them runs on all threads.
 inline void RunNetwork(const Pool& pool, const Network& network, int64_t batch, int64_t image_size,
                        const float* images, float* logits) {
   const int64_t workers = Workers(pool), alone = batch / workers * workers;

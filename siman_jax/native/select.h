@@ -1,5 +1,5 @@
-// Order statistics of floats that are not negative. Their bits, read as integers, order as they do,
-// NaN last, so that nothing here can round.
+// Order statistics of floats that are not negative. Their bits, read as integers, have the same
+// order, with NaN last, so nothing is rounded.
 
 #ifndef SIMAN_SELECT_H_
 #define SIMAN_SELECT_H_
@@ -15,7 +15,7 @@
 
 namespace siman {
 
-// Where x [rows, columns] is larger than the ranks[column]-th smallest of its column; rank -1
+// Tells where x [rows, columns] is larger than the ranks[column]-th smallest of its column; rank -1
 // compares with 0.
 inline void ExceedsKth(const Pool& pool, const Training& run, int64_t rows, int64_t columns,
                        const float* x, const int32_t* ranks, bool* exceeds) {
@@ -37,12 +37,12 @@ inline void ExceedsKth(const Pool& pool, const Training& run, int64_t rows, int6
   RunPhases(pool, workers, {{blocks, block}});
 }
 
-// Some order statistics of many keys, which are shown twice, in any order, by workers at the same
-// time. The first time, those with equal highest bits are counted; the second time those are kept
-// that share theirs with a key looked for, which are few.
+// A few order statistics of many keys. Workers pass all keys twice, in any order and in parallel.
+// The first pass counts keys by their highest bits. The second pass keeps only those keys whose
+// highest bits equal those of a key that is looked for.
 class KthOfMany {
  public:
-  // `ranks` [count] count from 0 and have to stay.
+  // `ranks` [count] count from 0 and must outlive this object.
   KthOfMany(const Training& run, int64_t workers, int64_t count, const int32_t* ranks)
       : run_(run),
         ranks_(ranks),
@@ -53,7 +53,7 @@ class KthOfMany {
         wanted_(kBins) {}
 
   void Count(int64_t worker, int64_t length, const int32_t* keys) {
-    // Neighbours often share a bin, and the second addition would wait for the first one's.
+    // Adjacent keys often share a bin; with one counter, each addition would wait for the last one.
     uint32_t* counts = counts_[worker].data();
     int64_t i = 0;
     for (; i + kCounters <= length; i += kCounters)
@@ -61,7 +61,7 @@ class KthOfMany {
     for (; i < length; ++i) ++counts[keys[i] >> kLowBits];
   }
 
-  // Between both.
+  // Called between both passes.
   void Choose() {
     const auto count = static_cast<int64_t>(bins_.size());
     std::vector<int64_t> totals(kBins);
@@ -85,7 +85,7 @@ class KthOfMany {
     }
   }
 
-  // The ranks[i]-th smallest: bits are fixed from the highest down.
+  // Returns the ranks[i]-th smallest key. Its bits are fixed from the highest down.
   float Find(int64_t i) const {
     std::vector<int32_t> keys;
     for (const auto& own : kept_) keys.insert(keys.end(), own[i].begin(), own[i].end());
@@ -109,12 +109,12 @@ class KthOfMany {
   const int32_t* ranks_;
   std::vector<std::vector<uint32_t>> counts_;            // by worker: [kCounters, kBins]
   std::vector<std::vector<std::vector<int32_t>>> kept_;  // by worker and rank
-  std::vector<int32_t> bins_;                            // of the keys looked for
+  std::vector<int32_t> bins_;                            // bins of the keys looked for
   std::vector<int64_t> below_;                           // how many keys have lower bins
-  std::vector<uint8_t> wanted_;                          // whether a bin is among them
+  std::vector<uint8_t> wanted_;                          // whether a bin is one of `bins_`
 };
 
-// The ranks-th smallest of all of x.
+// Finds the numbers of the given ranks among all of x.
 inline void KthOfAll(const Pool& pool, const Training& run, int64_t length, const float* x,
                      int64_t count, const int32_t* ranks, float* found) {
   constexpr int64_t kPart = 1 << 16, kChunk = 2048;

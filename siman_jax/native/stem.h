@@ -1,15 +1,15 @@
-// The real convolution that a network begins with, its batch norm and ReLU, and its pooling.
+// The first layer of a network: a real convolution, its batch norm and ReLU, and its pooling.
 //
-// A 7x7 kernel with stride 2 computes two neighbours of a row at once, by Winograd's minimal
-// filtering, with 10 multiplications for every 14. Seen by taps of even and of odd number, both are
-// convolutions without stride. Three taps g of one kind on four inputs d give two outputs by
+// With a 7x7 kernel and stride 2, two adjacent outputs of a row are computed at once by Winograd's
+// minimal filtering, with 10 multiplications instead of 14. Even taps and odd taps are each a
+// convolution without stride. Three even (or odd) taps g and four inputs d give two outputs by
 //
 //   (d0 - d2) g0 + s + t  and  s - t + (d3 - d1) g2,  where
 //   s = (d1 + d2) (g0 + g1 + g2) / 2  and  t = (d2 - d1) (g0 - g1 + g2) / 2;
 //
-// the seventh tap multiplies as it is. What both kinds and the seventh tap add to the same outputs
-// is one sum of products, so that there are four: of the left output alone, s, t, and of the right
-// one alone. The caller transforms the kernel (`residual.pair_kernel`), `Fold` the image.
+// The seventh tap is multiplied directly. Even taps, odd taps and the seventh are added up in the
+// same four sums: that of the left output alone, s, t, and that of the right output alone. The
+// caller transforms the kernel (`residual.pair_kernel`), and `PairInputs` the image.
 
 #ifndef SIMAN_STEM_H_
 #define SIMAN_STEM_H_
@@ -29,12 +29,12 @@ struct Norm {
 
 struct Stem {
   Convolution conv;     // depth: channels of the image
-  const float* kernel;  // if pooled, of the four sums in turn
+  const float* kernel;  // if pooled, the kernels of the four sums, one after another
   Norm norm;
   bool pooled;  // 7x7 with stride 2, then 3x3 maxima with stride 2
 
   static constexpr int kSums = 4;
-  static constexpr int64_t kTaps[kSums] = {3, 2, 2, 3};  // of a row, for each sum
+  static constexpr int64_t kTaps[kSums] = {3, 2, 2, 3};  // taps in a row, for each sum
   static constexpr int64_t kAllTaps = 10;
 
   static int64_t Pooled(int64_t size) { return (size + 1) / 2; }
@@ -42,20 +42,21 @@ struct Stem {
   int64_t columns() const { return pooled ? Pooled(conv.columns) : conv.columns; }
   int64_t pairs() const { return (conv.columns + 1) / 2; }
 
-  // Sizes in memory: of the image as the convolution sees it, and of a row of its results.
+  // Sizes in memory: of the image as the convolution reads it, and of a row of its results.
   int64_t seen_row() const { return pooled ? pairs() * kAllTaps * conv.depth : conv.image_row(); }
   int64_t padded_row() const { return std::max(conv.padded_width, 4 * pairs() + 5) * conv.depth; }
   int64_t image_size() const { return padded_row() + conv.padded_height * seen_row(); }
   int64_t row_size() const { return 2 * pairs() * conv.out; }
 };
 
-// What a worker needs: `image_size`, `row_size`, and three rows of `columns`.
+// Memory for a worker: `image_size`, `row_size`, and three rows of `columns`.
 struct StemMemory {
   float *image, *row, *pooled_rows;
 };
 
-// From one row of the padded image to what the four sums multiply, pair after pair for each sum.
-inline void Fold(const Stem& stem, const float* padded, float* seen) {
+// Transforms a row of the padded image to the inputs of the four sums, pair after pair for each
+// sum.
+inline void PairInputs(const Stem& stem, const float* padded, float* seen) {
   const int64_t depth = stem.conv.depth, two = 2 * depth, pairs = stem.pairs();
   float* left = seen;
   float* sum = left + pairs * 3 * depth;
@@ -63,7 +64,7 @@ inline void Fold(const Stem& stem, const float* padded, float* seen) {
   float* right = difference + pairs * 2 * depth;
   for (int64_t pair = 0; pair < pairs; ++pair, padded += 2 * two) {
     const float *d0 = padded, *d1 = d0 + two, *d2 = d1 + two, *d3 = d2 + two, *d4 = d3 + two;
-    for (int64_t i = 0; i < two; ++i) {  // an even tap and the odd one behind it
+    for (int64_t i = 0; i < two; ++i) {  // an even tap and the odd one after it
       left[i] = d0[i] - d2[i];
       sum[i] = d1[i] + d2[i];
       difference[i] = d2[i] - d1[i];
@@ -80,7 +81,7 @@ inline void Fold(const Stem& stem, const float* padded, float* seen) {
   }
 }
 
-// Rows `begin` to `end` of the padded image, as the convolution sees it.
+// Writes rows `begin` to `end` of the padded image, as the convolution reads it.
 inline void SeenRows(const Stem& stem, const float* image, int64_t begin, int64_t end,
                      const StemMemory& memory) {
   const Convolution& n = stem.conv;
@@ -97,11 +98,11 @@ inline void SeenRows(const Stem& stem, const float* image, int64_t begin, int64_
     std::fill_n(padded, left, 0.0f);
     std::copy_n(image + row * length, length, padded + left);
     std::fill(padded + left + length, padded_end, 0.0f);
-    if (stem.pooled) Fold(stem, padded, seen);
+    if (stem.pooled) PairInputs(stem, padded, seen);
   }
 }
 
-// A row of the convolution.
+// Computes a row of the convolution.
 inline void Multiply(const Variant& run, const Stem& stem, int64_t row, const float* seen,
                      float* y) {
   const Convolution& n = stem.conv;
@@ -118,7 +119,7 @@ inline void Multiply(const Variant& run, const Stem& stem, int64_t row, const fl
   }
 }
 
-// The same by pairs.
+// Computes a row of the convolution by pairs of outputs.
 inline void MultiplyPairs(const Variant& run, const Stem& stem, int64_t row, const float* seen,
                           float* y) {
   const Convolution& n = stem.conv;
@@ -144,7 +145,7 @@ inline void MultiplyPairs(const Variant& run, const Stem& stem, int64_t row, con
       const int64_t pairs = std::min(kPixels, stem.pairs() - begin);
       for (int64_t p = 0; p < pairs; ++p) {
         float* to = y + 2 * (begin + p) * n.out + filter;
-        run.unfold(filters, sums[0][p], sums[1][p], sums[2][p], sums[3][p], to, to + n.out);
+        run.join_pair(filters, sums[0][p], sums[1][p], sums[2][p], sums[3][p], to, to + n.out);
       }
     }
   }
@@ -165,7 +166,7 @@ inline void PoolAcross(const Variant& run, const Stem& stem, const float* row, f
              row + std::min(n.columns - 1, 2 * x + 1) * n.out, y + x * n.out);
 }
 
-// Rows `begin` to `end` of what the stem makes of an image.
+// Computes rows `begin` to `end` of the stem's output for an image.
 inline void StemRows(const Variant& run, const Stem& stem, const float* image, int64_t begin,
                      int64_t end, const StemMemory& memory, float* y) {
   const Convolution& n = stem.conv;

@@ -1,4 +1,4 @@
-// Work on the threads of a pool and the calling one.
+// Runs work on the threads of a pool and on the calling thread.
 
 #ifndef SIMAN_THREADS_H_
 #define SIMAN_THREADS_H_
@@ -14,23 +14,23 @@
 
 namespace siman {
 
-// Somebody else's threads, to which `schedule` hands work and returns.
+// Threads owned by the caller; `schedule` hands them work and returns at once.
 struct Pool {
   int64_t threads;
   std::function<void(std::function<void()> work)> schedule;
 };
 
-// Calls of `run` with task 0 to tasks - 1, each once, in any order and at the same time. `worker`
-// tells the threads at work apart: it is below their number.
+// Calls of `run` with task 0 to tasks - 1, each once, in any order and in parallel. `worker`
+// numbers the threads at work, from 0.
 struct Phase {
   int64_t tasks;
   std::function<void(int64_t task, int64_t worker)> run;
 };
 
-// How many threads `RunPhases` may employ.
+// How many threads `RunPhases` may use.
 inline int64_t Workers(const Pool& pool) { return std::max<int64_t>(1, pool.threads); }
 
-// Waits until `count` has come to `goal`; after some thousand looks offers the processor to others.
+// Waits until `count` reaches `goal`; after a few thousand checks it yields to other threads.
 inline void WaitFor(const std::atomic<int64_t>& count, int64_t goal) {
   for (int looks = 0; count.load(std::memory_order_acquire) < goal; ++looks) {
     if (looks > 4000) {
@@ -45,13 +45,14 @@ inline void WaitFor(const std::atomic<int64_t>& count, int64_t goal) {
   }
 }
 
-// Runs one phase after another. Each helper is sent for once and then stays until the last phase,
-// because waking a thread takes longer than most phases do. One that comes late joins the phase at
-// hand, one that never comes is not missed: the caller could do it all, and nobody waits but for
-// tasks that somebody is at work on.
+// Runs one phase after another. Helpers are scheduled once and stay until the last phase, because
+// waking a thread takes longer than most phases. A helper that starts late joins the current phase.
+// One that never starts does no harm: the caller can do all the work, and threads wait only for
+// tasks that are already running.
 //
 // A worker begins with its own share of the tasks, so that what it wrote in one phase is in its
-// cache in the next, and then helps the others. No more are sent for than some phase has tasks.
+// cache in the next, and then helps the others. There are at most as many helpers as the largest
+// phase has tasks.
 inline void RunPhases(const Pool& pool, int64_t workers, std::vector<Phase> phases) {
   using Counter = std::atomic<int64_t>;
   int64_t most = 1;

@@ -1,4 +1,4 @@
-// Training on XLA's CPU backend: the functions that Python calls, in `siman_jax/native/*.py`.
+// The functions that Python calls for training, in `siman_jax/native/*.py`, on XLA's CPU backend.
 
 #include <algorithm>
 #include <cstdint>
@@ -28,14 +28,14 @@ using Ranks = ffi::Buffer<ffi::S32, 1>;
 using Places = ffi::Buffer<ffi::U8, 4>;
 using Flags = ffi::Buffer<ffi::PRED, 2>;
 
-// What stands for nothing has no elements.
+// A missing array is passed as an empty one.
 float* OrNull(ffi::AnyBuffer buffer) {
   return buffer.element_count() == 0 ? nullptr : buffer.typed_data<float>();
 }
 
 // Sums are kept in 16 bits.
 constexpr int64_t kMostTerms = 32767;
-// The places of the sums of a row's four, sixteen for each number, are kept in 16 bits, too.
+// Indices of sums, sixteen for each number of a row, are kept in 16 bits too.
 constexpr int64_t kMostRow = 4096;
 
 bool IsActivation(int64_t activation) { return activation >= 0 && activation <= 2; }
@@ -102,7 +102,7 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
   if (with_norm) {
     check(Same(sums.dimensions(), result), "sums of the result's shape");
     check(Is(norm.dimensions(), {7, taps[3]}), "a norm [7, filters]");
-    // In the shape that the norm's forward took it in, so that XLA makes it once for both.
+    // In the same shape as for the forward direction, so that XLA computes it once for both.
     check(AreSamplesOrNothing(shortcut, result), "a shortcut [samples, pixels, filters]");
     check(AreSamplesOrNothing(*dshortcut, result), "a shortcut's gradient of its shape");
   } else {
@@ -161,7 +161,7 @@ ffi::Error RealKernelGradient(ffi::ThreadPool pool, Floats4 x, Floats4 g,
   return ffi::Error::Success();
 }
 
-// Whether no number has its sign bit set: their bits are places in a table of counts.
+// Whether no number has its sign bit set. Their bits are used as indices into a table of counts.
 bool NoSigns(const Floats1& x) {
   const float* number = x.typed_data();
   uint32_t all = 0;
@@ -247,14 +247,14 @@ ffi::Error MagnitudeCodeGradientCall(ffi::ThreadPool pool, Floats2 w, Floats2 mo
   return ffi::Error::Success();
 }
 
-// y [samples, pixels, channels], floats or sums.
+// Checks that y is [samples, pixels, channels], floats or sums.
 void CheckSamples(Check& check, const ffi::AnyBuffer& y) {
   check(y.element_type() == ffi::F32 || y.element_type() == ffi::S16, "float32 or int16");
   check(y.dimensions().size() == 3 && HasElements(y.dimensions()),
         "[samples, pixels, channels], none of them 0");
 }
 
-// And a norm of so many rows for it, with the shortcut.
+// Checks also a norm of that many rows, and its shortcut.
 void CheckNorm(Check& check, const ffi::AnyBuffer& y, const ffi::AnyBuffer& shortcut,
                const Floats2& rows, int64_t count, int64_t activation) {
   CheckSamples(check, y);

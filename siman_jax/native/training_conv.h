@@ -1,4 +1,4 @@
-// A binary convolution in training: its sums, and both gradients.
+// A binary convolution for training: its sums, and both gradients.
 
 #ifndef SIMAN_TRAINING_CONV_H_
 #define SIMAN_TRAINING_CONV_H_
@@ -25,14 +25,14 @@
 
 namespace siman {
 
-// Arrays are those of `siman_jax/native/convolution.py`.
+// The arrays are described in `siman_jax/native/convolution.py`.
 struct TrainingConv {
   const Variant* variant;
   int64_t batch, channels, filters;
-  Convolution n;  // depth in words of bits, out in whole lanes
+  Convolution n;  // depth in words of bits, out a multiple of kLanes
   const float* x;
-  const float* code;  // [taps down, taps across, channels, filters], +1 where it is not negative
-  bool centred;       // bits are signs about the sample's mean, not about 0
+  const float* code;  // [taps down, taps across, channels, filters]; values >= 0 count as +1
+  bool centred;       // bits are signs about the sample's mean instead of 0
 
   int64_t sample() const { return n.height * n.width * channels; }
   int64_t results() const { return n.results() * filters; }  // of a sample
@@ -69,7 +69,7 @@ inline TrainingConv MakeTrainingConv(const Variant* variant, const int64_t* imag
   return conv;
 }
 
-// The kernel as `MultiplyGroup` takes it.
+// The kernel, packed for `MultiplyGroup`.
 class KernelBits {
  public:
   explicit KernelBits(const TrainingConv& conv)
@@ -80,7 +80,7 @@ class KernelBits {
   const uint32_t* words() const { return words_.data(); }
   const int32_t* corner_sums() const { return sums_.data(); }
 
-  // Packs one tap, and leaves its sums where `AddUp` finds them.
+  // Packs one tap, and stores its sums for `AddUp`.
   void PackTap(int64_t tap) {
     const Convolution& n = conv_.n;
     const float* code = conv_.code + tap * conv_.channels * conv_.filters;
@@ -99,7 +99,7 @@ class KernelBits {
     }
   }
 
-  // From sums of taps to sums of all taps above and before.
+  // Turns the sums of single taps into sums over all taps above and to the left.
   void AddUp() {
     const Convolution& n = conv_.n;
     std::fill_n(SumsAt(0, 0), (n.taps_across + 1) * n.out, 0);
@@ -123,7 +123,7 @@ class KernelBits {
   std::vector<int32_t> sums_;
 };
 
-// Mean of a sample, and one over its deviation, with the epsilon of `binarize.standardize`.
+// Mean of a sample, and 1 / its deviation, with the epsilon of `rules.standardize`.
 inline void Moments(const TrainingConv& conv, const float* x, float* moments) {
   constexpr double kEpsilon = 1e-5;
   const int64_t size = conv.sample();
@@ -138,7 +138,7 @@ inline void Moments(const TrainingConv& conv, const float* x, float* moments) {
   moments[1] = static_cast<float>(1 / std::sqrt(variance + kEpsilon));
 }
 
-// The padded image of a sample in words. `bytes` is scratch for a row.
+// Writes the padded image of a sample in words. `bytes` is scratch for a row.
 inline void PackImage(const TrainingConv& conv, const float* x, float least, uint8_t* bytes,
                       uint32_t* words) {
   const Convolution& n = conv.n;
@@ -161,8 +161,8 @@ inline void PackImage(const TrainingConv& conv, const float* x, float least, uin
   }
 }
 
-// The convolution forwards: either `sums`, with the statistics of each filter, or `y`, which is the
-// sums times `scale`. `moments` is [batch, 2]; `statistics` [2, filters], mean and variance.
+// Computes the forward direction: either `sums`, with the statistics of each filter, or `y`, the
+// sums times `scale`. `moments` is [batch, 2]; `statistics` is [2, filters], mean and variance.
 inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* scale,
                        float* moments, int16_t* sums, float* statistics, float* y) {
   const Convolution& n = conv.n;
@@ -209,26 +209,25 @@ inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* 
   RunPhases(pool, workers, std::move(phases));
 }
 
-// Where the gradient of a convolution's result y = scale * sums comes from: either from `dy`, or
-// through a norm from `dout`.
+// The source of the gradient of y = scale * sums: either `dy`, or `dout` through a norm.
 struct ResultGradient {
-  const float* dy;  // null where a norm gives it
+  const float* dy;  // null if it comes through a norm
   BatchNorm norm;
   BatchNormGradient gradient;
   const float* dout;
   const int16_t* sums;
-  const float* shortcut;  // null where there is none
+  const float* shortcut;  // null if there is none
 };
 
 struct ConvGradients {
-  float* kernel;     // of the kernel that y = conv(signs of x, kernel) has,
-  bool times_scale;  // or, of that in y = scale * conv(signs of x, kernel)
+  float* kernel;     // of the kernel in y = conv(signs of x, kernel), or with times_scale
+  bool times_scale;  // of that in y = scale * conv(signs of x, kernel)
   float* x;
-  float* shortcut;         // where dz goes; null for nowhere
+  float* shortcut;         // receives dz; may be null
   bool shortcut_is_input;  // dz is then added to x
 };
 
-// Both gradients, of a convolution whose results were scaled by `scale` [filters].
+// Computes both gradients of a convolution whose results were scaled by `scale` [filters].
 class ConvBackward {
  public:
   ConvBackward(const Pool& pool, const TrainingConv& conv, const float* moments,
@@ -253,7 +252,7 @@ class ConvBackward {
       input_ = std::make_unique<InputByRows>(conv.run(), conv.n, conv.channels, conv.filters,
                                              group_, conv.code);
     by_tiles_ = KernelByTiles::Covers(*conv.variant, conv.n, conv.channels, conv.filters);
-    // Sums of few filters fit the second cache, and then one task does all for its samples.
+    // If the sums of all filters fit the second cache, one task does everything for its samples.
     constexpr int64_t kCached = 65536;
     const int64_t groups = (conv.batch + group_ - 1) / group_;
     together_ = KernelGradient::SumsSize(conv.n, layout_, conv.filters) <= kCached;
@@ -275,7 +274,7 @@ class ConvBackward {
     widths_.resize(workers);
     for (int64_t worker = 0; worker < workers; ++worker) {
       spaces_.emplace_back(SpaceSize());
-      // What is not image or result stays 0.
+      // Everything outside of image and result stays 0.
       std::fill_n(ImageOf(worker), 4 * BytesSize(), 0);
       std::fill_n(TilesScratch(worker), TilesScratchSize(), 0.0f);
     }
@@ -300,7 +299,7 @@ class ConvBackward {
 
  private:
   // A worker's scratch: the gradient of a group's results, its images in bytes, tables, the input's
-  // gradient and what that takes, and the shortcut's.
+  // gradient with its own scratch, and the shortcut's gradient.
   int64_t GradientWidth() const { return RoundUp(conv_.filters, kTableFilters); }
   int64_t GradientSize() const { return group_ * layout_.pixels() * GradientWidth(); }
   int64_t BytesSize() const { return RoundUp(group_ * layout_.image / 4 + kLanes, kLanes); }
@@ -316,7 +315,7 @@ class ConvBackward {
   uint8_t* ImageOf(int64_t worker) {
     return reinterpret_cast<uint8_t*>(Gradient(worker) + GradientSize());
   }
-  // All of them are kept where several tasks need each.
+  // The images of all samples are kept if several tasks need each.
   uint8_t* Places(int64_t group, int64_t worker) {
     return reinterpret_cast<uint8_t*>(places_->data() + (together_ ? worker : group) * BytesSize());
   }
@@ -336,7 +335,7 @@ class ConvBackward {
     return Scratch(worker) + RoundUp(input_->ScratchSize(), kLanes);
   }
 
-  // For rows of `width` numbers; what is no result's stays 0.
+  // For rows of `width` numbers; everything outside of the results stays 0.
   float* Clear(int64_t worker, int64_t width) {
     if (widths_[worker] != width) std::fill_n(Gradient(worker), GradientSize(), 0.0f);
     widths_[worker] = width;
@@ -348,13 +347,13 @@ class ConvBackward {
     return std::clamp<int64_t>(conv_.batch - First(group), 0, group_);
   }
 
-  // The gradient of y of a group's samples for `count` filters, [samples, layout.pixels(), width].
-  // dz goes to `more`, too, or where the caller wants it.
+  // Computes the gradient of y for a group's samples and `count` filters,
+  // [samples, layout.pixels(), width]. dz is also written to `more`, or to the caller's array.
   void LoadGradient(int64_t group, int64_t filter, int64_t count, int64_t width, float* g,
                     float* more) {
     const Convolution& n = conv_.n;
     const int64_t across = layout_.fours_across * kFour;
-    // Whole samples at once where no pixels are added.
+    // Whole samples at once if rows have no extra pixels.
     const int64_t rows = across == n.columns ? 1 : n.rows, pixels = n.results() / rows;
     for (int64_t sample = 0; sample < Samples(group); ++sample) {
       for (int64_t row = 0; row < rows; ++row) {
@@ -390,7 +389,7 @@ class ConvBackward {
     return norm;
   }
 
-  // A group's images in bytes, joined by fours.
+  // Writes a group's images in bytes, joined by fours.
   void PlacesTask(int64_t group, int64_t worker) {
     uint8_t* bytes = ImageOf(worker);
     for (int64_t sample = 0; sample < Samples(group); ++sample)
@@ -449,7 +448,7 @@ class ConvBackward {
     }
   }
 
-  // The kernel's gradient of one tap, from all blocks in their order.
+  // Computes the kernel's gradient of one tap from all blocks, in order.
   void Combine(int64_t tap) {
     const int64_t border = KernelGradient::SumsSize(conv_.n, layout_, filters_);
     for (int64_t filter = 0; filter < conv_.filters; filter += kTableFilters) {
@@ -491,17 +490,17 @@ class ConvBackward {
   const ResultGradient& source_;
   const ConvGradients& to_;
   KernelGradientLayout layout_;
-  int64_t group_;  // samples that are handled together
+  int64_t group_;  // how many samples are handled together
   std::unique_ptr<InputGradient> input_;
-  bool by_tiles_;  // the kernel's gradient
+  bool by_tiles_;  // whether the kernel's gradient is
   bool together_;
-  int64_t filters_, ranges_;  // of filters, of one task
+  int64_t filters_, ranges_;  // filters in one task, and ranges of filters
   int64_t groups_per_block_, blocks_;
   int64_t sums_size_;
   std::optional<Memory> sums_;
   std::optional<Memory> places_;
   std::vector<Memory> spaces_;
-  std::vector<int64_t> widths_;  // of the gradients in a worker's scratch; 0 before the first
+  std::vector<int64_t> widths_;  // row width of the gradients in a worker's scratch; 0 at first
 };
 
 }  // namespace siman

@@ -1,9 +1,9 @@
-// What an instruction set contributes: the inner loops, as functions that are chosen when the
-// program runs. All else in the library is plain C++.
+// The inner loops that each instruction set implements, as functions that are chosen at run time.
+// Everything else in the library is plain C++.
 //
-// A set has a file and a namespace of its own, and each function there names its target by an
-// attribute. Flags or pragmas would reach what the file includes, too, and of an inline function
-// that several files compile, the linker keeps one, for all machines.
+// Each set has a file and a namespace of its own, and each function there names its target by an
+// attribute. Compiler flags or pragmas would also affect included inline functions. The linker
+// keeps only one copy of these, which might then not run on all machines.
 
 #ifndef SIMAN_VARIANT_H_
 #define SIMAN_VARIANT_H_
@@ -15,30 +15,30 @@
 
 namespace siman {
 
-constexpr int64_t kLanes = 16;    // filters, and channels in memory, come in multiples of this
+constexpr int64_t kLanes = 16;    // filters, and channels in memory, are multiples of this
 constexpr int64_t kFilters = 64;  // most filters and
 constexpr int64_t kPixels = 4;    // pixels of one multiplication: their sums fill the registers
 
-// A kernel beside a padded image. Values are words of bits, or floats. Below one row of taps the
-// values of both are contiguous.
+// A kernel applied to a padded image. Values are words of bits, or floats. The values of one row of
+// taps are contiguous in both.
 struct Taps {
-  int64_t rows;       // of the kernel
+  int64_t rows;       // rows of the kernel
   int64_t values;     // in one of its rows: kernel width * values of a pixel
   int64_t image_row;  // values between two rows of the padded image
   int64_t out;        // values between two values of one filter: how many filters there are
 };
 
-// Lengths, and numbers of filters, are multiples of kLanes.
+// Lengths and numbers of filters are multiples of kLanes.
 struct Variant {
   const char* name;
-  bool (*supported)();  // by this processor and its system
+  bool (*supported)();  // whether this processor and its system support it
 
-  // y[p][f] = terms - 2 * (number of unequal bits between filter f and what it meets at pixels[p]),
-  // for kPixels pixels and up to kFilters filters: their product, were there no padding.
+  // y[p][f] = terms - 2 * (number of bits in which filter f differs from the image at pixels[p]),
+  // for kPixels pixels and up to kFilters filters. This is their product without padding.
   void (*multiply_bits)(const Taps&, const uint32_t* const* pixels, const uint32_t* kernel,
                         int64_t filters, int32_t terms, int32_t* const* y);
 
-  // y[p][f] = sum of filter f times what it meets at pixels[p]; likewise.
+  // y[p][f] = sum of filter f times the image at pixels[p]; likewise.
   void (*multiply_floats)(const Taps&, const float* const* pixels, const float* kernel,
                           int64_t filters, float* const* y);
 
@@ -55,26 +55,26 @@ struct Variant {
   void (*normalize)(int64_t pixels, int64_t filters, const float* gain, const float* offset,
                     float least, float* x);
 
-  // Bit i of the words tells whether x[i] >= least.
+  // Bit i of the words is 1 where x[i] >= least.
   void (*pack)(int64_t length, const float* x, float least, uint32_t* words);
 
   // y = max(a, b, c)
   void (*max3)(int64_t length, const float* a, const float* b, const float* c, float* y);
 
   // y_left = left + (s + t), y_right = right + (s - t): a pair of outputs, see `stem.h`.
-  void (*unfold)(int64_t length, const float* left, const float* s, const float* t,
-                 const float* right, float* y_left, float* y_right);
+  void (*join_pair)(int64_t length, const float* left, const float* s, const float* t,
+                    const float* right, float* y_left, float* y_right);
 
   // y += x
   void (*add)(int64_t length, const float* x, float* y);
 
   const Training* training;
-  const Tiles* tiles;  // null where there is no matrix unit
+  const Tiles* tiles;  // null without a matrix unit
 };
 
-// A namespace's functions for these fields, in their order.
+// The functions of a namespace for these fields, in order.
 #define SIMAN_LOOPS \
-  MultiplyBits, MultiplyFloats, AddBorder, FinishUnit, Normalize, Pack, Max3, Unfold, Add
+  MultiplyBits, MultiplyFloats, AddBorder, FinishUnit, Normalize, Pack, Max3, JoinPair, Add
 
 }  // namespace siman
 

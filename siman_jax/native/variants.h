@@ -1,4 +1,4 @@
-// The instruction sets that this processor may have, each in a file of its own.
+// The list of instruction sets for this kind of processor; each has a file of its own.
 
 #ifndef SIMAN_VARIANTS_H_
 #define SIMAN_VARIANTS_H_
@@ -7,7 +7,7 @@
 
 namespace siman {
 
-// Compilers that know the matrix unit, on the system that grants it.
+// AMX needs a recent compiler, and Linux to enable it.
 #if defined(__x86_64__) && defined(__linux__) && \
     ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
 #define SIMAN_HAS_AMX
@@ -31,7 +31,7 @@ extern const Variant kVariant;
 }
 #endif
 
-// The fastest first; null behind them.
+// The fastest first; null after the last one.
 inline constexpr const Variant* kVariants[] = {
 #if defined(__x86_64__)
 #ifdef SIMAN_HAS_AMX

@@ -1,5 +1,5 @@
-// Latent kernels before a step: their projection, and their code of +-1 by magnitude, as
-// `siman_jax/binarize.py` defines both. A kernel is [weights, filters]; a filter is a column.
+// Projection of latent kernels, and their code of +-1 by magnitude, as `siman_jax/rules/siman.py`
+// defines them. A kernel is [weights, filters]; a filter is a column.
 
 #ifndef SIMAN_WEIGHTS_H_
 #define SIMAN_WEIGHTS_H_
@@ -22,8 +22,8 @@ struct LatentKernel {
   const float* w;
 };
 
-// Centres each filter, then clips magnitudes between two percentiles of them all: number i of these
-// lies between the magnitudes of ranks[i] and of ranks[2 + i], at weights[i] of the way.
+// Centres each filter, then clips all magnitudes between two of their percentiles. Percentile i is
+// interpolated between the magnitudes of ranks[i] and ranks[2 + i], with weights[i] for the latter.
 inline void Project(const Pool& pool, const Training& run, const LatentKernel& kernel,
                     const int32_t* ranks, const float* weights, float* projected) {
   constexpr int64_t kRanks = 4, kPart = 1 << 16, kChunk = 2048;
@@ -31,7 +31,7 @@ inline void Project(const Pool& pool, const Training& run, const LatentKernel& k
   const int64_t part = std::max<int64_t>(1, kPart / filters);
   const int64_t parts = (kernel.weights + part - 1) / part;
   const int64_t chunk = std::max<int64_t>(1, kChunk / filters);
-  // Waking a thread takes as long as one part does.
+  // Waking a thread takes as long as computing one part.
   const int64_t workers = parts == 1 ? 1 : Workers(pool);
   std::vector<float> totals(parts * filters), mean(filters);
   std::vector<std::vector<int32_t>> keys(workers);
@@ -52,7 +52,7 @@ inline void Project(const Pool& pool, const Training& run, const LatentKernel& k
       mean[f] = static_cast<float>(total / static_cast<double>(kernel.weights));
     }
   };
-  // Calls `body` with the magnitudes of a part, some rows at a time.
+  // Calls `body` with the magnitudes of a part, a few rows at a time.
   auto for_keys = [&](int64_t index, int64_t worker, auto&& body) {
     keys[worker].resize(chunk * filters);
     for (int64_t row = 0; row < rows(index); row += chunk) {
@@ -91,7 +91,7 @@ inline void Project(const Pool& pool, const Training& run, const LatentKernel& k
              {parts, clip}});
 }
 
-// Calls body(first, count, worker) for blocks of filters, of which a row is some cache lines.
+// Calls body(first, count, worker) for blocks of filters; a row of a block is a few cache lines.
 constexpr int64_t kColumns = 4 * kLanes;
 
 template <typename Body>
@@ -104,7 +104,7 @@ void ForFilters(const Pool& pool, int64_t filters, Body body) {
 }
 
 // code = +1 where |u| exceeds the filter's `rank`-th smallest, else -1, with u = (w - mean) /
-// deviation; both of these go to `moments` [2, filters].
+// deviation. Writes mean and deviation to `moments` [2, filters].
 inline void MagnitudeCode(const Pool& pool, const Training& run, const LatentKernel& kernel,
                           float epsilon, int64_t rank, float* code, float* moments) {
   const int64_t rows = kernel.weights, filters = kernel.filters;
@@ -134,7 +134,7 @@ inline void MagnitudeCode(const Pool& pool, const Training& run, const LatentKer
   });
 }
 
-// The gradient of w from that of the code, straight through to |u|, and u's own.
+// Computes the gradient of w from that of the code: straight through to |u|, then that of u.
 inline void MagnitudeCodeGradient(const Pool& pool, const Training& run, const LatentKernel& kernel,
                                   const float* moments, const float* g, float* dw) {
   const int64_t rows = kernel.weights, filters = kernel.filters;

@@ -1,4 +1,4 @@
-"""Projection and code of latent kernels, natively; see `binarize` for the mathematics."""
+"""Native projection and binarization of latent kernels; `rules.siman` has the mathematics."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from siman_jax.native.library import MAGNITUDE_CODE, MAGNITUDE_CODE_GRADIENT, PR
 
 
 def projection(reference: Function) -> Function:
-    """Build the function of a kernel, ranks and weights that centres filters and clips magnitudes.
+    """Build a function of a kernel, ranks and weights that centres filters and clips magnitudes.
 
     Args:
       reference: the same function in `jax.numpy`, of a kernel `[..., out]`, four int32 ranks and
-        two weights. Limit number i lies between the magnitudes of ranks i and 2 + i, at weight i
-        of the way.
+        two weights. Limit i is interpolated between the magnitudes of ranks i and 2 + i, with
+        weight i for the latter.
     """
 
     def natively(kernel: Array, ranks: Array, weights: Array) -> Array:
@@ -29,14 +29,14 @@ def projection(reference: Function) -> Function:
 
 
 def magnitude_code(reference: Function, epsilon: float) -> Function:
-    """Build the function of a kernel that gives +1 to the larger half of each filter, else -1.
+    """Build a function of a kernel that gives +1 to the larger half of each filter, else -1.
 
     Args:
       reference: the same function in `jax.numpy`, of a kernel `[..., out]`.
       epsilon: added to the variance.
 
     Returns:
-      Function of the kernel, and of bits that only the reference takes, where there are any.
+      Function of the kernel and optional bits, which only the reference uses.
     """
 
     def forward(kernel: Array, *bits: Array) -> Any:

@@ -11,7 +11,7 @@
 
 namespace siman {
 
-// The pool is of use as long as `threads` is.
+// The pool is valid as long as `threads` is.
 inline Pool PoolOf(xla::ffi::ThreadPool& threads) {
   return {threads.num_threads(),
           [&threads](std::function<void()> work) { threads.Schedule(std::move(work)); }};

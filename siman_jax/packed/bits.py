@@ -1,9 +1,9 @@
 """Vectors of +-1 as bits in 32-bit words.
 
 Bit 1 stands for +1 and bit 0 for -1. Element i of a vector is bit i % 32 of word i // 32, counted
-from the least significant one. Where the last word is not full its remaining bits are 0; two
-vectors agree there, so that a dot product never sees them. The true length is kept outside the
-words, in the shape of what they multiply.
+from the least significant bit. If the last word is not full, its remaining bits are 0; they are
+equal in any two vectors, so a dot product ignores them. The words do not hold the length of the
+vector.
 """
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ WORD_BITS = 32
 
 
 def word_count(length: int) -> int:
-    """How many words hold `length` bits.
+    """Return how many words hold `length` bits.
 
     >>> [word_count(length) for length in (1, 32, 33)]
     [1, 1, 2]
@@ -40,22 +40,22 @@ def pack(bits: Array) -> Array:
     spare = words * WORD_BITS - length
     padded = jnp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, spare)])
     grouped = padded.reshape(*bits.shape[:-1], words, WORD_BITS).astype(jnp.uint32)
-    # No two bits of a word share a place, so their sum is their union.
+    # Each bit has a place of its own, so the sum sets all of them.
     return jnp.sum(lax.shift_left(grouped, _places(grouped.ndim)), axis=-1, dtype=jnp.uint32)
 
 
 def unpack(words: Array, length: int) -> Array:
-    """Give back the bits that `pack` packed.
+    """Return the bits that `pack` packed.
 
     Args:
       words: uint32 `[..., ceil(length / 32)]`.
-      length: true number of bits.
+      length: number of bits.
 
     Returns:
       bool `[..., length]`.
 
     Raises:
-      ValueError: the words are not as many as hold `length` bits.
+      ValueError: the number of words does not fit `length`.
 
     >>> unpack(jnp.array([13], jnp.uint32), 5)
     Array([ True, False,  True,  True, False], dtype=bool)
@@ -69,20 +69,20 @@ def unpack(words: Array, length: int) -> Array:
 
 
 def dot(a: Array, b: Array, length: int) -> Array:
-    """Sum of products of two vectors of +-1.
+    """Compute the dot product of two vectors of +-1.
 
         a . b = N - 2 popcount(a xor b)
 
     Args:
       a: uint32 `[..., words]`.
       b: uint32, of the same shape.
-      length: N, the true number of elements.
+      length: N, the number of elements.
 
     Returns:
       int32 `[...]`, exact.
 
     Raises:
-      ValueError: the shapes differ, or the words are not as many as hold `length` bits.
+      ValueError: the shapes differ, or the number of words does not fit `length`.
 
     >>> a, b = pack(jnp.array([[True, True, False], [True, False, False]]))
     >>> dot(a, b, 3)
@@ -96,7 +96,7 @@ def dot(a: Array, b: Array, length: int) -> Array:
 
 
 def signs(bits: Array, dtype: jnp.dtype) -> Array:
-    """+1 where `bits` is True, else -1, of the same shape.
+    """Return +1 where `bits` is True, else -1.
 
     >>> signs(jnp.array([True, False]), jnp.dtype("float32"))
     Array([ 1., -1.], dtype=float32)
@@ -107,10 +107,10 @@ def signs(bits: Array, dtype: jnp.dtype) -> Array:
 def _check_length(words: Array, length: int) -> None:
     if words.shape[-1] != word_count(length):
         raise ValueError(
-            f"{length} bits take {word_count(length)} words, but there are {words.shape[-1]}."
+            f"there are {words.shape[-1]} words for {length} bits; expected {word_count(length)}."
         )
 
 
 def _places(ndim: int) -> Array:
-    """0 to 31 along the last of `ndim` axes."""
+    """Return 0 to 31 along the last of `ndim` axes."""
     return jnp.arange(WORD_BITS, dtype=jnp.uint32).reshape((1,) * (ndim - 1) + (WORD_BITS,))

@@ -1,7 +1,8 @@
-"""The model file: a packed network with all that is needed to build it again.
+"""The model file: a packed network with everything needed to build it again.
 
-Binary kernels are bits in 32-bit words, the rest is float32 or float16. What follows from the
-words is not stored. The metadata say what the words mean; see `_LAYOUT`.
+Binary kernels are stored as bits in 32-bit words, everything else as float32 or float16. Values
+computed from the words are not stored. The metadata describe the layout of the words; see
+`_LAYOUT`.
 """
 
 import json
@@ -20,7 +21,7 @@ from jax.typing import DTypeLike
 
 from siman_jax.errors import UsageError
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL
+from siman_jax.models.leaves import BINARY_KERNEL
 from siman_jax.output import write_whole
 from siman_jax.packed.bits import WORD_BITS
 from siman_jax.packed.kernels import corner_sums
@@ -32,14 +33,14 @@ from siman_jax.paths import read_file
 FORMAT = "siman-jax packed network"
 VERSION = "1"
 
-# What a bit means: what packs or unpacks otherwise has to say so.
+# The meaning of the bits. A file with another layout has to say so.
 _LAYOUT = {
     "word_bits": "32",
     "bit_order": "little-endian, input channel i is bit i % 32 of word i // 32",
     "polarity": "bit 1 is +1, bit 0 is -1",
 }
 _CONTENT = {"network", "arguments", "image_shape", "notes"}
-# Sizes beyond these are no network's; they bound what a wrong file makes the reader do.
+# No network is larger than this; the limits bound the work that a wrong file can cause.
 _MOST = {"num_classes": 1_000_000, "width": 4096}
 _MOST_PIXELS = 4096
 _MOST_BYTES = 2**30
@@ -47,14 +48,14 @@ _MOST_BYTES = 2**30
 
 @dataclass(frozen=True)
 class PackedNetwork:
-    """What a model file holds.
+    """The content of a model file.
 
     Attributes:
       network: key of `models.MODELS`.
       arguments: of `build_model`: `num_classes`, `width` and the two rules.
       image_shape: height, width and channels of the images it was trained on.
-      variables: packed, as `pack_variables` gives them, floats in float32.
-      notes: anything JSON can hold: class names, normalization, accuracy, digest of the config.
+      variables: packed, from `pack_variables`, with floats in float32.
+      notes: any JSON values: class names, normalization, accuracy, digest of the config.
     """
 
     network: str
@@ -69,11 +70,11 @@ class PackedNetwork:
 
 
 def encode_network(packed: PackedNetwork, float_dtype: DTypeLike = np.float32) -> bytes:
-    """Bytes of the model file, the same for the same network.
+    """Encode a network as the bytes of a model file; equal networks give equal bytes.
 
     Args:
       packed: the network.
-      float_dtype: float32, or float16 for half the size of what is not binary.
+      float_dtype: float32, or float16 to halve the size of everything that is not binary.
 
     Raises:
       UsageError: a value is not finite, or too large for `float_dtype`.
@@ -82,7 +83,7 @@ def encode_network(packed: PackedNetwork, float_dtype: DTypeLike = np.float32) -
     for path, leaf in flatten_dict(packed.variables["params"]).items():
         array = np.asarray(leaf)
         if path[-1] != WORDS:
-            with np.errstate(over="ignore"):  # the check that follows names it
+            with np.errstate(over="ignore"):  # reported by the check below
                 array = array.astype(float_dtype)
         _check_finite("/".join(path), array)
         tensors["/".join(path)] = array
@@ -99,21 +100,21 @@ def encode_network(packed: PackedNetwork, float_dtype: DTypeLike = np.float32) -
 
 
 def decode_network(data: bytes) -> PackedNetwork:
-    """Read what `encode_network` wrote, and check all of it.
+    """Decode the bytes of a model file, and check all of them.
 
     Raises:
-      UsageError: says what is wrong.
+      UsageError: the file is damaged, or of another kind or version.
     """
     tensors, metadata = decode(data)
     for name, expected in {"format": FORMAT, "version": VERSION, **_LAYOUT}.items():
         if metadata.get(name) != expected:
-            raise UsageError(f"its {name} is {metadata.get(name)!r}; known is {expected!r}.")
+            raise UsageError(f"its {name} is {metadata.get(name)!r}; expected {expected!r}.")
     missing = _CONTENT - metadata.keys()
     if missing:
         raise UsageError(f"its metadata lack {', '.join(sorted(missing))}.")
     unknown = metadata.keys() - _CONTENT - _LAYOUT.keys() - {"format", "version"}
-    if unknown:  # such as a misspelled digest, which would go unchecked
-        raise UsageError(f"its metadata hold {sorted(unknown)[0]!r}, which is not known.")
+    if unknown:  # for example a misspelled digest, which would not be checked
+        raise UsageError(f"its metadata hold {sorted(unknown)[0]!r}, which is unknown.")
     values = {
         name: parse_json(metadata[name], f"its {name}")
         for name in ("arguments", "image_shape", "notes")
@@ -132,7 +133,7 @@ def decode_network(data: bytes) -> PackedNetwork:
 def write_network(
     path: str | Path, packed: PackedNetwork, float_dtype: DTypeLike = np.float32
 ) -> None:
-    """Write the model file `path`, whole or not at all; see `encode_network`."""
+    """Write the model file `path`, completely or not at all; see `encode_network`."""
     write_whole(Path(path), encode_network(packed, float_dtype))
 
 
@@ -140,17 +141,19 @@ def read_network(path: str | Path) -> PackedNetwork:
     """Read the model file `path`.
 
     Raises:
-      UsageError: it is no model file of this version, or damaged; says what is wrong.
+      UsageError: the file is missing, damaged, or of another kind or version.
     """
     path = Path(path)
-    if path.is_dir() or not path.exists():
-        raise UsageError(f"{path} is no file.")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; expected a model file.")
+    if not path.exists():
+        raise UsageError(f"there is no file {path}.")
     try:
         return decode_network(read_file(path, _MOST_BYTES))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except UsageError as error:
-        raise UsageError(f"{path} is no usable model file: {error}") from error
+        raise UsageError(f"{path} is not a usable model file: {error}") from error
 
 
 def _json(value: Any) -> str:
@@ -167,27 +170,29 @@ def _check_arguments(
         _check_range(name, arguments[name], most)
     for name in rules:
         if not isinstance(arguments[name], str):
-            raise UsageError(f"its {name} is {arguments[name]!r}, no string.")
+            raise UsageError(f"its {name} is {arguments[name]!r}; expected a string.")
     if not isinstance(image_shape, list) or len(image_shape) != 3:
-        raise UsageError(f"its image_shape is {image_shape!r}, not height, width and channels.")
+        raise UsageError(
+            f"its image_shape is {image_shape!r}; expected height, width and channels."
+        )
     for value in image_shape:
         _check_range("image_shape", value, _MOST_PIXELS)
     if not isinstance(notes, dict):
-        raise UsageError("its notes are no table.")
+        raise UsageError("its notes are not a table.")
     height, width, channels = image_shape
     return arguments, (height, width, channels)
 
 
 def _check_range(name: str, value: Any, most: int) -> None:
     if type(value) is not int or not 1 <= value <= most:
-        raise UsageError(f"its {name} holds {value!r}, no whole number from 1 to {most}.")
+        raise UsageError(f"its {name} holds {value!r}; expected a whole number from 1 to {most}.")
 
 
-@lru_cache(maxsize=16)  # tracing takes most of the time of reading a small file
+@lru_cache(maxsize=16)  # tracing takes most of the time to read a small file
 def _expected(
     network: str, arguments: tuple[tuple[str, Any], ...], image_shape: tuple[int, int, int]
 ) -> tuple[dict[tuple[str, ...], Any], dict[str, Any]]:
-    """Shapes of the network's own parameters by path, and of the packed ones by name."""
+    """Return shapes of the network's own parameters by path, and of the packed ones by name."""
     model = build_model(network, **dict(arguments))
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
@@ -208,9 +213,9 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Any
         raise UsageError(f"tensor {name!r} {state}.")
     for name, array in tensors.items():
         if array.shape != expected[name].shape:
-            raise UsageError(f"{name!r} has shape {array.shape}, not {expected[name].shape}.")
+            raise UsageError(f"{name!r} has shape {array.shape}; expected {expected[name].shape}.")
         if (array.dtype == np.uint32) != (expected[name].dtype == np.uint32):
-            raise UsageError(f"{name!r} has dtype {array.dtype}, not {expected[name].dtype}.")
+            raise UsageError(f"{name!r} has dtype {array.dtype}; expected {expected[name].dtype}.")
         _check_finite(name, array)
 
 
@@ -220,7 +225,7 @@ def _check_finite(name: str, array: np.ndarray) -> None:
 
 
 def _variables(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], Any]) -> dict:
-    """Packed variables from the file's tensors, with what follows from the words."""
+    """Build packed variables from the file's tensors, with the sums computed from the words."""
     leaves = {}
     for name, array in tensors.items():
         *module, leaf = name.split("/")

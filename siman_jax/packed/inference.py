@@ -1,4 +1,4 @@
-"""A packed network as one function from images to logits: here, and only here, it is built."""
+"""A packed network as one function from images to logits, to call or to export."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,16 +18,16 @@ from siman_jax.packed.notes import Notes
 def inference(
     network: PackedNetwork, notes: Notes, *, exact: bool = False, portable: bool = False
 ) -> Callable[[Array], Array]:
-    """Build the function from images to logits, weights included.
+    """Build a pure function from images to logits that contains the weights.
 
-    The images are `[batch, height, width, channels]`, uint8 from 0 to 255 or floating from 0 to 1;
-    the logits float32 `[batch, classes]`. It is pure, to be compiled or exported.
+    Images are `[batch, height, width, channels]`, uint8 from 0 to 255 or floating from 0 to 1;
+    logits are float32 `[batch, classes]`.
 
     Args:
-      network: with its variables.
-      notes: of normalization.
+      network: the packed network.
+      notes: its notes, for the normalization.
       exact: round as evaluation does; see `network.packed_logits`.
-      portable: leave out what is for this machine, the native library and the pieces of a batch.
+      portable: do not tune for this machine: no native library, and no splitting of the batch.
     """
     model = network.model()
     apply: Callable[..., Any] = partial(packed_logits, model, exact=exact)
@@ -43,11 +43,11 @@ def inference(
 
 
 def export_program(network: PackedNetwork, notes: Notes) -> bytes:
-    """Serialize the network as one StableHLO program, weights and normalization included.
+    """Serialize the network as one StableHLO program, with its weights and normalization.
 
     The program maps uint8 `[batch, height, width, channels]` to float32 `[batch, classes]`, for
-    any batch, on a CPU, CUDA or TPU: `jax.export.deserialize(program).call(images)`. Equal networks
-    give equal bytes, whatever machine and folder they are made in.
+    any batch size, on a CPU, CUDA or TPU: `jax.export.deserialize(program).call(images)`. Equal
+    networks give equal bytes on every machine and in every folder.
     """
     logits = jax.jit(inference(network, notes, portable=True))
     batch = jax.export.symbolic_shape("batch")

@@ -1,11 +1,11 @@
-"""Products of packed kernels: convolutions and matrices of +-1, as exact integers.
+"""Products of packed kernels: convolutions and matrix products of +-1, as exact integers.
 
 Activations are `[batch, height, width, in]`, kernels `[height, width, in, out]` with `in` packed.
-Padding is with zeros, which is neither bit: a padded tap contributes 0.
+Padding adds zeros, which neither bit stands for: a padded tap contributes 0.
 
-A processor without a matrix unit for bits does best with `xor` and `population_count`, in C++ where
-that was built; one with a matrix unit for bfloat16, whose products of +-1 sum exactly in float32
-up to 2^24 terms, does best with that. `binary_conv` is where they part.
+On a CPU `xor` and `population_count` are fastest, in C++ if that was built. Accelerators have a
+matrix unit for bfloat16, which is faster still; its products of +-1 sum exactly in float32, up to
+2^24 terms. `binary_conv` chooses between them.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from siman_jax.packed.bits import pack, signs, unpack, word_count
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Words that are summed in one loop over the output. XLA's CPU backend unrolls them, and long
-# bodies are slow where the output is small: at 7x7x512, in blocks of 12 to 16 the 144 words take a
-# third of the time that they take in blocks of 36; wide maps have fewer words and do not mind.
+# How many words are summed in one loop over the output. XLA's CPU backend unrolls them, and long
+# bodies are slow if the output is small: at 7x7x512, 144 words in blocks of 12 to 16 take a third
+# of the time of blocks of 36. Larger images have fewer words, and their speed hardly depends on it.
 _BLOCK = 16
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -34,7 +34,7 @@ _NO_PADDING = ((0, 0), (0, 0))
 
 
 class PackedKernel(NamedTuple):
-    """A kernel of +-1 and what its border correction needs.
+    """A kernel of +-1, with the sums that correct for padding.
 
     Attributes:
       words: uint32 `[height, width, ceil(in / 32), out]`.
@@ -62,7 +62,7 @@ def pack_kernel(bits: Array) -> PackedKernel:
 
 
 def corner_sums(words: Array, channels: int) -> Array:
-    """`PackedKernel.corner_sums` of words that hold `channels` input channels."""
+    """Compute `PackedKernel.corner_sums` from words that hold `channels` input channels."""
     ones = jnp.sum(lax.population_count(words), axis=2, dtype=jnp.uint32).astype(jnp.int32)
     sums = 2 * ones - channels
     for axis in (0, 1):
@@ -71,7 +71,7 @@ def corner_sums(words: Array, channels: int) -> Array:
 
 
 def unpack_kernel(words: Array, channels: int) -> Array:
-    """Bits of a packed kernel: bool `[height, width, channels, out]`."""
+    """Return the bits of a packed kernel: bool `[height, width, channels, out]`."""
     return jnp.moveaxis(unpack(jnp.moveaxis(words, 2, -1), channels), -1, 2)
 
 
@@ -89,9 +89,9 @@ def binary_conv(
     Args:
       bits: bool `[batch, height, width, in]`, True for +1.
       kernel: for the same `in`.
-      strides: step, the same both ways.
+      strides: step, in both directions.
       padding: zeros before and after, for height and width.
-      native: use C++ on the CPU where it was built, otherwise XLA everywhere.
+      native: use C++ on a CPU if it was built; False for XLA everywhere.
 
     Returns:
       int32 `[batch, height', width', out]`, exact.
@@ -119,7 +119,7 @@ def binary_conv(
 
 
 def binary_dense(bits: Array, kernel: PackedKernel, *, native: bool = True) -> Array:
-    """Multiply activations of +-1 `[batch, in]` by a 1x1 kernel; int32 `[batch, out]`, exact."""
+    """Multiply activations of +-1 `[batch, in]` by a 1x1 kernel: int32 `[batch, out]`, exact."""
     return binary_conv(bits[:, None, None], kernel, native=native)[:, 0, 0]
 
 
@@ -128,13 +128,13 @@ def weight_only_conv(
 ) -> Array:
     """Convolve real activations with a kernel of +-1.
 
-    A float multiplication by +-1 costs what an addition does, so the kernel is unpacked: 1 bit
-    in memory, a float product at run time.
+    The kernel takes 1 bit per weight in memory. It is unpacked to floats for the product, since
+    multiplying by +-1 is as fast as adding.
 
     Args:
       x: floating `[batch, height, width, in]`.
       words: uint32 `[height, width, ceil(in / 32), out]`.
-      strides: step, the same both ways.
+      strides: step, in both directions.
       padding: zeros before and after, for height and width.
 
     Returns:
@@ -155,21 +155,21 @@ def weight_only_dense(x: Array, words: Array) -> Array:
 def conv_by_matrix_unit(
     bits: Array, kernel: PackedKernel, *, strides: int, padding: Padding
 ) -> Array:
-    """Do what `binary_conv` does by a bfloat16 convolution that sums in float32."""
+    """Compute `binary_conv` by a bfloat16 convolution with float32 sums."""
     x = signs(bits, jnp.dtype("bfloat16"))
     return _float_conv(x, kernel.words, strides, padding, jnp.float32).astype(jnp.int32)
 
 
 def conv_by_cpp(bits: Array, kernel: PackedKernel, *, strides: int, padding: Padding) -> Array:
-    """Do what `binary_conv` does by the native library."""
+    """Compute `binary_conv` by the native library."""
     return cpp.conv(bits, kernel.words, kernel.corner_sums, strides=strides, padding=padding)
 
 
 def conv_by_popcount(bits: Array, kernel: PackedKernel, *, strides: int, padding: Padding) -> Array:
-    """Do what `binary_conv` does by xor and population count.
+    """Compute `binary_conv` by xor and population count.
 
-    The sum runs over taps and words outside and output channels innermost, which XLA's CPU
-    backend compiles to vector instructions over output channels.
+    The sum loops over taps and words on the outside and output channels on the inside, which XLA's
+    CPU backend compiles to vector instructions over output channels.
     """
     height, width, words, _ = kernel.words.shape
     x = jnp.pad(pack(bits), ((0, 0), *padding, (0, 0)))
@@ -188,7 +188,7 @@ def conv_by_popcount(bits: Array, kernel: PackedKernel, *, strides: int, padding
         for seen, place in terms[start : start + _BLOCK]:
             other = lax.expand_dims(kernel.words[place], range(3))
             unequal = unequal + lax.population_count(seen ^ other)
-        # Ends the loop that the words up to here share.
+        # Ends XLA's loop over the output.
         unequal = lax.optimization_barrier(unequal)
     taps = height * width * bits.shape[3]
     y = taps - 2 * unequal.astype(jnp.int32)
@@ -197,10 +197,10 @@ def conv_by_popcount(bits: Array, kernel: PackedKernel, *, strides: int, padding
 
 
 def _checked(x: Array, words: Array, strides: int, padding: Padding) -> tuple[int, ...]:
-    """Shape of a kernel's words, which fit the input `x`.
+    """Return the shape of a kernel's words, after checking that they fit the input `x`.
 
     Raises:
-      ValueError: they do not, or strides or padding make no sense.
+      ValueError: they do not fit, a stride is below 1, or padding is negative.
     """
     if x.ndim != 4 or words.ndim != 4 or words.dtype != jnp.uint32:
         raise ValueError(
@@ -209,24 +209,24 @@ def _checked(x: Array, words: Array, strides: int, padding: Padding) -> tuple[in
         )
     if words.shape[2] != word_count(x.shape[3]):
         raise ValueError(
-            f"the input has {x.shape[3]} channels, and the kernel {words.shape[2]} words of 32 for"
-            f" them; expected {word_count(x.shape[3])}."
+            f"the input has {x.shape[3]} channels, but the kernel has {words.shape[2]} words of 32;"
+            f" expected {word_count(x.shape[3])}."
         )
     if strides < 1 or min(pixels for side in padding for pixels in side) < 0:
         raise ValueError(
-            f"strides are {strides} and padding is {padding}; expected strides of 1 or more, and no"
-            " negative padding."
+            f"the strides are {strides} and the padding is {padding}; expected strides of 1 or"
+            " more, and no negative padding."
         )
     padded = [size + sum(pad) for size, pad in zip(x.shape[1:3], padding, strict=True)]
     if any(taps > size for taps, size in zip(words.shape[:2], padded, strict=True)):
         raise ValueError(
-            f"a kernel of {words.shape[:2]} is larger than the padded input, {tuple(padded)}."
+            f"the kernel, {words.shape[:2]}, is larger than the padded input, {tuple(padded)}."
         )
     return words.shape
 
 
 def _seen_by_tap(x: Array, row: int, column: int, sizes: Sequence[int], strides: int) -> Array:
-    """What one tap of the kernel meets: `[batch, height', width', words]`."""
+    """Return the words that one tap of the kernel sees: `[batch, height', width', words]`."""
     rows = slice(row, row + (sizes[0] - 1) * strides + 1, strides)
     columns = slice(column, column + (sizes[1] - 1) * strides + 1, strides)
     return x[:, rows, columns]
@@ -235,13 +235,14 @@ def _seen_by_tap(x: Array, row: int, column: int, sizes: Sequence[int], strides:
 def _sums_over_padding(
     corner_sums: Array, image: Sequence[int], sizes: Sequence[int], strides: int, padding: Padding
 ) -> Array | None:
-    """Sum of the kernel over the taps that meet padding, at each place of the output.
+    """Sum the kernel over the taps that see padding, at each place of the output.
 
-    Padded words are all bits 0, so a padded tap counted minus the kernel's sum there; this adds
-    it back. Places that see the same taps have the same sum, and there are few kinds of them.
+    Padded words have all bits 0, which count as -1, so a padded tap subtracted its part of the
+    kernel; these sums add it back. Only few places differ in the taps that see padding, and each
+    such sum is computed once.
 
     Returns:
-      int32 `[1, height', width', out]`, or None where no tap meets padding.
+      int32 `[1, height', width', out]`, or None if no tap sees padding.
     """
     taps = corner_sums.shape[0] - 1, corner_sums.shape[1] - 1
     seen = [
@@ -262,7 +263,7 @@ def _sums_over_padding(
 def _taps_inside(
     size: int, taps: int, out: int, stride: int, padding: tuple[int, int]
 ) -> np.ndarray:
-    """First tap and last tap + 1 that meet no padding, for each output of one axis: `[out, 2]`."""
+    """Return the range of taps that see no padding, for each output of one axis: `[out, 2]`."""
     starts = np.arange(out) * stride - padding[0]
     return np.stack([np.clip(-starts, 0, taps), np.clip(size - starts, 0, taps)], axis=1)
 
@@ -270,7 +271,7 @@ def _taps_inside(
 def _float_conv(
     x: Array, words: Array, strides: int, padding: Padding, sums_in: DTypeLike
 ) -> Array:
-    """Convolve `x` with the unpacked kernel, products in its dtype, sums in `sums_in`."""
+    """Convolve `x` with the unpacked kernel: products in the dtype of `x`, sums in `sums_in`."""
     kernel = signs(unpack_kernel(words, x.shape[3]), x.dtype)
     return lax.conv_general_dilated(
         x,

@@ -1,8 +1,8 @@
-"""How long a model takes for one image on the CPU, with a given number of threads.
+"""Measures the time of a model for one image on the CPU, with a given number of threads.
 
-JAX fixes its threads when it starts, so each number of threads is measured by a process of its
-own: this file, run as `python -m siman_jax.packed.latency MODEL THREADS`, prints one JSON object.
-Where the system allows it (Linux), the process is bound to as many cores.
+JAX fixes its number of threads when it starts, so each number is measured in a process of its own:
+`python -m siman_jax.packed.latency MODEL THREADS` prints one JSON object. On Linux the process is
+bound to as many cores.
 """
 
 import json
@@ -20,13 +20,13 @@ _WARM_UP = 5
 
 
 def measure_apart(model: str, threads: int) -> dict[str, float]:
-    """Measure in a new process that has `threads` threads.
+    """Measure in a new process with `threads` threads.
 
     Returns:
-      `threads`, `calls`, `median_ms` and `best_ms`, milliseconds from pixels in NumPy to logits.
+      `threads`, `calls`, `median_ms` and `best_ms`; times are from pixels in NumPy to logits.
 
     Raises:
-      UsageError: the process failed; says how.
+      UsageError: the process failed; the message holds its errors.
     """
     result = subprocess.run(
         [sys.executable, "-m", "siman_jax.packed.latency", model, str(threads)],
@@ -41,14 +41,14 @@ def measure_apart(model: str, threads: int) -> dict[str, float]:
 
 
 def cores() -> list[int]:
-    """Cores that this process may use."""
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def _measure(path: str) -> dict[str, float]:
-    import numpy as np  # NumPy's and JAX's threads start after the process is bound
+    import numpy as np  # late: NumPy and JAX must start their threads after binding to cores
 
     from siman_jax.packed.model import load_model
 

@@ -1,10 +1,10 @@
-"""The layers of `siman_jax.models.layers` as inference runs them: kernels in bits.
+"""The layers of `siman_jax.models.layers` for inference, with kernels packed into bits.
 
-Each takes the place of the layer that it derives from, with the same attributes, so that a
-network's own definition builds either. Batch statistics are long settled here: `train` is False.
+Each replaces the layer that it derives from and has the same attributes, so that the same
+definition of a network builds either. `train` is always False here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 
 import flax.linen as nn
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from siman_jax.errors import choose
-from siman_jax.models.layers import BinaryConv, BinaryDense, per_channel, same_padding
+from siman_jax.models.batch_norm import per_channel
+from siman_jax.models.layers import BinaryConv, BinaryDense
+from siman_jax.models.product import same_padding
 from siman_jax.packed.bits import word_count
 from siman_jax.packed.kernels import (
     PackedKernel,
@@ -21,22 +23,23 @@ from siman_jax.packed.kernels import (
     weight_only_conv,
     weight_only_dense,
 )
-from siman_jax.rules.siman import REAL, wide
+from siman_jax.rules import ACTIVATION_RULES, REAL
+from siman_jax.rules.precision import wide
 
 WORDS = "words"
-# What follows from the words and need not be stored has a collection of its own.
+# A collection for values that are computed from the words and need not be stored.
 DERIVED = "derived"
 CORNER_SUMS = "corner_sums"
 
 
 class PackedConv(BinaryConv):
-    """`BinaryConv` on bits, without its scales, which the batch norm behind it has taken over.
+    """`BinaryConv` on bits, without its scales, which are merged into the batch norm after it.
 
     With binary activations the result is int32 and exact; with the activation rule "real" it has
-    the layer's dtype. The bits have been chosen, so the weight rule is of no more use.
+    the layer's dtype. The weight rule is ignored, since the bits are given.
 
     Attributes:
-      native: use the library in C++, on a CPU where it was built.
+      native: whether to use the C++ library on a CPU, if it was built.
     """
 
     native: bool = True
@@ -78,9 +81,9 @@ def max_pool(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]] | str = "VALID",
 ) -> Array:
-    """Do what `nn.max_pool` does, for integers too, as a maximum of shifted slices.
+    """Do what `nn.max_pool` does, also for integers, as a maximum of shifted slices.
 
-    XLA's CPU backend vectorises slices but not `reduce_window`, which takes three times as long.
+    XLA's CPU backend vectorizes slices but not `reduce_window`, which takes three times as long.
 
     Args:
       x: `[batch, height, width, channels]`, int32 or floating.
@@ -109,35 +112,13 @@ def max_pool(
     return reduce(jnp.maximum, [x[:, rows, columns] for rows in spans[0] for columns in spans[1]])
 
 
-def above_mean(x: Array) -> Array:
-    """Bits of signs about the mean of each sample, `[batch, ...]`."""
-    # Standardizing first, as training does, would change the sign of no element.
-    return x >= jnp.mean(x, range(1, x.ndim), keepdims=True)
-
-
-def _not_negative(x: Array) -> Array:
-    return x >= 0
-
-
-# The bits of what `rules.ACTIVATION_RULES` gives, True for +1.
-ACTIVATION_BITS: dict[str, Callable[[Array], Array]] = {
-    "siman": above_mean,
-    "rbnn": above_mean,
-    "approx_sign": _not_negative,
-    "ste_sign": _not_negative,
-    "swish_sign": _not_negative,
-    "tanh_sign": _not_negative,
-    "recu": _not_negative,
-}
-
-
 def _bits(layer: BinaryConv | BinaryDense, x: Array) -> Array:
-    rule = choose(ACTIVATION_BITS, layer.activation_rule, "activation rule")
-    return rule(x.astype(wide(layer.dtype)))
+    rule = choose(ACTIVATION_RULES, layer.activation_rule, "activation rule")
+    return rule.bits(x.astype(wide(layer.dtype)))
 
 
 def _packed_kernel(layer: nn.Module, shape: tuple[int, int, int, int]) -> PackedKernel:
-    """The packed kernel that `layer` owns, for an unpacked `shape` in HWIO."""
+    """Return the packed kernel that `layer` owns, for an unpacked `shape` in HWIO."""
     height, width, channels, features = shape
     words = layer.param(
         WORDS,

@@ -1,4 +1,4 @@
-"""A model file as a Python object: images in, logits or named classes out."""
+"""A model file as a Python object, which maps images to logits or named classes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +18,12 @@ from siman_jax.packed.summary import summarize_packed
 
 
 class Prediction(NamedTuple):
-    """What a model says of a batch of images.
+    """Predictions for a batch of images.
 
     Attributes:
       classes: int64 `[batch]`, index of the most probable class of each image.
       probabilities: float32 `[batch, classes]`, softmax of the logits.
-      names: of `classes`; their numbers where the file names no classes.
+      names: names of `classes`, or their numbers if the file has no class names.
     """
 
     classes: np.ndarray
@@ -34,10 +34,10 @@ class Prediction(NamedTuple):
 class PackedModel:
     """A packed network, ready to be called.
 
-    Each batch size is compiled once, at its first call.
+    The first call with each batch size compiles the network.
 
     Attributes:
-      network: what the file holds.
+      network: the content of the file.
       notes: the file's notes, checked.
     """
 
@@ -52,21 +52,21 @@ class PackedModel:
         """Map images to logits.
 
         Args:
-          images: `[batch, height, width, channels]`, uint8 from 0 to 255, or floating from 0 to 1,
-            the same divided by 255; the file's own mean and std are applied here.
+          images: `[batch, height, width, channels]`, uint8 from 0 to 255, or floating from 0 to 1;
+            they are normalized here by the file's mean and std.
 
         Returns:
           float32 `[batch, classes]`.
 
         Raises:
-          UsageError: another shape or dtype, or floats that are not within 0 to 1, but for one
-            step of their dtype or of float32, by which scaled images may miss it. Inside `jax.jit`
-            values are not known, so that their range is not checked.
+          UsageError: the shape or dtype is wrong, or floats are outside of 0 to 1. A rounding
+            error, one step of their dtype or of float32, is allowed. Inside `jax.jit` the range
+            is not checked, since values are not known there.
         """
         return self._logits(self._checked(images))
 
     def predict(self, images: ArrayLike) -> Prediction:
-        """Classify images, which are as for a call."""
+        """Classify images; the argument and errors are those of a call."""
         logits = np.asarray(self(images))
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = powers / powers.sum(axis=1, keepdims=True)
@@ -74,11 +74,11 @@ class PackedModel:
         return Prediction(classes, probabilities, [self.class_name(index) for index in classes])
 
     def class_name(self, index: int) -> str:
-        """Name of a class, or its number where the file names none."""
+        """Return the name of a class, or its number if the file has no class names."""
         return self.notes.class_names[index] if self.notes.class_names else str(index)
 
     def summary(self) -> None:
-        """Print parameters, multiply-accumulates and kB of every layer, and their totals."""
+        """Print the parameters, multiply-accumulates and kB of every layer, and their totals."""
         print_summary(summarize_packed(self.network))
 
     def _checked(self, images: ArrayLike) -> Array | np.ndarray:
@@ -87,7 +87,7 @@ class PackedModel:
         if array.ndim != 4 or array.shape[1:] != self.network.image_shape or not array.shape[0]:
             raise UsageError(
                 f"the images have shape {list(array.shape)}; expected [batch, height, width,"
-                f" channels] with images of {expected}, and at least one of them."
+                f" channels] with at least one image of {expected}."
                 f"{self._hint(array.shape)}"
             )
         if array.dtype == np.uint8:
@@ -103,19 +103,19 @@ class PackedModel:
         step = float(max(jnp.finfo(array.dtype).eps, jnp.finfo(jnp.float32).eps))
         if not -step <= least <= most <= 1 + step:
             raise UsageError(
-                f"the images are floats from {least:g} to {most:g}; expected 0 to 1, before"
-                " normalization. Give pixels from 0 to 255 as uint8."
+                f"the images are floats from {least:g} to {most:g}; expected 0 to 1, not yet"
+                " normalized. Pass pixels from 0 to 255 as uint8."
             )
         array = array.astype(np.float32)
         return array.clip(0, 1) if least < 0 or most > 1 else array
 
     def _hint(self, shape: tuple[int, ...]) -> str:
-        """The mistake that a wrong shape tells of, if it is a usual one."""
+        """Suggest how to correct a wrong shape, for common mistakes."""
         height, width, channels = self.network.image_shape
         if shape[-3:] == (channels, height, width):
-            return " They have their channels first; numpy.moveaxis(images, -3, -1) moves them."
+            return " The channels come first; numpy.moveaxis(images, -3, -1) moves them."
         if shape == self.network.image_shape:
-            return " This is one image; give it as images[None]."
+            return " This is a single image; pass images[None]."
         return ""
 
 
@@ -127,7 +127,8 @@ def load_model(path: str | Path, *, exact: bool = False) -> PackedModel:
       exact: as for `siman_jax.load`.
 
     Raises:
-      UsageError: it is no model file of this version, damaged, or lacks what prediction needs.
+      UsageError: the file is missing, damaged, of another kind or version, or lacks notes that
+        prediction needs.
     """
     network = read_network(path)
     try:

@@ -1,4 +1,4 @@
-"""Packed inference's calls of the native library: single convolutions, and whole networks."""
+"""Calls of the native library for packed inference: single convolutions, and whole networks."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from jax import Array
 
 from siman_jax.native import library
 
-# Filters that the fewest and the most vector registers of any variant hold together.
+# The smallest and the largest number of filters that any variant computes together.
 _LANES, _BLOCK = 16, 64
 
 
@@ -22,13 +22,13 @@ def conv(
     padding: tuple[tuple[int, int], tuple[int, int]],
     variant: str | None = None,
 ) -> Array:
-    """Do what `kernels.conv_by_popcount` does, by C++.
+    """Compute `kernels.conv_by_popcount` in C++.
 
     Args:
       bits: bool `[batch, height, width, in]`.
       words: uint32, of a `kernels.PackedKernel`.
       corner_sums: int32, of the same.
-      strides: step, the same both ways.
+      strides: step, in both directions.
       padding: zeros before and after, for height and width.
       variant: one of `library.variants()`; the first of them if None.
 
@@ -45,7 +45,7 @@ def conv(
         library.BINARY_CONV,
         (
             jax.ShapeDtypeStruct((batch, *sizes, words.shape[-1]), jnp.int32),
-            jax.ShapeDtypeStruct(padded, jnp.uint32),  # where the call packs its input
+            jax.ShapeDtypeStruct(padded, jnp.uint32),  # work space for the packed input
         ),
         vmap_method="sequential",
     )(
@@ -72,26 +72,30 @@ def residual_logits(
     channels: Sequence[int],
     variant: str | None = None,
 ) -> Array:
-    """Run a residual network of two-shortcut blocks, as one call.
+    """Run a residual network of two-shortcut blocks in one call.
+
+    A unit is one half of a block: a binary convolution, its batch norm, shortcut and PReLU.
 
     Args:
       images: float32 `[batch, height, width, in]`.
-      weights: of the stem its kernel, gain and offset; of each unit the words and corner sums of
-        its `kernels.PackedKernel`, then gain, offset and slope, and where its shape changes and
-        shortcuts are real, their kernel, gain and offset; of the classifier gain and offset of its
-        batch norm, kernel and bias. All have `whole_lanes` of channels, and kernels and words are
-        in `blocks`. What is not words or sums is float32.
+      weights: for the stem: kernel, gain and offset. For each unit: words and corner sums of its
+        `kernels.PackedKernel`, then gain, offset and slope; if its shape changes and shortcuts are
+        real, also the shortcut's kernel, gain and offset. For the classifier: gain and offset of
+        its batch norm, kernel and bias. Channels are padded by `whole_lanes`, and kernels and
+        words are laid out by `blocks`. Everything but words and corner sums is float32.
       classes: number of logits.
-      centred: bits are signs about a sample's mean, not about 0.
-      pooled: the stem is 7x7 and ends with maxima of 3x3 in steps of 2; otherwise 3x3.
+      centred: bits are signs about a sample's mean instead of 0.
+      pooled: the stem is a 7x7 convolution and a 3x3 max pool with stride 2; otherwise a 3x3
+        convolution.
       real_shortcuts: where the shape changes, the shortcut is a real 1x1 convolution and a batch
-        norm; otherwise it has zeros around the channels.
+        norm; otherwise channels of zeros are added.
       strides: of the stem and the units.
       channels: of the images, the stem and the units.
       variant: one of `library.variants()`; the first of them if None.
 
     Returns:
-      float32 `[batch, classes]`. Integers are exact, but real sums have an order of their own.
+      float32 `[batch, classes]`. Integers are exact; real sums are taken in another order than
+      XLA's.
     """
     images, *weights = (
         jnp.asarray(x, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -115,7 +119,7 @@ def residual_logits(
 
 
 def blocks(kernel: Array) -> Array:
-    """Lay a kernel `[..., out]` out in blocks of filters, each in one piece: `[size]`.
+    """Rearrange a kernel `[..., out]` into blocks of filters, each contiguous: `[size]`.
 
     >>> blocks(jnp.arange(160).reshape(2, 80))[jnp.array([0, 63, 64, 128])]
     Array([  0,  63,  80,  64], dtype=int32)
@@ -126,7 +130,7 @@ def blocks(kernel: Array) -> Array:
 
 
 def whole_lanes(x: Array, axis: int = -1) -> Array:
-    """Pad an axis, of channels, with zeros to a multiple of what vector registers hold.
+    """Pad an axis of channels with zeros to a multiple of the 16 lanes that C++ works on.
 
     >>> whole_lanes(jnp.zeros((3, 20))).shape
     (3, 32)

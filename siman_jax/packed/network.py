@@ -1,9 +1,10 @@
-"""From a trained network to its packed form, which runs on the same definition of the network.
+"""Packing a trained network, and applying it.
 
     packed = pack_variables(model, variables, image_shape=(32, 32, 3))
     logits = jax.jit(partial(packed_logits, model))(packed, images)
 
-All of it, from images to logits, is one pure function of arrays and compiles as one program.
+The packed network has the same definition, built from packed layers. It is a pure function from
+images to logits and compiles as one program.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.errors import UsageError
 from siman_jax.models.folding import COMPARED, FoldedNorm, NotFoldable, fold, same_logits
-from siman_jax.models.layers import BINARY_KERNEL, BITS, BinaryConv, leaves_by_module
+from siman_jax.models.layers import BinaryConv
+from siman_jax.models.leaves import BINARY_KERNEL, BITS, leaves_by_module
 from siman_jax.packed.kernels import pack_kernel
 from siman_jax.packed.layers import (
     CORNER_SUMS,
@@ -27,10 +29,10 @@ from siman_jax.packed.layers import (
     max_pool,
 )
 from siman_jax.packed.residual import covers, residual_logits
-from siman_jax.rules.siman import REAL
+from siman_jax.rules import REAL
 
-# Most numbers in the largest activation of images that are computed together on a CPU, so that
-# they stay in its cache. Batches of 256 small images ran up to twice as fast in such pieces.
+# On a CPU a batch is split so that its largest activation has at most this many numbers and stays
+# in the cache. This made batches of 256 small images up to twice as fast.
 _CACHED = 2**20
 
 
@@ -42,14 +44,15 @@ def packed_logits(
     native: bool = True,
     exact: bool = False,
 ) -> jax.Array:
-    """Apply a packed network, on a CPU as one native call, or by a few images at a time.
+    """Apply a packed network; on a CPU as one native call, or to a few images at a time.
 
     Args:
       model: the network that was packed, of `models`.
       packed: from `pack_variables`.
       images: normalized, float32 `[batch, height, width, channels]`.
-      native: see `packed_twin`; where `residual.covers` the network, all of it is C++.
-      exact: only the convolutions of bits, so that real sums are XLA's, as in evaluation.
+      native: see `packed_twin`; if `residual.covers` the network, all of it runs in C++.
+      exact: use C++ only for convolutions of bits, so that all real sums are XLA's, as in
+        evaluation.
 
     Returns:
       Logits, `[batch, classes]`.
@@ -64,12 +67,12 @@ def packed_logits(
 
 
 def packed_twin(model: nn.Module, *, native: bool = True) -> nn.Module:
-    """Build the same network of packed layers.
+    """Build the same network from packed layers.
 
     Args:
       model: a network of `models`.
-      native: use the C++ kernel on the CPU where it was built; False for a program that is to
-        run elsewhere.
+      native: use the C++ library on a CPU if it was built; False for a program that will run on
+        other machines.
 
     Returns:
       A module for the variables of `pack_variables`, to `apply` with `train=False`.
@@ -98,7 +101,7 @@ def _packed_conv(features: int, *, native: bool, weight_rule: str, **attributes:
 
 
 def pack_variables(model: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]) -> dict:
-    """Pack a trained network's variables, once a few images of noise show that it does the same.
+    """Pack a trained network's variables, and check the logits on a few images of noise.
 
     Args:
       model: the network, built like those of `models`.
@@ -106,12 +109,12 @@ def pack_variables(model: nn.Module, variables: Mapping, image_shape: tuple[int,
       image_shape: height, width and channels of the network's images.
 
     Returns:
-      Variables of `packed_twin(model)`: `params`, and in `derived` what follows from them.
+      Variables of `packed_twin(model)`: `params`, and values computed from them in `derived`.
 
     Raises:
-      UsageError: packed, the network cannot be run, or gives other logits than `model.apply`.
+      UsageError: the packed network cannot be run, or gives other logits than `model.apply`.
     """
-    # A few images, so it should compile fast.
+    # With so few images, compiling fast matters more than running fast.
     options = {"xla_backend_optimization_level": 0}
     compare = jax.jit(
         partial(same_logits, model, other_logits=packed_logits), compiler_options=options
@@ -125,23 +128,23 @@ def pack_variables(model: nn.Module, variables: Mapping, image_shape: tuple[int,
     except NotFoldable as error:
         reason = str(error)
     raise UsageError(
-        f"this {type(model).__name__} cannot be packed: {reason}. Each binary convolution has to be"
-        " followed by its batch norm, with nothing added between, and be named like it, such as"
-        " conv1 and bn1; layers have to be made by the network's fields conv and norm."
+        f"this {type(model).__name__} cannot be packed: {reason}. Each binary convolution must be"
+        " followed directly by a batch norm with a matching name, such as conv1 and bn1. The layers"
+        " must be made by the network's fields conv and norm."
     )
 
 
 def pack_unchecked(model: nn.Module, variables: Mapping) -> dict:
-    """Do what `pack_variables` does, as a function to trace: fold, and store bits in words.
+    """Do what `pack_variables` does without checking the logits, so that it can be traced.
 
     Args:
-      model: a network of `models`, which tests have shown to pack.
+      model: a network of `models`.
       variables: as for `folding.fold`.
 
     Returns:
-      Variables of `packed_twin(model)`: `params`, and in `derived` what follows from them.
+      Variables of `packed_twin(model)`: `params`, and values computed from them in `derived`.
     """
-    folded = jax.jit(partial(fold, model))(variables)  # compiled, and so rounded, as in evaluation
+    folded = jax.jit(partial(fold, model))(variables)  # compiled, so that it rounds as evaluation
     packed = {("params", *path): leaf for path, leaf in flatten_dict(folded["params"]).items()}
     for module, own in leaves_by_module(folded.get(BITS, {})).items():
         kernel = pack_kernel(own[BINARY_KERNEL])

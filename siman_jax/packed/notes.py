@@ -1,4 +1,4 @@
-"""What a model file says beside its weights: how images become inputs, and what classes mean."""
+"""Notes in a model file: how to prepare images, class names, and the accuracy of the run."""
 
 import math
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ class Notes:
     """Notes of a model file.
 
     Attributes:
-      mean, std: of each channel, on the scale where pixels are 0 to 1.
-      shorter_side: what evaluation scales an image's shorter side to before it crops the centre;
-        None where images are taken whole.
-      resize: of images taken whole, whether those of another size are scaled and cropped to fit,
-        or refused.
+      mean, std: of each channel, for pixels from 0 to 1.
+      shorter_side: length to which evaluation scales an image's shorter side before it crops the
+        centre; None if images are used whole.
+      resize: if images are used whole: whether other sizes are scaled and cropped to fit, instead
+        of refused.
       background: grey level behind transparent parts of images, 0 to 255.
-      exif_orientation: whether images are turned as their EXIF data say.
-      class_names: in the order of the logits; None where they are not known.
-      accuracy: `epoch`, and the test split's `loss`, `top1` and `top5` (percent), of these weights;
-        None where they were not evaluated.
-      config_sha256: digest of the run's config; None where the weights are of no run.
+      exif_orientation: whether to rotate images by their EXIF orientation.
+      class_names: in the order of the logits; None if unknown.
+      accuracy: `epoch`, and `loss`, `top1` and `top5` (percent) of these weights on the test
+        split; None if they were not evaluated.
+      config_sha256: digest of the run's config; None if the weights do not come from a run.
     """
 
     mean: tuple[float, ...]
@@ -39,7 +39,7 @@ class Notes:
     config_sha256: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Values for `PackedNetwork.notes`."""
+        """Return the notes as JSON values, for `PackedNetwork.notes`."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -49,15 +49,15 @@ class Notes:
 def parse_notes(
     notes: Mapping[str, Any], image_shape: tuple[int, int, int], num_classes: int
 ) -> Notes:
-    """Check the notes of a model file; what is not known here is passed over.
+    """Check the notes of a model file; unknown notes are ignored.
 
     Args:
-      notes: any values that JSON can hold.
+      notes: any JSON values.
       image_shape: height, width and channels of the network's images.
-      num_classes: number of its logits.
+      num_classes: number of the network's logits.
 
     Raises:
-      UsageError: mean or std is missing, or a note is not what it should be.
+      UsageError: mean or std is missing, or a note has a wrong type or value.
     """
     known = Notes(
         mean=_numbers(notes, "mean", image_shape[2]),
@@ -71,22 +71,24 @@ def parse_notes(
         config_sha256=notes.get("config_sha256"),
     )
     if min(known.std) <= 0:
-        raise UsageError(f"its std is {list(known.std)}; each must be above 0.")
+        raise UsageError(f"its std is {list(known.std)}; expected numbers above 0.")
     side, least = known.shorter_side, max(image_shape[:2])
     if side is not None and not (type(side) is int and least <= side <= _MOST_PIXELS):
         raise UsageError(
-            f"its shorter_side is {side!r}, no whole number from {least} to {_MOST_PIXELS}."
+            f"its shorter_side is {side!r}; expected a whole number from {least} to {_MOST_PIXELS}."
         )
     for name in ("resize", "exif_orientation"):
         value = getattr(known, name)
         if not isinstance(value, bool):
-            raise UsageError(f"its {name} is {value!r}, neither true nor false.")
+            raise UsageError(f"its {name} is {value!r}; expected true or false.")
     if not (type(known.background) is int and 0 <= known.background <= 255):
-        raise UsageError(f"its background is {known.background!r}, no whole number from 0 to 255.")
+        raise UsageError(
+            f"its background is {known.background!r}; expected a whole number from 0 to 255."
+        )
     if known.accuracy is not None and not _are_numbers_by_name(known.accuracy):
-        raise UsageError(f"its accuracy is {known.accuracy!r}, no table of numbers.")
+        raise UsageError(f"its accuracy is {known.accuracy!r}; expected a table of numbers.")
     if not isinstance(known.config_sha256, str | None):
-        raise UsageError(f"its config_sha256 is {known.config_sha256!r}, no string.")
+        raise UsageError(f"its config_sha256 is {known.config_sha256!r}; expected a string.")
     return known
 
 
@@ -94,7 +96,7 @@ def _numbers(notes: Mapping[str, Any], name: str, count: int) -> tuple[float, ..
     values = notes.get(name)
     if not (isinstance(values, list) and len(values) == count and all(map(_is_number, values))):
         raise UsageError(
-            f"its {name} is {values!r}, but it must hold a number for each channel, {count} in all."
+            f"its {name} is {values!r}; expected a list of {count} numbers, one for each channel."
         )
     return tuple(float(value) for value in values)
 
@@ -103,7 +105,7 @@ def _class_names(names: Any, count: int) -> tuple[str, ...] | None:
     if names is None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError("its class_names are no list of strings.")
+        raise UsageError("its class_names are not a list of strings.")
     if len(names) != count:
         raise UsageError(f"it has {len(names)} class_names for {count} classes.")
     return tuple(names)

@@ -1,8 +1,8 @@
 """A packed network of two-shortcut blocks as one native call.
 
-Layer by layer, as `network.packed_twin` runs it, one image loses much of its time between
-the layers: to dispatch, to threads that wake up, and to activations that are read again. In one
-call the threads stay together from the image to the logits.
+Run layer by layer, as by `network.packed_twin`, a single image loses much time between layers: to
+dispatch, to waking threads, and to reading activations again. In a single call the threads keep
+running from the image to the logits.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,21 +16,15 @@ from siman_jax.models.layers import BinaryConv
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut, real_shortcut
 from siman_jax.native import library
 from siman_jax.packed import native
-from siman_jax.packed.layers import (
-    ACTIVATION_BITS,
-    CORNER_SUMS,
-    DERIVED,
-    WORDS,
-    above_mean,
-)
+from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
 from siman_jax.packed.native import whole_lanes
-from siman_jax.rules.siman import REAL
+from siman_jax.rules import ACTIVATION_RULES, REAL
 
 
 def covers(model: nn.Module) -> TypeGuard[ResNet]:
-    """Whether this machine can run a network, of `models`, that way."""
+    """Tell whether this machine can run a network of `models` as one native call."""
     return (
-        type(model) is ResNet  # one that derives from it may do otherwise
+        type(model) is ResNet  # a subclass may compute something else
         and model.block is TwoShortcutBlock
         and model.shortcut in (pad_shortcut, real_shortcut)
         and model.stem_activation is nn.relu
@@ -43,11 +37,11 @@ def covers(model: nn.Module) -> TypeGuard[ResNet]:
 def residual_logits(
     model: ResNet, packed: Mapping, images: Array, *, variant: str | None = None
 ) -> Array:
-    """Do what `packed_twin(model)` does.
+    """Compute the logits of `packed_twin(model)` in one native call.
 
-    Its convolutions of bits give the same integers. Real sums are added up in another order: those
-    of the stem, of real shortcuts, and the means that bits are signs about. So logits agree to
-    rounding, unless an activation is so near the mean that rounding decides its bit.
+    Convolutions of bits give the same integers. Real sums are taken in another order: those of
+    the stem, of real shortcuts, and of means of activations. So logits agree up to rounding,
+    unless an activation is so close to its sample's mean that rounding decides its bit.
 
     Args:
       model: a network that `covers` approves.
@@ -87,7 +81,7 @@ def residual_logits(
         images,
         weights,
         classes=model.num_classes,
-        centred=ACTIVATION_BITS[_convolution(model).activation_rule] is above_mean,
+        centred=ACTIVATION_RULES[_convolution(model).activation_rule].centred,
         pooled=model.imagenet_stem,
         real_shortcuts=model.shortcut is real_shortcut,
         strides=strides,
@@ -97,13 +91,14 @@ def residual_logits(
 
 
 def pair_kernel(kernel: Array) -> Array:
-    """Transform the 7x7 kernel of a stem for two outputs at once; `native/stem.h` tells how.
+    """Transform the 7x7 kernel of a stem to compute two outputs at once; see `native/stem.h`.
 
     Args:
       kernel: float32 `[7, 7, in, out]`.
 
     Returns:
-      Four kernels `[7, taps, in, out]` of 3, 2, 2 and 3 taps, each laid out as all are: `[size]`.
+      Four kernels `[7, taps, in, out]` of 3, 2, 2 and 3 taps, each laid out by `native.blocks`,
+      joined to `[size]`.
     """
     first, middle, last, seventh = (kernel[:, start : start + 2] for start in (0, 2, 4, 6))
     kernels = (
@@ -116,12 +111,12 @@ def pair_kernel(kernel: Array) -> Array:
 
 
 def _convolution(model: ResNet) -> BinaryConv:
-    """One like all of the blocks', for its rules."""
+    """Return a convolution with the rules of the blocks' convolutions."""
     return model.conv(features=1)
 
 
 def _units(model: ResNet) -> Iterator[tuple[str, int, int, int]]:
-    """Block, number in it, strides and features of every unit."""
+    """Yield the block, index in the block, strides and features of every unit."""
     for stage, blocks in enumerate(model.stages):
         for block in range(blocks):
             name, features = f"layer{stage + 1}_{block}", model.width * 2**stage

@@ -1,12 +1,12 @@
-"""The safetensors container: named arrays and a table of strings, nothing that could run.
+"""The safetensors container: named arrays and a table of strings, and no code.
 
     8 bytes: length of the header, little-endian;  header: JSON;  then the arrays' bytes
 
-The metadata hold the SHA-256 of the whole file, taken with zeros in place of its own 64 digits.
-Files without one are read too.
+The metadata hold the SHA-256 of the whole file, computed with zeros in place of its own 64 digits.
+Files without a digest can be read too.
 
-Written here so that equal content gives equal bytes, and so that reading can name what is wrong
-with a file instead of trusting it. Nothing is allocated that the file does not hold.
+This is an implementation of its own so that equal content gives equal bytes, and so that errors
+say what is wrong with a file. The header is not trusted: memory is bounded by the file's size.
 
 Source: https://github.com/huggingface/safetensors#format
 """
@@ -31,11 +31,11 @@ _MOST_AXES = 8
 
 
 def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Bytes of a file, the same for the same content.
+    """Encode arrays and metadata; equal content gives equal bytes.
 
     Args:
-      tensors: arrays by name, of a dtype in float16, float32, uint32, without empty axes.
-      metadata: strings by name, of which none is "sha256".
+      tensors: arrays by name, float16, float32 or uint32, without empty axes.
+      metadata: strings by name; the name "sha256" is reserved.
 
     >>> arrays, metadata = decode(encode({"a": np.float32([1, 2])}, {"version": "1"}))
     >>> arrays["a"], metadata
@@ -57,33 +57,33 @@ def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
     text += b" " * (-len(text) % 8)  # arrays start at a multiple of 8
     data = b"".join([len(text).to_bytes(8, "little"), text, *parts])
-    # Within a string its quotes would be escaped, so this is found in no other place.
+    # Inside of a string the quotes would be escaped, so this occurs only once.
     entry = f'"{_DIGEST}":"{{}}"'
     digest = hashlib.sha256(data).hexdigest()
     return data.replace(entry.format(_NO_DIGEST).encode(), entry.format(digest).encode(), 1)
 
 
 def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read what `encode` wrote, or any other safetensors file of these dtypes.
+    """Decode the output of `encode`, or any other safetensors file of these dtypes.
 
     Returns:
-      Arrays by name, which share memory with `data`, and the metadata but for the digest.
+      Arrays by name, which share memory with `data`, and the metadata without the digest.
 
     Raises:
-      UsageError: the bytes are no such file; says what is wrong.
+      UsageError: the bytes are not such a file, or are damaged.
     """
     if len(data) < 8:
-        raise UsageError(f"it has {len(data)} bytes; the length of the header alone takes 8.")
+        raise UsageError(f"it has only {len(data)} bytes; expected a header.")
     start = 8 + int.from_bytes(data[:8], "little")
     if start > len(data):
         raise UsageError(
-            f"its header would end at byte {start}, but it has {len(data)}: truncated or no"
-            " safetensors file."
+            f"its header would end at byte {start}, but it has {len(data)}: it is truncated, or"
+            " not a safetensors file."
         )
     header = _parse(data[8:start])
     metadata = header.pop(_METADATA, {})
     if not _is_table(metadata) or not all(isinstance(text, str) for text in metadata.values()):
-        raise UsageError(f"{_METADATA} is no table of strings.")
+        raise UsageError(f"{_METADATA} is not a table of strings.")
     tensors, position = {}, start
     entries = [(_check(name, entry), name) for name, entry in header.items()]
     for (begin, end, dtype, shape), name in sorted(entries, key=lambda entry: entry[0][:2]):
@@ -92,7 +92,7 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         position = start + end
         if position > len(data):
             raise UsageError(
-                f"truncated: {name!r} ends at byte {position}, but there are {len(data)}."
+                f"it is truncated: {name!r} ends at byte {position}, but it has {len(data)}."
             )
         tensors[name] = np.frombuffer(data, dtype, math.prod(shape), start + begin).reshape(shape)
     if position != len(data):
@@ -102,10 +102,10 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
-    """Value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-      UsageError: it is none, nests too deeply, or has a key twice.
+      UsageError: it is not JSON, is nested too deeply, or has a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates)
@@ -114,25 +114,25 @@ def parse_json(text: str | bytes, what: str) -> Any:
 
 
 def _check_digest(data: bytes, start: int, digest: str | None) -> None:
-    """Compare the file with the digest that it holds, if it does; `start` is the header's end."""
+    """Check the digest in the file, if there is one; `start` is the end of the header."""
     if digest is None:
         return
     if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise UsageError("its digest (sha256) is not 64 hexadecimal digits: it is damaged.")
+        raise UsageError("it is damaged: its digest (sha256) is not 64 hexadecimal digits.")
     header = data[:start]
     own = hashlib.sha256(header.replace(digest.encode(), _NO_DIGEST.encode(), 1))
     own.update(memoryview(data)[start:])
     if own.hexdigest() != digest:
         raise UsageError(
-            "its digest (sha256) is not that of its contents: they are damaged, or another program"
-            " changed them. Take a copy of the file, or export it again."
+            "its digest (sha256) does not match its contents: they are damaged, or another program"
+            " changed them. Use a copy of the file, or export it again."
         )
 
 
 def _parse(text: bytes) -> dict[str, Any]:
     header = parse_json(text, "its header")
     if not _is_table(header):
-        raise UsageError("its header is no JSON object.")
+        raise UsageError("its header is not a JSON object.")
     return header
 
 
@@ -144,20 +144,20 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(name: str, entry: Any) -> tuple[int, int, str, tuple[int, ...]]:
-    """Where a tensor lies, its dtype and shape, if these agree with one another."""
+    """Return a tensor's first byte, end, dtype and shape, after checking that they agree."""
     if not _is_table(entry) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise UsageError(f"{name!r} is not described by dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise UsageError(f"{name!r} has dtype {dtype!r}; known are {', '.join(_DTYPES)}.")
+        raise UsageError(f"{name!r} has dtype {dtype!r}; expected one of {', '.join(_DTYPES)}.")
     if not _are_naturals(shape) or len(shape) > _MOST_AXES or 0 in shape:
-        raise UsageError(f"{name!r} has shape {shape!r}.")
+        raise UsageError(f"{name!r} has an invalid shape, {shape!r}.")
     if not _are_naturals(offsets) or len(offsets) != 2:
-        raise UsageError(f"{name!r} has data_offsets {offsets!r}.")
+        raise UsageError(f"{name!r} has invalid data_offsets, {offsets!r}.")
     begin, end = offsets
     size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
     if end - begin != size:
-        raise UsageError(f"{name!r} has {end - begin} bytes; its shape {shape} takes {size}.")
+        raise UsageError(f"{name!r} has {end - begin} bytes; expected {size} for shape {shape}.")
     return begin, end, _DTYPES[dtype], tuple(shape)
 
 

@@ -1,19 +1,19 @@
-"""What a packed network costs, layer by layer."""
+"""The cost of a packed network, layer by layer."""
 
 import dataclasses
 from collections import Counter
 
 from flax.traverse_util import flatten_dict
 
-from siman_jax.models.summary import Layer, summarize
+from siman_jax.models.summary import LayerCost, summarize
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.layers import WORDS
 
 
-def summarize_packed(network: PackedNetwork) -> list[Layer]:
-    """Count what `summarize` counts, with the 32-bit parameters that are left after packing.
+def summarize_packed(network: PackedNetwork) -> list[LayerCost]:
+    """Do what `summarize` does, but count the 32-bit parameters left after packing.
 
-    A batch norm has two numbers for each channel then, and its convolution no alpha.
+    After packing a batch norm has two numbers per channel, and its convolution no alpha.
     """
     real: Counter[str] = Counter()
     for path, leaf in flatten_dict(network.variables["params"]).items():

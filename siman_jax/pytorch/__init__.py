@@ -1,1 +1,1 @@
-"""PyTorch's checkpoints: names, bits, and the file itself."""
+"""Reading PyTorch checkpoints: names, bits, and the file itself."""

@@ -1,6 +1,6 @@
-"""Arrays of a PyTorch checkpoint, the only file that knows torch.
+"""Reads the arrays of a PyTorch checkpoint; the only file that imports torch.
 
-Tensors are read and nothing is run: `weights_only` refuses other Python objects.
+Only tensors are read and no code is run: `weights_only` refuses other Python objects.
 """
 
 import importlib.util
@@ -15,9 +15,9 @@ import numpy as np
 from siman_jax.errors import UsageError
 from siman_jax.paths import read_file
 
-# Entries that training programs keep weights in; the first that is there is taken.
+# Entries where training programs store weights; the first one present is used.
 _ENTRIES = ("state_dict", "model_state_dict", "model", "net")
-# Of every name, where several GPUs trained, or torch.compile made the network.
+# Prefixes that all names get from training on several GPUs, or from torch.compile.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged)(_|$)", re.IGNORECASE)
 _MOST_BYTES = 2**34
@@ -25,12 +25,12 @@ _MOST_BYTES = 2**34
 
 @dataclass(frozen=True)
 class State:
-    """Arrays of a network, as a checkpoint holds them.
+    """The arrays of a network from a checkpoint.
 
     Attributes:
-      arrays: by name, floats in float32, without prefixes such as `module.`.
-      entry: of the checkpoint's dictionary that they are in; "" where they are the dictionary.
-      averaged: entries that hold averages of weights over training steps, by their names.
+      arrays: by name, without prefixes such as `module.`; floats are float32.
+      entry: the entry of the checkpoint's dictionary that holds them; "" for the dictionary itself.
+      averaged: names of entries that seem to hold averages of weights over training steps.
     """
 
     arrays: dict[str, np.ndarray]
@@ -39,33 +39,33 @@ class State:
 
 
 def read_state(path: Path, entry: str = "") -> State:
-    """Read the weights of a file that `torch.save` wrote, in either of its formats.
+    """Read the weights from a file written by `torch.save`, in either of its formats.
 
     Args:
-      path: of a `state_dict`, or of a dictionary that holds one.
-      entry: of that dictionary; "" for the first of `state_dict`, `model_state_dict`, `model` and
-        `net` that holds one.
+      path: file with a `state_dict`, or with a dictionary that holds one.
+      entry: key in that dictionary; "" for the first of `state_dict`, `model_state_dict`, `model`
+        and `net` that holds one.
 
     Raises:
-      UsageError: torch is not installed, or the file is no such checkpoint.
+      UsageError: torch is not installed, or the file is missing, damaged or not a checkpoint.
     """
     if not path.exists():
         raise UsageError(f"there is no file {path}.")
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; name a file that torch.save wrote.")
+        raise UsageError(f"{path} is a folder; name a file written by torch.save.")
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
-            "reading PyTorch's files needs PyTorch:\n"
+            "reading PyTorch files needs PyTorch; install it with\n"
             "  pip install 'siman-jax[torch]'     (from a clone: pip install -e '.[torch]')"
         )
     return find_state(_load(path), path, entry)
 
 
 def find_state(content: Any, path: Path, entry: str = "") -> State:
-    """Find the arrays in what a checkpoint holds; see `read_state`.
+    """Find the arrays in the content of a checkpoint; see `read_state`.
 
     Args:
-      content: what was saved; tensors may be NumPy arrays as well.
+      content: the object that was saved; tensors may also be NumPy arrays.
       path: of the file, for messages.
       entry: as for `read_state`.
     """
@@ -79,13 +79,14 @@ def find_state(content: Any, path: Path, entry: str = "") -> State:
     state = content[entry] if entry else content
     if not any(hasattr(value, "shape") for value in state.values()):
         raise UsageError(
-            f"{path} holds no state_dict; expected what torch.save made of a state_dict, or of a"
-            f" dictionary with one of the keys {', '.join(_ENTRIES)}. --entry names another."
+            f"{path} holds no state_dict; expected a state_dict saved by torch.save, or a"
+            f" dictionary with it under one of the keys {', '.join(_ENTRIES)}. Name any other key"
+            " with --entry."
         )
     wrong = [str(name) for name, value in state.items() if not hasattr(value, "shape")]
     if wrong:
         raise UsageError(
-            f"{entry or 'the state_dict'} of {path} holds values that are no tensors:"
+            f"{entry or 'the state_dict'} of {path} holds values that are not tensors:"
             f" {', '.join(wrong)}."
         )
     arrays = {str(name): _array(value) for name, value in state.items()}
@@ -99,25 +100,25 @@ def _load(path: Path) -> Any:
     import torch
 
     try:
-        data = io.BytesIO(read_file(path, _MOST_BYTES))  # torch moves about in it, not so in a pipe
+        data = io.BytesIO(read_file(path, _MOST_BYTES))  # torch seeks, which a pipe does not allow
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     try:
-        # A schedule computed in NumPy leaves its scalars among the optimiser's settings.
+        # A schedule computed in NumPy leaves NumPy scalars in the optimizer's settings.
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(data, map_location="cpu", weights_only=True)
-    # torch raises whatever damage leads to. Its own words are not passed on: some advise to load
-    # the file in a way that runs whatever code is in it.
+    # Damage can raise any exception. torch's messages are not shown, since some recommend loading
+    # the file in a way that runs code in it.
     except Exception as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
             raise UsageError(
-                f"{path} holds Python objects beside tensors and numbers, which could run code:"
-                f" {found[1]}. It is not loaded. Whoever made it can save its tensors alone:"
+                f"{path} was not loaded, since it holds a Python object that could run code:"
+                f" {found[1]}. Save only its tensors:"
                 " torch.save({'state_dict': model.state_dict()}, PATH)."
             ) from None
         raise UsageError(
-            f"{path} is no PyTorch checkpoint, or damaged ({type(error).__name__})."
+            f"{path} is damaged or not a PyTorch checkpoint ({type(error).__name__})."
         ) from None
 
 

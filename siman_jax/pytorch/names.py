@@ -1,4 +1,4 @@
-"""From the authors' PyTorch names and layouts to this project's variables.
+"""Converts the authors' PyTorch names and layouts to this project's variables.
 
 | PyTorch                                | here                                  |
 |----------------------------------------|---------------------------------------|
@@ -11,7 +11,7 @@
 | `linear.*`, `fc.*` `[out, in]`         | `fc/kernel` `[in, out]`, `fc/bias`    |
 | `layer1.0.`                            | `layer1_0/`                           |
 | `shortcut.0`, `downsample.0`; `.1`     | `shortcut_conv`; `shortcut_bn`        |
-| `percent`, `num_batches_tracked`       | left out: part of no computation here |
+| `percent`, `num_batches_tracked`       | not needed                            |
 """
 
 import math
@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.errors import UsageError
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL, BITS
+from siman_jax.models.leaves import BINARY_KERNEL, BITS
 
 _UNUSED = ("percent", "num_batches_tracked")
 _RENAMED = (
@@ -35,7 +35,7 @@ _RENAMED = (
     (r"(shortcut|downsample)\.1", r"shortcut_bn"),
     (r"^linear", r"fc"),
 )
-# Axes of an array here in the order that PyTorch has them in.
+# PyTorch's order of an array's axes, by the number of axes.
 _TRANSPOSED = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 Path = tuple[str, ...]
@@ -44,7 +44,7 @@ Path = tuple[str, ...]
 def variables_from_torch(
     model_name: str, arrays: Mapping[str, np.ndarray], image_size: int | None = None
 ) -> dict:
-    """Rename and lay out the arrays of a PyTorch `state_dict` as variables of a network here.
+    """Convert the arrays of a PyTorch `state_dict` to variables of a network here.
 
     Args:
       model_name: key of `models.MODELS`.
@@ -53,13 +53,13 @@ def variables_from_torch(
         None for its data set's, 224 or 32.
 
     Returns:
-      `{"params": ..., "batch_stats": ..., "bits": ...}` with the arrays' own dtypes; `bits`,
-      in {0, 1}, only where `arrays` hold some. Pass all of it to `apply` to evaluate with the
-      stored bits; leave `bits` out to recompute them.
+      `{"params": ..., "batch_stats": ..., "bits": ...}` with the dtypes of the arrays. `bits`, in
+      {0, 1}, are present only if `arrays` hold them. Pass all of it to `apply` to evaluate with
+      the stored bits, or leave out `bits` to recompute them.
 
     Raises:
-      UsageError: no network has that name; or arrays are left over, are missing, or have other
-        shapes than the network's, each of which is listed.
+      UsageError: no network has that name; or arrays are unexpected, missing, or of a wrong shape;
+        each is listed.
     """
     names: dict[Path, str] = {}
     problems = []
@@ -91,7 +91,7 @@ def variables_from_torch(
 
 
 def flax_path(name: str, *, binary: bool) -> Path | None:
-    """Where a PyTorch array belongs: collection, modules, leaf; None if nowhere.
+    """Return the place of a PyTorch array: collection, modules, leaf; None if it is not needed.
 
     Args:
       name: such as "layer1.0.conv1.weight".
@@ -126,7 +126,7 @@ def _shapes(
     names: Mapping[Path, str],
     image_size: int | None,
 ) -> dict[Path, tuple[int, ...]]:
-    """Shapes of the network's leaves here, bits too, for the classes and width of the arrays."""
+    """Return the shapes of the network's leaves, with bits, for the arrays' classes and width."""
     fc = names.get(("params", "fc", "kernel"))
     stem = names.get(("params", "conv1", "kernel"), names.get(("params", "conv0", "kernel")))
     if fc is None or stem is None or np.ndim(arrays[stem]) != 4 or np.ndim(arrays[fc]) != 2:
@@ -142,7 +142,7 @@ def _shapes(
 
 
 def _torch_shapes(path: Path, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Shapes that an array of `shape` here may have there; it is laid out from the first."""
+    """Return the shapes that PyTorch may store an array of `shape` in; the first is the usual."""
     there = tuple(shape[axis] for axis in _TRANSPOSED[len(shape)])
     if path[-1] == "alpha":
         return [there, (*there, 1, 1)]
@@ -153,5 +153,5 @@ def _torch_shapes(path: Path, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _layout(array: np.ndarray) -> np.ndarray:
-    """OIHW to HWIO, and `[out, in]` to `[in, out]`."""
+    """Transpose OIHW to HWIO, and `[out, in]` to `[in, out]`."""
     return array.transpose({4: (2, 3, 1, 0)}.get(array.ndim))

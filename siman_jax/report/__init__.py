@@ -1,1 +1,1 @@
-"""A report on runs: their curves, what their weights look like, and the theory beside it."""
+"""A report on runs: their curves, the distribution of their weights, and the theory."""

@@ -1,13 +1,13 @@
-"""Command line: one page on one run or several.
+"""Command line: write a report on one or more runs.
 
     python -m siman_jax.report runs/digits_0 runs/digits_1 --out=report
     python -m siman_jax.report runs/a runs/b --labels=decayed,free --gradients=32
 
-Writes index.html, which needs nothing else, its figures as PNG in figures/, and all of its numbers
-in report.json. Runs that differ in nothing but their seed are shown as mean and spread. What cannot
-be read of a run is left out and named, on the page too.
+Writes a self-contained page, index.html, its figures as PNG files in figures/, and all its numbers
+in report.json. Runs that differ only in their seed are shown as mean and spread. Parts of a run
+that cannot be read are left out; messages and the page name them.
 
-Exit status: 0; 1, something was left out; 2, what was given cannot be used.
+Exit status: 0 if all went well, 1 if something was left out, 2 for bad arguments or input.
 """
 
 import json
@@ -25,10 +25,10 @@ from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
 from siman_jax.paths import local_path
 from siman_jax.report.contents import Mismatches, make_sections
+from siman_jax.report.groups import group_runs
 from siman_jax.report.numbers import collect_numbers
 from siman_jax.report.page import Section, render_page
 from siman_jax.report.runs import Run, read_run
-from siman_jax.report.seeds import group_runs
 from siman_jax.report.svg import to_png
 from siman_jax.runs.workdir import check_writable
 from siman_jax.terminal import say, shown
@@ -38,25 +38,23 @@ DEFAULT_OUT = "report"
 PAGE, NUMBERS, FIGURES = "index.html", "report.json", "figures"
 
 # Other commands have flags of some of these names, and tests import several commands.
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder to write; report/ if none is named.", allow_override=True
-)
+_OUT = flags.DEFINE_string("out", None, "Folder to write; report/ by default.", allow_override=True)
 _LABELS = flags.DEFINE_list(
     "labels",
     None,
-    "What to call the runs, in their order; by default as their folders are called, with as many of"
-    " the folders above as it takes to tell them apart.",
+    "Names of the runs, in their order; by default those of their folders, with as many parent"
+    " folders as needed to tell them apart.",
 )
 _GRADIENTS = flags.DEFINE_integer(
     "gradients",
     0,
-    "Random directions per layer to compare the straight-through gradient with the loss along, on"
-    " a batch of the run's data, 2 or more; 0 for no comparison. Each costs two forward passes per"
-    " layer.",
+    "Number of random directions per layer, at least 2, to compare the straight-through gradient"
+    " with the loss on a batch of the run's data; 0 for no comparison. Each takes two forward"
+    " passes per layer.",
     lower_bound=0,
 )
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace a report that is there already.", allow_override=True
+    "overwrite", False, "Replace an existing report.", allow_override=True
 )
 
 
@@ -69,8 +67,8 @@ def main(argv: list[str]) -> None:
     out = local_path(_OUT.value or DEFAULT_OUT, "--out")
     check_folder(out, _OVERWRITE.value)
     if _GRADIENTS.value == 1:
-        raise UsageError("--gradients=1: one direction shows no agreement; ask for 2 or more.")
-    # The same numbers wherever they are made; and a TPU that trains meanwhile is left to that.
+        raise UsageError("--gradients=1 is too few to measure agreement; set it to 2 or more.")
+    # The same numbers on every machine; and a TPU that is training is not disturbed.
     jax.config.update("jax_platforms", "cpu")
     runs, problems = _read(workdirs, labels)
     if not runs:
@@ -95,13 +93,13 @@ def main(argv: list[str]) -> None:
 
 
 def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[str]:
-    """What the report calls each run; no two alike, and odd characters as escapes.
+    """Return a unique name for each run, with unprintable characters escaped.
 
     Raises:
-      UsageError: a run is named twice, or there are not as many labels as runs.
+      UsageError: a run or a label is given twice, or there are not as many labels as runs.
     """
     if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
-        raise UsageError("a run is named twice; name each once.")
+        raise UsageError("a run is given twice; name each only once.")
     if labels:
         if len(labels) != len(workdirs):
             raise UsageError(
@@ -117,17 +115,17 @@ def name_runs(workdirs: Sequence[Path], labels: Sequence[str] | None) -> list[st
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
-    """Refuse, before any work, a folder that could not be written; nothing is written.
+    """Check, before any work, that the report can be written; nothing is written.
 
     Raises:
-      UsageError: it holds something, other than a report that may be replaced; it is a file; or
-        may not be written in, or made.
+      UsageError: the folder is a file, holds anything but a report that may be replaced, or cannot
+        be created or written.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out={out} is a file; name a folder.")
     if out.is_dir() and any(out.iterdir()):
         if not (out / NUMBERS).is_file():
-            raise UsageError(f"--out={out} holds something else; name another folder.")
+            raise UsageError(f"--out={out} holds other files; name another folder.")
         if not overwrite:
             raise UsageError(
                 f"--out={out} holds a report; name another folder, or replace it by --overwrite."
@@ -136,10 +134,10 @@ def check_folder(out: Path, overwrite: bool) -> None:
 
 
 def write_report(out: Path, page: str, numbers: str, sections: Sequence[Section]) -> None:
-    """Write the page, its numbers and its figures, in place of those of an earlier report.
+    """Write the page, its numbers and its figures, replacing those of an earlier report.
 
     Raises:
-      UsageError: they cannot be written, for want of space for instance.
+      UsageError: they cannot be written, for example because the disk is full.
     """
     figures = out / FIGURES
     try:
@@ -158,13 +156,13 @@ def write_report(out: Path, page: str, numbers: str, sections: Sequence[Section]
 def _read(
     workdirs: Sequence[Path], labels: Sequence[str]
 ) -> tuple[list[Run], list[tuple[str, str]]]:
-    """The runs that can be read, and what was wrong with which."""
+    """Read runs; return those that can be read, and all problems with their labels."""
     runs, problems = [], []
     for workdir, label in zip(workdirs, labels, strict=True):
         say(f"reading {workdir}")
         try:
             read = read_run(workdir, label, make_mesh(1))
-        except (UsageError, OSError) as error:  # the latter for want of permission, for instance
+        except (UsageError, OSError) as error:  # OSError for example for missing permissions
             problems.append((label, str(error)))
             continue
         runs.append(read)
@@ -173,7 +171,7 @@ def _read(
 
 
 def _compare_gradients(runs: Sequence[Run], problems: list[tuple[str, str]]) -> Mismatches:
-    """Gradient mismatch of the runs whose data can be used; adds to `problems` for the others."""
+    """Measure gradient mismatch for the runs whose data can be used; add others to `problems`."""
     mismatches = {}
     for read in runs:
         if read.state is None or not read.checkpoints[-1].layers:
@@ -183,7 +181,7 @@ def _compare_gradients(runs: Sequence[Run], problems: list[tuple[str, str]]) -> 
             mismatches[read.label] = gradient_mismatch(
                 read.config, read.state, make_mesh(1), _GRADIENTS.value
             )
-        # The last of them where the config is of another version.
+        # AttributeError if the config is of another version.
         except (UsageError, OSError, AttributeError) as error:
             problems.append((read.label, f"gradients: {error}"))
     return mismatches

@@ -1,24 +1,24 @@
-"""What the report says: its sections, with the figures and what theory expects of them."""
+"""The sections of the report: their text, figures and tables."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 
 from siman_jax.analysis.gradients import MOST_EXAMPLES, STEP, Mismatch
 from siman_jax.report import figures, tables
+from siman_jax.report.groups import Group, has_bits
 from siman_jax.report.page import Picture, Section
 from siman_jax.report.runs import Checkpoint, Run, has_measures
-from siman_jax.report.seeds import Group, has_bits
 from siman_jax.report.series import Series, kernel_series
 
 Mismatches = dict[str, list[Mismatch]]
 
 
 def make_sections(groups: Sequence[Group], mismatches: Mismatches) -> list[Section]:
-    """All sections of the page.
+    """Build all sections of the page.
 
     Args:
       groups: the runs.
-      mismatches: of gradients, by the label of the run; empty where none were asked for.
+      mismatches: gradient mismatches by the label of the run; empty if not requested.
     """
     runs = [run for group in groups for run in group.runs]
     sections = [_training(groups)] if any(run.rows for run in runs) else []
@@ -29,7 +29,7 @@ def make_sections(groups: Sequence[Group], mismatches: Mismatches) -> list[Secti
     shown = [run for run in runs if _has_layers(run)]
     for index, run in enumerate(shown):
         name = f"run{index + 1}-{_slug(run.label)}"
-        sections.append(_layers(run, name, mismatches.get(run.label, []), folded=index > 0))
+        sections.append(_layers(run, name, mismatches.get(run.label, []), collapsed=index > 0))
     return sections
 
 
@@ -38,15 +38,15 @@ def _has_layers(run: Run) -> bool:
 
 
 def _only(groups: Sequence[Group], condition: Callable[[Run], bool]) -> list[Group]:
-    """The groups without the runs that do not meet the condition; none are empty."""
+    """Keep only runs that meet the condition, and groups that still have runs."""
     kept = [group._replace(runs=[run for run in group.runs if condition(run)]) for group in groups]
     return [group for group in kept if group.runs]
 
 
 def _training(groups: Sequence[Group]) -> Section:
     logged = _only(groups, lambda run: bool(run.rows))
-    band = "The band is one standard deviation over seeds to either side of their mean."
-    augmented = "" if figures.are_many(logged) else ", and dashed on the augmented training data"
+    band = "The band is the mean over seeds plus and minus one standard deviation."
+    augmented = "" if figures.are_many(logged) else ", dashed on the augmented training data"
     pictures = [
         Picture(
             "accuracy",
@@ -58,8 +58,8 @@ def _training(groups: Sequence[Group]) -> Section:
             "loss",
             figures.draw_curves(logged, "loss", "loss"),
             "Loss",
-            f"Mean cross-entropy on the test split{augmented}. {band} What exceeds three times all"
-            " of the training data's is beyond the frame.",
+            f"Mean cross-entropy on the test split{augmented}. {band} The axis ends at three times"
+            " the largest training loss.",
         ),
     ]
     binary = _only(groups, has_bits)
@@ -69,26 +69,26 @@ def _training(groups: Sequence[Group]) -> Section:
                 "flips",
                 figures.draw_flips(binary),
                 "Flipped bits",
-                "Share of bits that differ from an epoch before, the mean of the layers'; linear"
-                " below 0.1 %. It falls with the learning rate: what no longer flips is decided.",
+                "Share of bits that changed in the last epoch, as a mean over layers; the axis is"
+                " linear below 0.1 %. It falls with the learning rate, as bits settle.",
             )
         )
     return Section(
         "Training",
-        "Runs that differ in nothing but their seed are drawn as one.",
+        "Runs that differ only in their seed are drawn as one.",
         tables=[tables.results_table(groups)],
         pictures=pictures,
     )
 
 
 def _theory(groups: Sequence[Group]) -> Section:
-    dots = " Dots are the layers of each config's first run, at its last checkpoint."
+    dots = " Dots are the layers of the first run of each config, at its last checkpoint."
     pictures = [
         Picture(
             "theory-cosine",
             figures.draw_theory(groups, figures.RULES),
             "Cosine to the weights",
-            "Lines are ideal generalised Gaussians. Half-half comes close to the optimum from the"
+            "Lines are ideal generalized Gaussians. Half-half is close to the optimum from the"
             " Laplacian to beyond the Gaussian; signs stay below both." + (dots if groups else ""),
         ),
         Picture(
@@ -101,50 +101,51 @@ def _theory(groups: Sequence[Group]) -> Section:
                 ),
             ),
             "Share of ones, and entropy",
-            "Of the angle-optimal bits. Peaky weights are best served by few ones, which wastes"
-            " entropy; half-half always has one bit." + (dots if groups else ""),
+            "Both for the angle-optimal bits. A peaked distribution has few ones at the optimum,"
+            " and so less entropy; half-half always has one bit." + (dots if groups else ""),
         ),
     ]
     return Section(
         "Theory",
-        "SiMaN gives 1 to the weights of large magnitude, with bits b in the direction nearest to"
-        " |w|. How many ones are best depends on the distribution of the weights alone. The paper"
-        " finds weights that decay roughly Laplacian; without decay they move away from it, and"
-        " giving 1 to the larger half becomes nearly optimal. Dots off their line mean weights that"
-        " no generalised Gaussian describes. Clipping magnitudes before every step makes such"
-        " weights: none are left around zero, two humps remain, and the more alike the magnitudes"
-        " are, the more ones the optimum has, up to all of them.",
+        "SiMaN gives 1 to weights of large magnitude, so that the direction of the bits b is"
+        " close to that of |w|. The best number of ones depends only on the distribution of the"
+        " weights. The paper finds that weights trained with weight decay are roughly Laplacian;"
+        " without decay they are not, and giving 1 to the larger half is nearly optimal. Dots away"
+        " from their line are weights that no generalized Gaussian describes. Clipping magnitudes"
+        " before every step produces such weights: none are left around zero, and two humps"
+        " remain. The more equal the magnitudes are, the more ones the optimum has, up to all of"
+        " them.",
         tables=[tables.theory_table()],
         pictures=pictures,
     )
 
 
-def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool) -> Section:
+def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, collapsed: bool) -> Section:
     last = run.checkpoints[-1]
     pictures = [
         Picture(
             f"{name}-histograms",
             figures.draw_histograms(last.layers),
             "Weights",
-            "Density of each layer's weights, standardised filter by filter, with the"
-            " distributions that fit best by maximum likelihood. Spikes are weights that were"
-            " clipped to a percentile of the layer.",
+            "Density of each layer's weights, standardized per filter, with the distributions of"
+            " maximum likelihood. Spikes are weights that were clipped to a percentile of the"
+            " layer.",
         ),
         Picture(
             f"{name}-cosines",
             figures.draw_cosines(last.layers),
             "Cosine to the weights",
-            "What each rule for the bits reaches, mean over filters. Half-half loses what lies"
-            " between it and the optimum; an ideal Laplacian has 0.858 against 0.847, an ideal"
-            " Gaussian 0.900 against 0.899. A dot in a ring: all ones are best there, as signs"
-            " have them.",
+            "Cosine of each rule for bits, as a mean over filters. Half-half loses the distance to"
+            " the optimum: the cosines are 0.858 and 0.847 for an ideal Laplacian, 0.900 and 0.899"
+            " for an ideal Gaussian. A dot in a ring means that signs, which are all ones beside"
+            " |w|, are the optimum.",
         ),
         Picture(
             f"{name}-bits",
             figures.draw_bits(run),
             "Bits of the first filters",
-            "Of the first binary layer by the run's own rule, ones in colour. Half-half makes half"
-            " of each column ones.",
+            "Bits of the first binary layer by the run's own rule, ones in colour. With half-half,"
+            " half of each column are ones.",
         ),
         *_over_epochs(run, name),
     ]
@@ -154,7 +155,7 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool
                 f"{name}-flips",
                 figures.draw_flips_by_layer(run),
                 "Flipped bits by layer",
-                "Share of each layer's bits that differ from an epoch before.",
+                "Share of each layer's bits that changed in the last epoch.",
             )
         )
     if mismatches:
@@ -163,11 +164,11 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool
                 f"{name}-gradients",
                 figures.draw_mismatch(mismatches),
                 "Gradient mismatch",
-                "Cosine between the slopes that the straight-through gradient predicts and those"
-                " that the loss has over a distance, along random directions in one layer at a"
-                f" time: {STEP:g} standard deviations of a filter's weights to either side, on"
-                f" {MOST_EXAMPLES} test images at most. 1 is agreement; bars are one standard"
-                " error, by the number of directions.",
+                "Cosine between slopes predicted by the straight-through gradient and slopes of"
+                " the loss measured along random directions in one layer at a time, over"
+                f" {STEP:g} standard deviations of a filter's weights to either side, on at most"
+                f" {MOST_EXAMPLES} test images. 1 is agreement; bars are one standard error, from"
+                " the number of directions.",
             )
         )
     return Section(
@@ -175,15 +176,15 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, folded: bool
         f"{run.config.model.name}, seed {run.config.seed}, {_moment(last)}.",
         pictures=pictures,
         details=[tables.layers_table(last.layers)],
-        folded=folded,
+        collapsed=collapsed,
     )
 
 
 def _kernels(groups: Sequence[Group]) -> Section:
     return Section(
         "Kernels",
-        "From the logs: at the end of each epoch the mean of the binary layers, and its spread over"
-        " seeds; and at the end of the last each layer's mean over seeds.",
+        "From the logs: the mean over binary layers at the end of each epoch, with its spread over"
+        " seeds; and each layer's mean over seeds at the end of training.",
         tables=[tables.kernels_table(groups)],
         pictures=[picture for series in kernel_series() for picture in _of_series(groups, series)],
     )
@@ -201,17 +202,17 @@ def _of_series(groups: Sequence[Group], series: Series) -> Iterator[Picture]:
 
 
 def _over_epochs(run: Run, name: str) -> Iterator[Picture]:
-    """Measures over time, where there are several."""
+    """Draw measures over time, if there is more than one moment."""
     moments = run.moments()
     if len(moments) < 2:
         return
-    source = "the end of each epoch" if has_measures(run.rows) else "the checkpoints that it kept"
+    source = "the end of each epoch" if has_measures(run.rows) else "each checkpoint"
     for series in kernel_series():
         yield Picture(
             f"{name}-{series.name}-over-epochs",
             figures.draw_over_epochs(run, series),
             f"{series.title} over time",
-            f"At {source}: mean of the layers, each layer in grey. {series.note}",
+            f"At {source}: the mean over layers, and each layer in grey. {series.note}",
         )
 
 

@@ -1,7 +1,7 @@
-"""The report's figures. Each function returns one matplotlib figure, drawn to be read at 5 inches.
+"""The report's figures. Each function returns one matplotlib figure, 5 inches wide.
 
-Colours are of middling lightness, legible on white and on near-black; text and axes are in `INK`,
-which a page can replace by its own colour.
+Colours have medium lightness, so that they are legible on white and on near-black. Text and axes
+have the colour `INK`, which a page can replace by its own.
 """
 
 import math
@@ -13,10 +13,9 @@ import numpy as np
 
 from siman_jax.analysis.distributions import SHAPES, density
 from siman_jax.analysis.gradients import Mismatch
-from siman_jax.analysis.measures import EDGES, Layer, Measures, binary_kernels
+from siman_jax.analysis.measures import EDGES, KernelMeasures, Measures, binary_kernels
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
-from siman_jax.report.runs import Run, layers_of_row
-from siman_jax.report.seeds import (
+from siman_jax.report.groups import (
     Curve,
     Group,
     curve_over_seeds,
@@ -24,6 +23,7 @@ from siman_jax.report.seeds import (
     mean_flips,
     mean_of_layers,
 )
+from siman_jax.report.runs import Run, layers_of_row
 from siman_jax.report.series import Series
 from siman_jax.runs.snapshot import read_bits
 
@@ -38,7 +38,7 @@ BLUE, ORANGE, GREEN, ROSE, VIOLET, GREY = (
 )
 CYCLE = (BLUE, ORANGE, GREEN, ROSE, VIOLET, GREY)
 
-# The three ways to choose bits, as every figure and table shows them.
+# The three rules for bits, with the label and colour that all figures use.
 RULES = (
     ("cosine", "angle-optimal", GREEN),
     ("half_half_cosine", "half-half", BLUE),
@@ -47,7 +47,7 @@ RULES = (
 FAMILIES = (
     ("laplacian", "Laplacian", ORANGE),
     ("gaussian", "Gaussian", BLUE),
-    ("generalised", "generalised Gaussian", GREEN),
+    ("generalised", "generalized Gaussian", GREEN),
 )
 
 _WIDTH, _HEIGHT = 5.0, 3.2
@@ -62,13 +62,13 @@ _MARKERS = "os^Dv"
 
 
 def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
-    """Train and test values of a metric over epochs, mean and spread over seeds.
+    """Draw a metric on training and test data over epochs, mean and spread over seeds.
 
-    Of many groups those of the test split alone. Values far above all on the training data, as the
-    loss of a network that explodes, are beyond the frame.
+    With many groups only the test split is drawn. Values far above all those on the training data,
+    such as an exploding loss, are cut off.
 
     Args:
-      groups: of runs.
+      groups: the runs.
       key: "top1" or "loss".
       unit: label of the axis.
     """
@@ -91,12 +91,12 @@ def draw_curves(groups: Sequence[Group], key: str, unit: str) -> "Figure":
 
 
 def are_many(groups: Sequence[Group]) -> bool:
-    """Whether there are so many groups that two curves of each are too much for a figure."""
+    """Tell whether there are too many groups to draw two curves of each in one figure."""
     return len(groups) > _MANY_GROUPS
 
 
 def draw_flips(groups: Sequence[Group]) -> "Figure":
-    """Share of bits that flipped in each epoch, the mean of the layers', over seeds.
+    """Draw the share of bits that flipped in each epoch, as a mean over layers, over seeds.
 
     Args:
       groups: of runs that have bits.
@@ -112,7 +112,7 @@ def draw_flips(groups: Sequence[Group]) -> "Figure":
 
 
 def draw_flips_by_layer(run: Run) -> "Figure":
-    """Share of bits that flipped, as a map of layers and epochs."""
+    """Draw the share of bits that flipped, as a map of layers and epochs."""
     names = list(run.rows[-1]["flips"])
     flips = {row["epoch"]: row["flips"] for row in run.rows}
     first, last = run.rows[0]["epoch"], run.rows[-1]["epoch"]
@@ -141,11 +141,11 @@ def draw_flips_by_layer(run: Run) -> "Figure":
 
 
 def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]]) -> "Figure":
-    """Numbers of ideal generalised Gaussians as lines, those of each layer as dots.
+    """Draw numbers of ideal generalized Gaussians as lines, and those of layers as dots.
 
     Args:
-      groups: the last checkpoint of each one's first run gives the dots.
-      values: attributes that `Optimum` and `Layer` share, each with label and colour.
+      groups: dots are drawn for the last checkpoint of the first run of each.
+      values: attributes that `Optimum` and `KernelMeasures` share, each with label and colour.
     """
     ideals = [optimum(shape) for shape in _SHAPES]
     with _axes() as (figure, axes):
@@ -171,8 +171,8 @@ def draw_theory(groups: Sequence[Group], values: Sequence[tuple[str, str, str]])
     return figure
 
 
-def draw_histograms(layers: Sequence[Layer]) -> "Figure":
-    """Standardised weights of every layer with the three fitted densities."""
+def draw_histograms(layers: Sequence[KernelMeasures]) -> "Figure":
+    """Draw histograms of each layer's standardized weights with the three fitted densities."""
     rows = -(-len(layers) // _COLUMNS)
     x = np.linspace(EDGES[0], EDGES[-1], 121)
     with _figure(_WIDTH, 1.15 * rows + 0.55) as figure:
@@ -194,13 +194,13 @@ def draw_histograms(layers: Sequence[Layer]) -> "Figure":
     return figure
 
 
-def draw_cosines(layers: Sequence[Layer]) -> "Figure":
-    """The cosine that each rule for the bits reaches in each layer."""
+def draw_cosines(layers: Sequence[KernelMeasures]) -> "Figure":
+    """Draw the cosine of each rule for bits in each layer."""
     with _axes(height=_height_of_rows(len(layers))) as (figure, axes):
         positions = range(len(layers))
         for name, label, colour in RULES:
             values = [getattr(layer, name) for layer in layers]
-            # A ring, since signs are the optimum where that is all ones.
+            # A ring, since the optimum may coincide with the dot of signs.
             size, face = (7, "none") if name == "cosine" else (4, colour)
             axes.plot(values, positions, "o", c=colour, mfc=face, markersize=size, label=label)
             for shape, style in ((LAPLACIAN, ":"), (GAUSSIAN, "--")):
@@ -215,7 +215,7 @@ def draw_cosines(layers: Sequence[Layer]) -> "Figure":
 
 
 def draw_over_epochs(run: Run, series: Series) -> "Figure":
-    """A measure of a run's kernels over time: mean of the layers, and each layer thin."""
+    """Draw a measure of a run's kernels over time: the mean over layers, and each layer thin."""
     with _axes() as (figure, axes):
         moments = run.moments()
         times = [moment.time for moment in moments]
@@ -231,11 +231,11 @@ def draw_over_epochs(run: Run, series: Series) -> "Figure":
 
 
 def draw_kernels(groups: Sequence[Group], series: Series) -> "Figure":
-    """A measure of kernels over epochs, the mean of the layers', over seeds.
+    """Draw a measure of kernels over epochs, as a mean over layers, over seeds.
 
     Args:
-      groups: of runs whose logs hold measures.
-      series: what to draw.
+      groups: runs whose logs have measures.
+      series: the measure to draw.
     """
     with _axes() as (figure, axes):
         for group in groups:
@@ -247,14 +247,14 @@ def draw_kernels(groups: Sequence[Group], series: Series) -> "Figure":
 
 
 def draw_kernels_by_layer(groups: Sequence[Group], series: Series) -> "Figure":
-    """A measure of kernels in each layer at the end, the mean over the seeds that got furthest.
+    """Draw a measure of kernels per layer at the end, the mean over the seeds that got furthest.
 
     Args:
-      groups: of runs whose logs hold measures.
-      series: what to draw.
+      groups: runs whose logs have measures.
+      series: the measure to draw.
     """
     ends = [[run.rows[-1] for run in furthest(group.runs)] for group in groups]
-    # Networks may differ; layers stand in the order in which they are first met.
+    # Networks may differ; layers are listed in order of first appearance.
     names = list(dict.fromkeys(name for rows in ends for name in rows[0][Measures._fields[0]]))
     with _axes(height=_height_of_rows(len(names))) as (figure, axes):
         for group, rows in zip(groups, ends, strict=True):
@@ -280,11 +280,11 @@ def draw_kernels_by_layer(groups: Sequence[Group], series: Series) -> "Figure":
 
 
 def draw_bits(run: Run) -> "Figure":
-    """Bits of the first filters of the first binary layer: a column a filter, a row a channel."""
+    """Draw bits of the first binary layer, with a column per filter and a row per channel."""
     assert run.state is not None
     name, _ = next(binary_kernels(run.state.params))
     bits = np.asarray(read_bits(run.state, run.config.model.weight_rule)[name])
-    # A dense layer's kernel is one pixel high and wide.
+    # Treat a dense layer's kernel as one pixel high and wide.
     tiles = bits.reshape(*((1, 1) if bits.ndim == 2 else ()), *bits.shape)
     tiles = tiles[:, :, :_CHANNELS, :_FILTERS]
     with _figure(_WIDTH, _WIDTH * tiles.shape[2] / tiles.shape[3] + 0.4) as figure:
@@ -304,7 +304,7 @@ def draw_bits(run: Run) -> "Figure":
 
 
 def draw_mismatch(mismatches: Sequence[Mismatch]) -> "Figure":
-    """Cosine of the straight-through and the smoothed gradient, with its standard error."""
+    """Draw the cosine of the straight-through and the smoothed gradient with its standard error."""
     with _axes(height=_height_of_rows(len(mismatches))) as (figure, axes):
         axes.errorbar(
             [mismatch.cosine for mismatch in mismatches],
@@ -324,7 +324,7 @@ def draw_mismatch(mismatches: Sequence[Mismatch]) -> "Figure":
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator["Figure"]:
-    """A figure in the report's style, which holds within the context."""
+    """Create a figure; the report's style applies inside of the context."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -341,7 +341,7 @@ def _figure(width: float, height: float) -> Iterator["Figure"]:
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, not for every file again
+        figure.set_layout_engine("none")  # lay it out once instead of for every file
 
 
 @contextmanager
@@ -351,8 +351,8 @@ def _axes(height: float = _HEIGHT) -> Iterator[tuple["Figure", "Axes"]]:
 
 
 def _draw_curve(axes: "Axes", curve: Curve, group: Group, label: str | None) -> None:
-    """The curve of a group, solid with a label and dashed without one."""
-    mean, spread = np.array(curve.mean), np.array(curve.spread, float)  # None is no number
+    """Draw the curve of a group, solid with a label and dashed without."""
+    mean, spread = np.array(curve.mean), np.array(curve.spread, float)  # None becomes NaN
     colour, marker = _look(group)
     axes.plot(
         curve.epochs,
@@ -369,13 +369,13 @@ def _draw_curve(axes: "Axes", curve: Curve, group: Group, label: str | None) -> 
 
 
 def _look(group: Group) -> tuple[str, str]:
-    """Colour and marker of a group; a colour that comes again has another marker."""
+    """Return colour and marker of a group; repeated colours get other markers."""
     rounds, colour = divmod(group.number, len(CYCLE))
     return CYCLE[colour], _MARKERS[rounds % len(_MARKERS)]
 
 
 def _plain(label: str) -> str:
-    """A label that matplotlib shows as it is: no formula, and not left out of legends."""
+    """Escape a label so that matplotlib shows it literally: no formula, and not hidden."""
     return label.replace("$", r"\$").replace("_", " _", int(label.startswith("_")))
 
 
@@ -408,7 +408,7 @@ def _name_numbers(axis: "Axis", scale: str) -> None:
 
 
 def _legend(axes: "Axes") -> None:
-    """A few labels stand in the plot, more of them below it."""
+    """Draw the legend: in the plot if there are few labels, otherwise below it."""
     _, labels = axes.get_legend_handles_labels()
     if len(labels) <= _FEW_LABELS:
         axes.legend()
@@ -424,7 +424,7 @@ def _legend_below(axes: "Axes") -> None:
 
 
 def _mosaic(tiles: np.ndarray) -> np.ndarray:
-    """Bits `[height, width, in, out]` as one RGBA picture with gaps, ones in colour."""
+    """Arrange bits `[height, width, in, out]` in one RGBA picture with gaps, ones in colour."""
     from matplotlib.colors import to_rgba
 
     height, width, channels, filters = tiles.shape
@@ -434,7 +434,7 @@ def _mosaic(tiles: np.ndarray) -> np.ndarray:
     return picture.reshape(channels * (height + 1), filters * (width + 1), 4)[:-1, :-1]
 
 
-def _last_layers(run: Run) -> list[Layer]:
+def _last_layers(run: Run) -> list[KernelMeasures]:
     return run.checkpoints[-1].layers if run.checkpoints else []
 
 
@@ -453,4 +453,4 @@ def _label_shapes(axes: "Axes") -> None:
     ticks |= {SHAPES[1]: f"{SHAPES[1]:g}\nas uniform"}
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
-    axes.set_xlabel("shape of the generalised Gaussian")
+    axes.set_xlabel("shape of the generalized Gaussian")

@@ -1,4 +1,4 @@
-"""Every number of the report, as JSON writes it."""
+"""Collects all numbers of the report, for report.json."""
 
 import json
 from collections.abc import Sequence
@@ -6,11 +6,10 @@ from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from siman_jax.analysis.measures import EDGES, Layer, Measures
+from siman_jax.analysis.measures import EDGES, KernelMeasures, Measures
 from siman_jax.analysis.theory import optimum
 from siman_jax.report.contents import Mismatches
-from siman_jax.report.runs import LOGGED, Run, has_measures
-from siman_jax.report.seeds import (
+from siman_jax.report.groups import (
     Group,
     curve_over_seeds,
     has_bits,
@@ -18,6 +17,7 @@ from siman_jax.report.seeds import (
     mean_of_layers,
     training_seconds,
 )
+from siman_jax.report.runs import LOGGED, Run, has_measures
 from siman_jax.report.tables import DISTRIBUTIONS, KERNELS, RESULTS, at_the_end
 from siman_jax.runs.log import best_row
 
@@ -25,12 +25,12 @@ from siman_jax.runs.log import best_row
 def collect_numbers(
     groups: Sequence[Group], problems: Sequence[tuple[str, str]], mismatches: Mismatches
 ) -> dict[str, Any]:
-    """What the figures and tables show.
+    """Collect the numbers that figures and tables show, as JSON values.
 
     Args:
       groups: the runs.
-      problems: what was left out of which run.
-      mismatches: of gradients, by the label of the run.
+      problems: labels of runs, each with what was left out and why.
+      mismatches: gradient mismatches by the label of the run.
     """
     return {
         "theory": {name: optimum(shape)._asdict() for name, shape in DISTRIBUTIONS.items()},
@@ -84,7 +84,7 @@ def _run(run: Run, mismatches: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _layer(layer: Layer) -> dict[str, Any]:
+def _layer(layer: KernelMeasures) -> dict[str, Any]:
     fits = {
         name: getattr(layer, name)._asdict() for name in ("laplacian", "gaussian", "generalised")
     }

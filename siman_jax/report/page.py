@@ -1,4 +1,4 @@
-"""Sections of text, figures and tables as one HTML page that needs nothing else."""
+"""Renders sections of text, figures and tables as one self-contained HTML page."""
 
 from collections.abc import Sequence
 from html import escape
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Picture(NamedTuple):
-    """A figure with what to know about it.
+    """A figure with its title and caption.
 
     Attributes:
-      name: of its file, without ending; no two pictures share one.
-      figure: as `figures` draws it.
-      title: what it shows, in a few words.
+      name: unique name of its file, without the extension.
+      figure: from `figures`.
+      title: a short title.
       caption: the explanation.
     """
 
@@ -31,11 +31,11 @@ class Table(NamedTuple):
     """A table of text.
 
     Attributes:
-      title: what it holds, in a few words.
+      title: a short title.
       caption: the explanation.
       headings: of the columns.
-      rows: cells; numbers are formatted already.
-      means: indices of the rows that sum up others.
+      rows: cells, with numbers already formatted.
+      means: indices of rows that hold means of other rows.
     """
 
     title: str
@@ -50,11 +50,11 @@ class Section(NamedTuple):
 
     Attributes:
       title: its heading.
-      text: what it begins with.
-      tables: before the pictures.
+      text: the introduction.
+      tables: tables before the pictures.
       pictures: the figures.
       details: tables after the pictures.
-      folded: whether it opens at a click only; None where it cannot be folded.
+      collapsed: whether it is closed until clicked; None if it is always open.
     """
 
     title: str
@@ -62,19 +62,19 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     details: Sequence[Table] = ()
-    folded: bool | None = None
+    collapsed: bool | None = None
 
 
 def render_page(
     title: str, text: str, problems: Sequence[tuple[str, str]], sections: Sequence[Section]
 ) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
       title: of the page.
-      text: what it begins with.
-      problems: what was left out of which run.
-      sections: the rest.
+      text: the introduction.
+      problems: labels of runs, each with what was left out and why.
+      sections: the rest of the page.
     """
     return "\n".join(
         [
@@ -114,9 +114,9 @@ def _render_section(section: Section) -> str:
         *map(_render_table, section.details),
     ]
     body = "\n".join(part for part in parts if part)
-    if section.folded is None:
+    if section.collapsed is None:
         return f"<section><h2>{escape(section.title)}</h2>\n{body}\n</section>"
-    state = "" if section.folded else " open"
+    state = "" if section.collapsed else " open"
     return f"<details{state}><summary>{escape(section.title)}</summary>\n{body}\n</details>"
 
 

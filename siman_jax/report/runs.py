@@ -1,4 +1,4 @@
-"""Runs as they lie on disk: what can be read of each, and what was wrong with the rest."""
+"""Reads runs from disk, as far as possible, and notes what could not be read."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.analysis.measures import (
-    Layer,
+    KernelMeasures,
     Measures,
     binary_kernels,
     can_be_measured,
@@ -23,32 +23,32 @@ from siman_jax.runs.stored_run import FAILURE_FILE, is_removed, kept_steps, load
 from siman_jax.runs.workdir import read_config
 from siman_jax.training.step import TrainState
 
-# What the curves and tables are made of.
+# Fields of the log that curves and tables need.
 LOGGED = ("train_loss", "train_top1", "test_loss", "test_top1", "images_per_second")
 _ABOVE_ZERO = ("step", "epoch", "images_per_second")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A moment that a run kept.
+    """A checkpoint of a run.
 
     Attributes:
-      step: of the optimiser.
-      epoch: the same in epochs, None where the run's log does not tell.
+      step: of the optimizer.
+      epoch: the same in epochs; None if the run's log does not tell.
       layers: measures of its binary kernels.
     """
 
     step: int
     epoch: float | None
-    layers: list[Layer]
+    layers: list[KernelMeasures]
 
 
 class Moment(NamedTuple):
-    """Measures of the binary kernels at some time.
+    """Measures of the binary kernels at one time.
 
     Attributes:
-      time: in epochs; in steps of the optimiser, where no run's log tells.
-      layers: of each layer.
+      time: in epochs; in steps of the optimizer if there is no log.
+      layers: measures of each layer.
     """
 
     time: float
@@ -57,15 +57,15 @@ class Moment(NamedTuple):
 
 @dataclass
 class Run:
-    """What is known of a run.
+    """The content of a run's folder.
 
     Attributes:
-      label: what the report calls it.
+      label: its name in the report.
       workdir: its folder.
-      config: its settings.
-      rows: of its log that hold all of `LOGGED` and `flips`, one an epoch.
+      config: its config.
+      rows: rows of its log that have all of `LOGGED` and `flips`, one per epoch.
       checkpoints: those that could be read, earliest first.
-      state: of the last of them.
+      state: that of the last checkpoint.
       problems: what could not be read, and why.
     """
 
@@ -78,7 +78,7 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
     def moments(self) -> list[Moment]:
-        """Each logged epoch, where the log has measures of kernels; else each checkpoint."""
+        """Return each logged epoch if the log has measures of kernels, else each checkpoint."""
         if has_measures(self.rows):
             return [Moment(row["epoch"], layers_of_row(row)) for row in self.rows]
         return [
@@ -91,7 +91,7 @@ class Run:
 
 
 def has_measures(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a log has rows, and all of them hold measures of the same kernels."""
+    """Tell whether a log has rows, and all of them have measures of the same kernels."""
     return bool(rows) and all(
         isinstance(row.get(name), Mapping)
         and row[name]
@@ -103,26 +103,26 @@ def has_measures(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def layers_of_row(row: Mapping[str, Any]) -> list[Measures]:
-    """The logged measures of each layer."""
+    """Return the logged measures of each layer."""
     by_layer = zip(*(row[name].values() for name in Measures._fields), strict=True)
     return [Measures(*numbers) for numbers in by_layer]
 
 
 def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
-    """Read a run's log and measure the checkpoints that it kept.
+    """Read a run's log, and measure its checkpoints.
 
     Raises:
-      UsageError: there is neither a log nor a checkpoint that can be read, or no config.
+      UsageError: there is no config, or neither a log nor a checkpoint can be read.
     """
     config = read_config(workdir)
     rows, problems = _logged_rows(workdir)
     failure = workdir / FAILURE_FILE
-    if failure.is_file():  # what it logged before stands
+    if failure.is_file():  # its log is still shown
         problems.insert(0, failure.read_text(errors="replace").strip())
     run = Run(label, workdir, config, rows, problems=problems)
     steps = kept_steps(workdir)
     if not steps and not any(name in row for row in rows for name in Measures._fields):
-        run.problems.append("it holds no checkpoint, so there is nothing to say of its layers")
+        run.problems.append("it holds no checkpoint, so its layers are not shown")
     for step in steps:
         try:
             state = load_step(config, workdir, mesh, step).progress.state
@@ -134,8 +134,8 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
         dead = [name for name, kernel in kernels if not can_be_measured(kernel)]
         if dead:
             run.problems.append(
-                f"the checkpoint of step {step} has weights that are not finite, or all the same,"
-                f" in {', '.join(dead)}"
+                f"the checkpoint of step {step} has weights that are not finite, or all equal, in"
+                f" {', '.join(dead)}"
             )
             continue
         layers = [measure_layer(*kernel) for kernel in kernels]
@@ -149,7 +149,7 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
 
 
 def _logged_rows(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows that are whole, one an epoch, and what was wrong with others."""
+    """Read the rows that are complete, one per epoch, and describe problems with others."""
     path = workdir / FILE_NAME
     try:
         written = sum(bool(line.strip()) for line in path.read_bytes().splitlines())
@@ -159,8 +159,8 @@ def _logged_rows(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     problems = []
     if len(rows) < written:
         problems.append(
-            f"{written - len(rows)} of the {written} lines of its log are cut short, or of another"
-            " version; they are left out"
+            f"{written - len(rows)} of the {written} lines of its log are incomplete, or of another"
+            " version, and were left out"
         )
     elif not rows:
         problems.append("nothing is logged")
@@ -178,7 +178,7 @@ def _is_whole(row: Mapping[str, Any]) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether all numbers within are finite; JSON knows no others."""
+    """Tell whether all numbers inside are finite, as JSON requires."""
     if isinstance(value, dict | list):
         return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Which numbers of kernels the report draws over time, of one run and over seeds."""
+"""The measures of kernels that the report draws over time."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -8,15 +8,15 @@ from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, optimum
 
 
 class Series(NamedTuple):
-    """A number of binary kernels, to draw over time.
+    """A measure of binary kernels, to draw over time.
 
     Attributes:
-      name: part of the names of files.
-      title, note: what the page says of it.
+      name: part of file names.
+      title, note: title and explanation on the page.
       unit: label of the axis.
-      value: the number of a layer.
-      references: levels of one or two ideal distributions, by name.
-      scale: of the axis, as matplotlib calls it.
+      value: function from the measures of a layer to the number.
+      references: values of one or two ideal distributions, by name.
+      scale: matplotlib's name of the axis scale.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Series(NamedTuple):
 
 
 def kernel_series() -> list[Series]:
-    """All that the report draws."""
+    """Return all measures that the report draws."""
     laplacian, gaussian = optimum(LAPLACIAN), optimum(GAUSSIAN)
     return [
         Series(
             "shape",
             "Shape",
-            "1 is the Laplacian, 2 the Gaussian, 50 the largest looked for.",
+            "1 is the Laplacian, 2 the Gaussian; 50 is the largest shape that is tried.",
             "fitted shape",
             lambda layer: layer.fitted_shape,
             {"ideal Laplacian": LAPLACIAN, "ideal Gaussian": GAUSSIAN},
@@ -44,8 +44,8 @@ def kernel_series() -> list[Series]:
         Series(
             "fit",
             "Gaussian or Laplacian",
-            "Mean log-likelihood of the fitted Gaussian less that of the fitted Laplacian: above 0"
-            " the Gaussian fits better.",
+            "Mean log-likelihood of the fitted Gaussian minus that of the fitted Laplacian; above"
+            " 0 the Gaussian fits better.",
             "Gaussian over Laplacian (nats)",
             lambda layer: layer.gaussian_fit - layer.laplacian_fit,
             {"equally good": 0.0},
@@ -61,15 +61,15 @@ def kernel_series() -> list[Series]:
         Series(
             "entropy",
             "Entropy",
-            "Of the bits that the angle-optimal rule would choose; half-half has 1.",
+            "Entropy of the bits that the angle-optimal rule would choose; half-half has 1.",
             "entropy of the best bits",
             lambda layer: layer.best_entropy,
             {"ideal Laplacian": laplacian.entropy},
         ),
         Series(
             "loss-of-cosine",
-            "What half-half loses",
-            "The best cosine less that of half-half.",
+            "Loss of half-half",
+            "The best cosine minus that of half-half.",
             "cosine lost by half-half",
             lambda layer: layer.best_cosine - layer.half_half_cosine,
             {"ideal Laplacian": laplacian.cosine - laplacian.half_half_cosine},
@@ -77,7 +77,7 @@ def kernel_series() -> list[Series]:
         Series(
             "sign-cosine",
             "Cosine of sign bits",
-            "What signs reach, which are no magnitudes: all ones beside |w|.",
+            "Cosine between the weights and their signs.",
             "cosine of sign bits",
             lambda layer: layer.sign_cosine,
             {

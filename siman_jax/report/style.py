@@ -1,4 +1,4 @@
-"""The page's look: one column of text, figures in as many columns as fit, light or dark."""
+"""The page's style: one column of text, figures in as many columns as fit, light or dark."""
 
 STYLE = """
 :root {

@@ -1,4 +1,4 @@
-"""Figures as files and as parts of a page."""
+"""Converts figures to PNG files and to SVG elements of a page."""
 
 import io
 import re
@@ -14,22 +14,22 @@ _DPI = 160
 
 
 def to_png(figure: "Figure") -> bytes:
-    """The figure as a PNG file, on white."""
+    """Convert a figure to a PNG file with a white background."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DPI, facecolor="white")
     return file.getvalue()
 
 
 def to_svg(figure: "Figure", name: str, description: str) -> str:
-    """The figure as an `<svg>` element that stands in a page.
+    """Convert a figure to an `<svg>` element for a page.
 
-    It scales with what holds it, lets the background through, and takes the page's colour and
-    font for its text and axes.
+    It scales with its container, has a transparent background, and uses the page's colour and font
+    for text and axes.
 
     Args:
       figure: in the style of `figures`.
-      name: sets its inner names apart from those of other figures on the page.
-      description: what readers hear that cannot see it.
+      name: keeps its internal ids distinct from those of other figures on the page.
+      description: text for screen readers.
     """
     import matplotlib as mpl
 
@@ -38,7 +38,7 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # alike in all figures, and of no use
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # these are equal in all figures, and unused
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     svg = re.sub(r"<[^>]*>", _round, svg)
     view_box = re.search(r'viewBox="[^"]*"', svg)
@@ -48,5 +48,5 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
 
 
 def _round(tag: re.Match[str]) -> str:
-    """The tag with hundredths of a pixel; what is written between tags stays."""
+    """Round the numbers in a tag to hundredths of a pixel; text between tags stays."""
     return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])

@@ -1,14 +1,12 @@
-"""The report's tables: numbers as text."""
+"""The report's tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from siman_jax.analysis.distributions import SHAPES
-from siman_jax.analysis.measures import Layer, Measures
+from siman_jax.analysis.measures import KernelMeasures, Measures
 from siman_jax.analysis.theory import GAUSSIAN, LAPLACIAN, UNIFORM, optimum
-from siman_jax.report.page import Table
-from siman_jax.report.runs import Run
-from siman_jax.report.seeds import (
+from siman_jax.report.groups import (
     Group,
     furthest,
     has_bits,
@@ -16,6 +14,8 @@ from siman_jax.report.seeds import (
     mean_of_layers,
     training_seconds,
 )
+from siman_jax.report.page import Table
+from siman_jax.report.runs import Run
 from siman_jax.runs.log import best_row
 from siman_jax.runs.sweep_summary import mean_and_deviation
 
@@ -26,10 +26,10 @@ class Column(NamedTuple):
     """A number of a run at its end.
 
     Attributes:
-      name: in JSON.
-      heading: on the page.
-      form: how to print it: a format, or "time" for seconds.
-      number: function of a run, None where it has no such thing.
+      name: its name in JSON.
+      heading: its heading on the page.
+      form: format to print it, or "time" for seconds.
+      number: function from a run to the number, or None if it has none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Column(NamedTuple):
 
 
 def _of_kernels(name: str, heading: str, form: str, number: Callable[[Measures], float]) -> Column:
-    """The mean of the layers', of a run whose log holds measures."""
+    """Build a column for the mean over layers, for runs whose log has measures."""
     return Column(name, heading, form, lambda run: mean_of_layers(run.rows[-1], number))
 
 
@@ -82,13 +82,13 @@ KERNELS = (
 
 
 def at_the_end(runs: Sequence[Run], column: Column) -> dict[str, Any]:
-    """A number's "mean", "std" and "n" over the runs that got furthest and have it."""
+    """Compute "mean", "std" and "n" of a number over the runs that got furthest and have it."""
     numbers = (column.number(run) for run in furthest(runs))
     return mean_and_deviation([number for number in numbers if number is not None])
 
 
 def results_table(groups: Sequence[Group]) -> Table:
-    """Accuracy, flips and time of every run that has a log, and each group's mean and deviation."""
+    """Build the table of accuracy, flips and time of every run with a log, and of each group."""
     rows: list[list[str]] = []
     means = []
     for group in groups:
@@ -105,9 +105,10 @@ def results_table(groups: Sequence[Group]) -> Table:
             rows.append([f"mean of {count} ± deviation", "", "", "", *cells])
     return Table(
         "Results",
-        "Best by test accuracy, the later epoch among equals. Means are over the seeds that got"
-        " furthest, and deviations standard ones, of n - 1 degrees of freedom. Flips are the mean"
-        " of the layers' shares. The time is the logged epochs' training without evaluation.",
+        "The best epoch is that of the best test accuracy, the latest one if several are equal."
+        " Means and standard deviations (divided by n - 1) are over the seeds that got furthest."
+        " Flips are means over the layers. Time is that of training in the logged epochs, without"
+        " evaluation.",
         ["run", "seed", "epochs", "best\nepoch", *(column.heading for column in RESULTS)],
         rows,
         means,
@@ -115,7 +116,7 @@ def results_table(groups: Sequence[Group]) -> Table:
 
 
 def kernels_table(groups: Sequence[Group]) -> Table:
-    """Measures at the end of the last epoch of each group's runs, whose logs all hold them."""
+    """Build the table of measures after the last epoch of each group; all logs must have them."""
     rows = [
         [
             group.label,
@@ -126,15 +127,15 @@ def kernels_table(groups: Sequence[Group]) -> Table:
     ]
     return Table(
         "Kernels at the end",
-        "Means over the binary layers; then mean and standard deviation over the seeds that got"
-        " furthest. Above 0, the difference of log-likelihoods says that a Gaussian fits better"
-        " than a Laplacian.",
+        "Means over the binary layers, then mean and standard deviation over the seeds that got"
+        " furthest. If the difference of log-likelihoods is above 0, a Gaussian fits better than a"
+        " Laplacian.",
         ["runs", "seeds", *(column.heading for column in KERNELS)],
         rows,
     )
 
 
-# Headings of what the bits of ideal weights and of a layer's weights reach.
+# Headings for the bits of ideal weights and of a layer's weights.
 _OF_BITS = (
     "best share\nof ones",
     "entropy\n(bits)",
@@ -145,14 +146,14 @@ _OF_BITS = (
 
 
 def theory_table() -> Table:
-    """The optimum for three distributions."""
+    """Build the table of the optimum for three distributions."""
     rows = []
     for name, shape in DISTRIBUTIONS.items():
         ideal = optimum(shape)
         rows.append([name, *(f"{number:.4f}" for number in ideal)])
     return Table(
         "Ideal weights",
-        "Infinitely many weights of one distribution. For the Laplacian the best share is 1/e.",
+        "For infinitely many weights of one distribution. For the Laplacian the best share is 1/e.",
         [
             "distribution",
             *_OF_BITS,
@@ -161,8 +162,8 @@ def theory_table() -> Table:
     )
 
 
-def layers_table(layers: Sequence[Layer]) -> Table:
-    """Fits and bits of every layer of a checkpoint."""
+def layers_table(layers: Sequence[KernelMeasures]) -> Table:
+    """Build the table of fits and bits of every layer of a checkpoint."""
     rows = [
         [
             layer.name,
@@ -181,8 +182,8 @@ def layers_table(layers: Sequence[Layer]) -> Table:
     ]
     return Table(
         "Layers",
-        "Log-likelihoods are means over the weights, in nats; the larger fits better. Share and"
-        " entropy are those that the angle-optimal rule would choose; cosines are means over"
+        "Log-likelihoods are means over the weights, in nats; larger is better. Share and entropy"
+        " are those of the bits that the angle-optimal rule would choose. Cosines are means over"
         " filters.",
         [
             "layer",
@@ -190,7 +191,7 @@ def layers_table(layers: Sequence[Layer]) -> Table:
             "fitted\nshape",
             "log-likelihood\nLaplacian",
             "\nGaussian",
-            "generalised\nGaussian",
+            "generalized\nGaussian",
             *_OF_BITS,
         ],
         rows,
@@ -204,13 +205,13 @@ def _format(value: float | None, form: str) -> str:
 
 
 def _mean(numbers: Mapping[str, Any], form: str) -> str:
-    """Mean and deviation, of what there is."""
+    """Format mean and deviation, as far as they exist."""
     mean, deviation = _format(numbers["mean"], form), numbers["std"]
     return mean if deviation is None else f"{mean} ± {_format(deviation, form.lstrip('+'))}"
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Format seconds as seconds, minutes or hours.
 
     >>> _duration(59.2), _duration(90), _duration(7300)
     ('59 s', '1.5 min', '2.0 h')

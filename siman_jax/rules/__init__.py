@@ -1,8 +1,8 @@
-"""The rules by name: how kernels and activations become bits, and what a layer owns for it.
+"""The rules by name: how kernels and activations become bits, and what a layer needs for it.
 
-The mathematics is elsewhere, this is the table of contents. A network takes one rule for its
-weights and one for its activations, and any two go together; `WeightRule.activation` names the one
-that a method was published with.
+This is the table of contents; the mathematics is in the other files. A new rule is one entry here.
+A network takes one rule for its weights and one for its activations, in any combination;
+`WeightRule.activation` names the activation rule that a method was published with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from siman_jax.errors import choose
-from siman_jax.rules.estimators import ste_sign, swish_sign, tanh_sign
+from siman_jax.native.convolution import APPROX, STRAIGHT_THROUGH
+from siman_jax.rules.estimators import approx_sign, ste_sign, swish_sign, tanh_sign
+from siman_jax.rules.magnitude_bits import BIT_RULES
 from siman_jax.rules.rbnn import rbnn_activation, rbnn_kernel
 from siman_jax.rules.sign_kernels import (
     bi_real_kernel,
@@ -24,24 +26,19 @@ from siman_jax.rules.sign_kernels import (
     recu_kernel,
     xnor_net_kernel,
 )
-from siman_jax.rules.siman import (
-    BIT_RULES,
-    REAL,
-    Chosen,
-    approx_sign,
-    filter_axes,
-    identity,
-    project_and_choose,
-    siman_activation,
-    siman_kernel,
-)
+from siman_jax.rules.siman import Chosen, project_and_choose, siman_activation, siman_kernel
+from siman_jax.rules.standardize import filter_axes
+
+# Names the rules that leave weights or activations real-valued.
+REAL = "real"
 
 # Leaves of a binary layer: one angle per filter, and a pair of rotations.
 THETA = "theta"
 LEFT = "left"
 RIGHT = "right"
 
-# What training schedules. It shapes gradients only, so that evaluation may take any value: these.
+# Scalars that training schedules, with their values at the end of training. They affect gradients
+# only, so evaluation may use any values; it uses these.
 SHARPNESS = "sharpness"
 TAU = "tau"
 AT_THE_END = {SHARPNESS: 10.0, TAU: 0.99}
@@ -58,17 +55,17 @@ class WeightRule:
     """How a binary layer's kernel becomes bits.
 
     Attributes:
-      kernel: function from the latent kernel `[..., out]`, and what `inputs` names, to the kernel
-        that multiplies: in every filter one magnitude, and two signs.
+      kernel: function from the latent kernel `[..., out]` and the `inputs` to the kernel that
+        multiplies. All entries of one of its filters have the same magnitude.
       activation: key of `ACTIVATION_RULES` that the method was published with.
-      inputs: names of `kernel`'s further arguments, leaves of the layer or scheduled scalars.
-      alpha: how a learned scale per filter starts: at the mean magnitude of a default draw of the
-        kernel, or uniformly in [0, 1); None where none is learned.
-      scaled: whether the magnitudes that `kernel` gives may differ from 1.
+      inputs: names of the further arguments of `kernel`: leaves of the layer or scheduled scalars.
+      alpha: initial value of the learned scale per filter: the mean magnitude of a default draw of
+        the kernel, or uniform in [0, 1); None if no scale is learned.
+      scaled: whether `kernel` may return magnitudes other than 1.
       projected: whether training centres and clips the latent kernel before each step.
-      prepare: function from all of a network's latent kernels and the projection's percentage to
-        the projected kernels and their bits, where it costs less to compute these together;
-        `kernel` then takes its own as the argument `bits`.
+      prepare: function from all latent kernels of a network and the projection's percentage to
+        the projected kernels and their bits, for rules that compute these faster together;
+        `kernel` then takes its own as the argument `bits`. None for other rules.
     """
 
     kernel: Callable[..., Array]
@@ -80,16 +77,19 @@ class WeightRule:
     prepare: Prepare | None = None
 
     def __call__(self, latent: Array, given: Mapping[str, Array | float]) -> Array:
-        """Give the kernel that multiplies; `given` holds what `inputs` names, and may hold more.
+        """Return the kernel that multiplies.
 
-        It may hold `bits` too, as `prepare` chose them.
+        Args:
+          latent: the latent kernel `[..., out]`.
+          given: values of `inputs` by name, and optionally `bits` from `prepare`; other entries
+            are ignored.
         """
         chosen = {"bits": given["bits"]} if self.prepare and "bits" in given else {}
         return self.kernel(latent, *(given[name] for name in self.inputs), **chosen)
 
     @property
     def rotated(self) -> bool:
-        """Whether a layer owns a pair of rotations, which training updates once an epoch."""
+        """Whether a layer owns a pair of rotations, which training updates once per epoch."""
         return LEFT in self.inputs
 
 
@@ -98,16 +98,31 @@ class ActivationRule:
     """How a binary layer's input becomes bits.
 
     Attributes:
-      function: from `[batch, ..., channels]`, and what `inputs` names, to the same shape.
-      inputs: names of scheduled scalars.
+      function: from `[batch, ..., channels]` and the `inputs` to the same shape.
+      inputs: names of the further arguments of `function`: scheduled scalars.
+      centred: whether signs are taken about each sample's mean instead of 0.
+      estimator: what the native library calls the gradient, a constant of `native.convolution`;
+        None for rules that it does not know, whose activations it receives already binarized.
     """
 
     function: Callable[..., Array]
     inputs: tuple[str, ...] = ()
+    centred: bool = False
+    estimator: int | None = None
 
     def __call__(self, x: Array, given: Mapping[str, Array | float]) -> Array:
-        """Give the activations that are multiplied; `given` as for `WeightRule`."""
+        """Return the activations that are multiplied; `given` is as for `WeightRule`."""
         return self.function(x, *(given[name] for name in self.inputs))
+
+    def bits(self, x: Array) -> Array:
+        """Tell where a binary rule gives +1: bool, shape of `x` `[batch, ..., channels]`."""
+        # Standardizing would also divide by a deviation, which changes no sign.
+        return x >= (jnp.mean(x, range(1, x.ndim), keepdims=True) if self.centred else 0)
+
+
+def identity(x: Array) -> Array:
+    """Return `x`: the rule that leaves weights or activations real-valued."""
+    return x
 
 
 WEIGHT_RULES: dict[str, WeightRule] = {
@@ -134,22 +149,22 @@ WEIGHT_RULES: dict[str, WeightRule] = {
 }
 
 ACTIVATION_RULES: dict[str, ActivationRule] = {
-    "siman": ActivationRule(siman_activation),
-    "approx_sign": ActivationRule(approx_sign),
-    "ste_sign": ActivationRule(ste_sign),
+    "siman": ActivationRule(siman_activation, centred=True, estimator=APPROX),
+    "approx_sign": ActivationRule(approx_sign, estimator=APPROX),
+    "ste_sign": ActivationRule(ste_sign, estimator=STRAIGHT_THROUGH),
     "swish_sign": ActivationRule(swish_sign),
     "tanh_sign": ActivationRule(tanh_sign, (SHARPNESS,)),
-    "rbnn": ActivationRule(rbnn_activation, (SHARPNESS,)),
+    "rbnn": ActivationRule(rbnn_activation, (SHARPNESS,), centred=True),
     "recu": ActivationRule(recu_activation),
     REAL: ActivationRule(identity),
 }
 
 
 def resolve_activation_rule(activation_rule: str, weight_rule: str) -> str:
-    """Name an activation rule, where "default" stands for the weight rule's own.
+    """Return the name of an activation rule; "default" means the weight rule's own.
 
     Raises:
-      UsageError: either is unknown.
+      UsageError: one of the names is unknown.
 
     >>> resolve_activation_rule("default", "ir_net"), resolve_activation_rule("siman", "ir_net")
     ('tanh_sign', 'siman')
@@ -160,5 +175,5 @@ def resolve_activation_rule(activation_rule: str, weight_rule: str) -> str:
 
 
 def filter_scales(kernel: Array) -> Array:
-    """The one magnitude of each filter of a rule's kernel `[..., out]`: `[out]`."""
+    """Return the magnitude of each filter, `[out]`, of a kernel `[..., out]` that a rule gave."""
     return jnp.max(jnp.abs(kernel), filter_axes(kernel))

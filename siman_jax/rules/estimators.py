@@ -1,8 +1,8 @@
-"""Signs with estimated gradients, for activations and for kernels.
+"""Sign functions with estimated gradients, for activations and kernels.
 
-Every function here gives +1 where x >= 0, else -1, in the shape and floating dtype of `x`: zero
-counts as positive, since a bit has no third value. They differ in what stands for the derivative,
-which is 0 almost everywhere. `siman.approx_sign`, which SiMaN uses, is one of them too.
+Every function returns +1 where x >= 0, else -1, in the shape and floating dtype of `x`. Zero
+counts as positive, since a bit has only two values. The true derivative is 0 almost everywhere;
+the functions differ in the estimate that replaces it.
 
 Some estimators sharpen during training: `sharpness` is the t of their papers, a scalar that
 `sharpness_at` schedules.
@@ -22,12 +22,44 @@ def _sign(x: Array) -> Array:
 
 
 @jax.custom_vjp
+def approx_sign(x: Array) -> Array:
+    """Binarize to -1 and +1, with the gradient of a piecewise quadratic.
+
+        forward:   +1 where x >= 0, else -1
+        backward:  g * max(0, 2 - 2|x|)
+
+    Args:
+      x: floating array of any shape.
+
+    Returns:
+      Array of the shape and dtype of `x`, in {-1, +1}.
+
+    Source: Bi-Real Net, arXiv 1808.00278.
+
+    >>> jax.grad(lambda x: approx_sign(x).sum())(jnp.array([-2.0, -0.25, 0.0]))
+    Array([0. , 1.5, 2. ], dtype=float32)
+    """
+    return _sign(x)
+
+
+def _approx_sign_fwd(x: Array) -> tuple[Array, Array]:
+    return _sign(x), x
+
+
+def _approx_sign_bwd(x: Array, g: Array) -> tuple[Array]:
+    return (g * jnp.maximum(2 - 2 * jnp.abs(x), 0),)
+
+
+approx_sign.defvjp(_approx_sign_fwd, _approx_sign_bwd)
+
+
+@jax.custom_vjp
 def ste_sign(x: Array) -> Array:
     """Binarize with the straight-through estimator.
 
         backward:  g * 1[|x| <= 1]
 
-    The paper also clips latent weights to [-1, 1] after each update, which is not done here.
+    The paper also clips latent weights to [-1, 1] after each update; this project does not.
 
     Source: BNN, arXiv 1602.02830.
 
@@ -76,7 +108,7 @@ def swish_sign(x: Array) -> Array:
 
         backward:  g * beta (2 - beta x tanh(beta x / 2)) / (1 + cosh(beta x)),   beta = 5
 
-    Negative far from 0, and beta at 0.
+    The gradient is beta at 0 and negative far from 0.
 
     Source: BNN+, arXiv 1812.11800.
 
@@ -92,7 +124,7 @@ def _swish_sign_fwd(x: Array) -> tuple[Array, Array]:
 
 def _swish_sign_bwd(x: Array, g: Array) -> tuple[Array]:
     y = SWISH_BETA * x
-    # 1 / (1 + cosh y) = (1 - tanh^2(y / 2)) / 2, which does not overflow.
+    # cosh would overflow, so use 1 / (1 + cosh y) = (1 - tanh^2(y / 2)) / 2.
     tanh = jnp.tanh(y / 2)
     return (g * SWISH_BETA * (2 - y * tanh) * (1 - jnp.square(tanh)) / 2,)
 
@@ -102,7 +134,7 @@ swish_sign.defvjp(_swish_sign_fwd, _swish_sign_bwd)
 
 @jax.custom_vjp
 def tanh_sign(x: Array, sharpness: Array | float) -> Array:
-    """Binarize with the derivative of a tanh that sharpens to a step.
+    """Binarize with the derivative of a tanh that sharpens into a step.
 
         backward:  g * k t (1 - tanh^2(t x)),   k = max(1/t, 1)
 
@@ -134,7 +166,7 @@ tanh_sign.defvjp(_tanh_sign_fwd, _tanh_sign_bwd)
 
 @jax.custom_vjp
 def triangle_sign(x: Array, sharpness: Array | float, gain: Array | float) -> Array:
-    """Binarize with a triangular gradient, the wider the smaller `sharpness` is.
+    """Binarize with a triangular gradient, which narrows as `sharpness` grows.
 
         backward:  g * k max(0, sqrt(2) t - t^2 |x|)
 
@@ -168,14 +200,15 @@ triangle_sign.defvjp(_triangle_sign_fwd, _triangle_sign_bwd)
 
 
 def sharpness_at(progress: Array, first: float, last: float) -> Array:
-    """Sharpness t after a share of the training, from `first` to `last` in equal ratios.
+    """Compute the sharpness t at a point of training: from `first` to `last`, geometrically.
 
         t = 10^(log10(first) + (log10(last) - log10(first)) * progress)
 
     Args:
       progress: epochs done over all epochs, 0 to 1.
-      first: t at 0; published are 1e-2 (RBNN), and 1e-3 for ResNet-20, else 1e-1 (IR-Net).
-      last: t at 1; published is 10 for both.
+      first: t at 0; the papers use 1e-2 (RBNN), 1e-3 (IR-Net, ResNet-20) or 1e-1 (IR-Net, other
+        networks).
+      last: t at 1; both papers use 10.
 
     Source: arXiv 1909.10788 and 2009.13055.
 

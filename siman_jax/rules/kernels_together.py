@@ -1,8 +1,8 @@
 """Projection and half-half bits of all binary kernels of a network at once, for accelerators.
 
-There a computation over one layer's kernel takes about as long as one over those of all layers. So
-the filters of all layers stand side by side, as columns of one matrix, shorter ones with padding
-below; medians and percentiles are selected in it by `radix_selection`.
+On an accelerator a computation over one layer's kernel takes about as long as one over all layers'
+kernels. So the filters of all layers become the columns of one matrix, the shorter ones padded at
+the end, and `radix_selection` finds medians and percentiles in it.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ def project_and_choose(
       kernels: `[..., out]`, at least one, all of one floating dtype.
       percent: scalar in [0, 50].
       accumulate: dtype of sums and percentiles.
-      epsilon: added to a filter's variance where it is standardized.
+      epsilon: added to a filter's variance to standardize it.
 
     Returns:
-      The projected kernels; bool of the same shapes, the bits; and mean and deviation that each
-      filter was standardized by, `[1, ..., out]` of each kernel.
+      The projected kernels; their bits, bool of the same shapes; and the mean and deviation used
+      to standardize each filter, `[1, ..., out]` for each kernel.
     """
     dtype = kernels[0].dtype
     flat = [kernel.reshape(-1, kernel.shape[-1]) for kernel in kernels]

@@ -1,9 +1,10 @@
-"""Exact order statistics of magnitudes, without sorting; on a CPU natively.
+"""Exact order statistics of magnitudes, without sorting.
 
-Sorting is slow on accelerators and slower on CPUs. The bits of a non-negative float, read as an
-unsigned integer, order as the floats do, so the k-th smallest is found by fixing its bits from the
-highest down, with no arithmetic that could round: on a CPU by a loop with one pass of counting for
-each bit, elsewhere several bits at a time, by `radix_selection`.
+Sorting is slow on accelerators and slower still on CPUs. The bits of non-negative floats, read as
+unsigned integers, have the same order as the floats. So the k-th smallest is found by fixing its
+bits from the highest down, and nothing is rounded. On a CPU the native library does this, or else
+a loop with one counting pass per bit; on other devices `radix_selection` fixes several bits at a
+time.
 """
 
 import jax
@@ -16,7 +17,7 @@ from siman_jax.rules import radix_selection
 
 
 def kth_smallest(x: Array, k: Array | int) -> Array:
-    """The k-th smallest entry along the first axis, bit for bit what sorting gives.
+    """Return the k-th smallest entry along the first axis, exactly as sorting would.
 
     Args:
       x: non-negative floats `[n, m]`, 16, 32 or 64 bits wide.
@@ -26,7 +27,7 @@ def kth_smallest(x: Array, k: Array | int) -> Array:
       Array `[1, m]` or `[1, r]`, dtype of `x`.
 
     Raises:
-      ValueError: there is nothing to choose from, or `k` is an integer and no rank.
+      ValueError: `x` is empty, or `k` is an integer outside the valid ranks.
 
     >>> kth_smallest(jnp.array([[3.0], [1.0], [2.0]]), 1)
     Array([[2.]], dtype=float32)
@@ -49,11 +50,11 @@ def kth_smallest(x: Array, k: Array | int) -> Array:
 
 
 def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
-    """Where `x` is larger than its k-th smallest entry along the first axis.
+    """Tell where `x` is larger than its k-th smallest entry along the first axis.
 
-    The comparison belongs to the loop that selects, so that both read the same copy of `x`. Left
-    outside, XLA may compute `x` a second time, rounded differently, and an entry then exceeds a
-    threshold that is its own value. Where there is no loop, a barrier does what the loop does here.
+    The comparison is part of the loop that selects, so that both read the same copy of `x`.
+    Otherwise XLA may compute `x` a second time and round it differently; an entry could then
+    exceed a threshold that equals it. Implementations without a loop use a barrier instead.
 
     Args:
       x: non-negative floats `[n, m]`, 16, 32 or 64 bits wide.
@@ -86,15 +87,17 @@ def exceeds_kth_smallest(x: Array, k: Array | int) -> Array:
 
 
 def _ranks(x: Array, k: Array | int, least: int) -> Array:
-    """`k` as an array; checked where it is known before anything runs."""
+    """Return `k` as an array; a Python integer is checked."""
     count = x.shape[0] if x.ndim else 0
     if not count or (isinstance(k, int) and not least <= k < count):
-        raise ValueError(f"no rank {k} among {count} numbers; expected {least} to {count - 1}.")
+        raise ValueError(
+            f"there is no rank {k} of {count} numbers; expected {least} to {count - 1}."
+        )
     return jnp.asarray(k, jnp.int32)
 
 
 def _start(x: Array, k: Array | int) -> tuple[Array, Array, Array]:
-    """Bits of `x`, the rank, and the bits of the answer before any is fixed."""
+    """Return the keys of `x`, the rank, and the key to find with all bits still 0."""
     keys = radix_selection.as_keys(x)
     rank = jnp.asarray(k, jnp.int32)
     shape = jnp.broadcast_shapes(rank.shape, (1, *x.shape[1:]))
@@ -106,7 +109,7 @@ def _steps(x: Array) -> int:
 
 
 def _fix_bit(i: Array | int, found: Array, keys: Array, rank: Array) -> Array:
-    # Where JAX_DISABLE_JIT is set, a loop's index is an int.
+    # With JAX_DISABLE_JIT set, the loop's index is an int.
     shift = (jnp.iinfo(keys.dtype).bits - 2 - jnp.asarray(i)).astype(keys.dtype)
     candidate = found | jnp.left_shift(jnp.ones((), keys.dtype), shift)
     below = jnp.sum(keys < candidate, axis=0, keepdims=True, dtype=jnp.int32)
@@ -114,7 +117,7 @@ def _fix_bit(i: Array | int, found: Array, keys: Array, rank: Array) -> Array:
 
 
 def quantiles(x: Array, q: Array) -> Array:
-    """Quantiles of all of `x` with linear interpolation, as `jnp.quantile` gives them.
+    """Compute quantiles of all of `x` with linear interpolation, as `jnp.quantile` does.
 
     Args:
       x: non-negative floats of any shape.
@@ -128,15 +131,15 @@ def quantiles(x: Array, q: Array) -> Array:
 
 
 def quantile_ranks(size: int, q: Array) -> tuple[Array, Array]:
-    """Between which of `size` numbers in order a quantile lies.
+    """Find the ranks that each quantile of `size` numbers lies between.
 
     Args:
-      size: of the numbers.
+      size: how many numbers there are.
       q: `[m]` in [0, 1].
 
     Returns:
-      int32 ranks `[2 * m]`, those below and then those above; and how far from the one to the
-      other each quantile is, `[m]` in [0, 1), dtype of `q`.
+      int32 ranks `[2 * m]`, first those below and then those above; and the weight of the upper
+      one for each quantile, `[m]` in [0, 1), dtype of `q`.
     """
     position = q * (size - 1)
     low, high = jnp.floor(position), jnp.ceil(position)
@@ -144,7 +147,13 @@ def quantile_ranks(size: int, q: Array) -> tuple[Array, Array]:
 
 
 def interpolated(x: Array, ranks: Array, weights: Array) -> Array:
-    """Quantiles of all of `x`, non-negative floats, from what `quantile_ranks` gives: `[m]`."""
+    """Interpolate quantiles `[m]` of all of `x`, non-negative floats, at given ranks.
+
+    Args:
+      x: non-negative floats of any shape.
+      ranks: from `quantile_ranks`.
+      weights: from `quantile_ranks`.
+    """
 
     def by_rank(x: Array, ranks: Array, weights: Array) -> Array:
         below, above = kth_smallest(x.reshape(-1, 1), ranks.reshape(1, -1)).reshape(2, -1)

@@ -1,12 +1,13 @@
 """Order statistics of many columns at once, by a few passes over their digits and no loop.
 
-The bits of a non-negative float, read as an unsigned integer, order as the floats do. So the k-th
-smallest of a column is found digit by digit from the highest down: one pass counts, for every value
-that the digit may have, how many keys are smaller, and those counts tell the digit. A digit has
-four bits, so a float32 takes eight passes. Nothing is rounded: the answer is a sort's, bit for bit.
+The bits of non-negative floats, read as unsigned integers, have the same order as the floats. So
+the k-th smallest of a column is found digit by digit, from the highest down. For every value that
+the digit may have, one pass counts how many keys are smaller; these counts determine the digit. A
+digit has four bits, so a float32 takes eight passes. Nothing is rounded: the result is exactly
+that of sorting.
 
-Columns of several arrays may stand side by side, since on an accelerator a pass over all of them
-costs what one over the largest does.
+The columns of several arrays may be joined, since on an accelerator a pass over all of them costs
+about as much as one over the largest.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +22,16 @@ _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
 def as_keys(x: Array) -> Array:
-    """Bits of non-negative floats, 16, 32 or 64 wide, as unsigned integers of the same order."""
+    """Reinterpret non-negative floats of 16, 32 or 64 bits as unsigned integers of equal order."""
     return lax.bitcast_convert_type(x, _UNSIGNED[jnp.finfo(x.dtype).bits])
 
 
 def kth_smallest(x: Array, ranks: Array) -> Array:
-    """The k-th smallest entry of each column.
+    """Return the k-th smallest entry of each column.
 
     Args:
       x: non-negative floats `[n, m]`.
-      ranks: k from 0, int32 `[1, m]`; or `[1, r]`, where m is 1.
+      ranks: k from 0, int32 `[1, m]`; or `[1, r]` if m is 1.
 
     Returns:
       Shape of `ranks`, dtype of `x`.
@@ -44,7 +45,7 @@ def kth_smallest(x: Array, ranks: Array) -> Array:
 
 
 def exceeds_kth_smallest(x: Array, ranks: Array) -> Array:
-    """Where each entry is larger than the k-th smallest of its column.
+    """Tell where an entry is larger than the k-th smallest of its column.
 
     Args:
       x: non-negative floats `[n, m]`.
@@ -57,7 +58,7 @@ def exceeds_kth_smallest(x: Array, ranks: Array) -> Array:
 
 
 def interpolated(x: Array, ranks: Array, weights: Array) -> Array:
-    """Quantiles `[r]` of all of `x` `[n, m]`, from what `order_statistics.quantile_ranks` gives."""
+    """Interpolate quantiles `[r]` of all of `x` `[n, m]`; see `order_statistics.interpolated`."""
     below = [rank[None] for rank in ranks[: len(weights)]]
     ends = neighbours_in_groups(keys_of(x), below, [x.shape[1]])
     return jnp.concatenate(
@@ -66,16 +67,16 @@ def interpolated(x: Array, ranks: Array, weights: Array) -> Array:
 
 
 def between(below: Array, after: Array, weight: Array) -> Array:
-    """Interpolate from keys to the keys of the next rank, which at weight 0 are not looked at."""
+    """Interpolate from keys to those of the next rank, which are ignored if the weight is 0."""
     low, high = (lax.bitcast_convert_type(key, weight.dtype) for key in (below, after))
     return jnp.where(weight == 0, low, low * (1 - weight) + high * weight)
 
 
 def exceed_in_columns(keys: Array, rank: Array) -> Array:
-    """Where each key is larger than the k-th smallest of its column: bool, shape of `keys`.
+    """Tell where a key is larger than the k-th smallest of its column: bool, shape of `keys`.
 
     Args:
-      keys: `[n, m]`, behind a barrier as `keys_of` has it.
+      keys: `[n, m]`, behind a barrier as in `keys_of`.
       rank: k from 0, int32 `[m]`.
     """
     (found,) = _select(keys, [rank], _Columns())
@@ -85,15 +86,15 @@ def exceed_in_columns(keys: Array, rank: Array) -> Array:
 def neighbours_in_groups(
     keys: Array, rank: list[Array], columns: Sequence[int]
 ) -> tuple[list[Array], list[Array]]:
-    """The k-th smallest keys of groups of columns next to each other, and those after them.
+    """Find the k-th smallest keys of groups of adjacent columns, and the next larger ones.
 
     Args:
       keys: as for `exceed_in_columns`.
-      rank: several times k from 0, int32 `[groups]`.
-      columns: how many each group has.
+      rank: a list of k from 0, int32 `[groups]` each.
+      columns: how many columns each group has.
 
     Returns:
-      Keys of the shapes of `rank`, both.
+      The k-th smallest keys and those of the next rank, lists of the shapes of `rank`.
     """
     groups = _Groups(columns)
     found = _select(keys, rank, groups)
@@ -109,19 +110,19 @@ def neighbours_in_groups(
 
 
 class _Columns:
-    """Selection from each column by itself."""
+    """Selection from each column on its own."""
 
     def spread(self, values: list[Array]) -> list[Array]:
-        """To columns `[m]`."""
+        """Return one value per column, `[m]`."""
         return values
 
     def gather(self, values: list[Array]) -> list[Array]:
-        """From columns."""
+        """Return the columns' values."""
         return values
 
 
 class _Groups:
-    """Selection from groups of neighbouring columns.
+    """Selection from groups of adjacent columns.
 
     Args:
       sizes: how many columns each group has.
@@ -131,47 +132,46 @@ class _Groups:
         self._of = np.repeat(np.arange(len(sizes)), sizes)[None] == np.arange(len(sizes))[:, None]
 
     def spread(self, values: list[Array]) -> list[Array]:
-        """From groups `[g]` to columns `[m]`."""
+        """Repeat the values of groups `[g]` for their columns `[m]`."""
         stacked = jnp.stack(values)[:, :, None]
         own = jnp.where(self._of[None], stacked, values[0].dtype.type(0))
         return list(jnp.max(own, axis=1))
 
     def gather(self, values: list[Array]) -> list[Array]:
-        """Add up columns."""
+        """Sum over the columns of each group."""
         own = jnp.where(self._of[None], jnp.stack(values)[:, None], values[0].dtype.type(0))
         return list(jnp.sum(own, axis=2, dtype=values[0].dtype))
 
     def least(self, keys: list[Array]) -> list[Array]:
-        """The smallest key of each group's columns."""
+        """Return the smallest key among each group's columns."""
         own = jnp.where(self._of[None], jnp.stack(keys)[:, None], largest(keys[0]))
         return list(jnp.min(own, axis=2))
 
 
 def keys_of(x: Array) -> Array:
-    """Keys that selecting and comparing read alike.
+    """Return the keys of `x` behind a barrier, so that all passes read the same copy.
 
-    The compiler may not look through this: it would compute the array again for each pass and for
-    what is compared with the answer, rounded differently, and an entry could then exceed a
-    threshold that is its own value.
+    Without it, the compiler may compute `x` again for each pass and round it differently; an entry
+    could then exceed a threshold that equals it.
     """
     return lax.optimization_barrier(as_keys(x))
 
 
 def join(xs: Sequence[Array], padding: np.number) -> Array:
-    """Columns of all arrays next to each other, `[longest, columns]`."""
+    """Join the columns of all arrays to `[longest, columns]`."""
     longest = max(len(x) for x in xs)
     full = [jnp.concatenate([x, jnp.full((longest - len(x), x.shape[1]), padding)]) for x in xs]
     return jnp.concatenate(full, axis=1)
 
 
 def apart(joined: Array, like: Sequence[Array]) -> list[Array]:
-    """Undo `join`: `[n, m]` for each array that it was given."""
+    """Invert `join`: return an array `[n, m]` for each one that was joined."""
     edges = pairwise(accumulate((x.shape[1] for x in like), initial=0))
     return [joined[: len(x), start:stop] for x, (start, stop) in zip(like, edges, strict=True)]
 
 
 def largest(keys: Array) -> np.unsignedinteger:
-    """The largest integer of the keys' dtype: no float is as large."""
+    """Return the largest integer of the keys' dtype, which is above every float's key."""
     return keys.dtype.type(np.iinfo(keys.dtype).max)
 
 
@@ -181,14 +181,14 @@ def _select(keys: Array, ranks: list[Array], groups: "_Columns | _Groups") -> li
     Args:
       keys: `[n, m]`.
       ranks: k from 0, int32 `[g]` each.
-      groups: which columns are selected from together.
+      groups: the columns that are selected from together.
 
     Returns:
       For each of `ranks`, keys of its shape.
     """
     bits = jnp.iinfo(keys.dtype).bits
     found = [jnp.zeros(rank.shape, keys.dtype) for rank in ranks]
-    # The sign bit is 0; the first digit is shorter, as 15, 31 and 63 bits leave 3.
+    # The sign bit is 0, which leaves 15, 31 or 63 bits: the first digit has only 3.
     for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
         highest = 2 ** (3 if shift == bits - _DIGIT_BITS else _DIGIT_BITS)
         steps = [keys.dtype.type(digit << shift) for digit in range(1, highest)]
@@ -206,7 +206,7 @@ def _select(keys: Array, ranks: list[Array], groups: "_Columns | _Groups") -> li
 
 
 def _count_below(keys: Array, thresholds: Sequence[Array]) -> list[Array]:
-    """How many keys of each column are smaller than each threshold `[m]`, in one pass."""
+    """Count the keys of each column below each threshold `[m]`, in one pass."""
     smaller = [(keys < threshold[None]).astype(jnp.int32) for threshold in thresholds]
     return _reduce(smaller, jnp.add, np.int32(0))
 
@@ -214,7 +214,7 @@ def _count_below(keys: Array, thresholds: Sequence[Array]) -> list[Array]:
 def _reduce(
     arrays: list[Array], combine: Callable[[Array, Array], Array], start: np.number
 ) -> list[Array]:
-    """Combine along the first axis, all arrays in one pass."""
+    """Reduce all arrays along the first axis in one pass."""
 
     def both(a: list[Array], b: list[Array]) -> list[Array]:
         return [combine(x, y) for x, y in zip(a, b, strict=True)]

@@ -1,6 +1,7 @@
-"""RBNN's rotated kernels: each epoch turns the weights towards their own signs.
+"""RBNN's rotated kernels: once per epoch, rotations turn the weights towards their signs.
 
-A filter of n weights is seen as a p x q matrix, so that two small rotations do for one of n x n.
+A filter of n weights is treated as a p x q matrix, so that two small rotations replace one of
+n x n.
 
 Source: Lin et al., "Rotated Binary Neural Network", arXiv 2009.13055; as the authors' program
 computes it.
@@ -13,14 +14,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from siman_jax.rules.estimators import triangle_sign
-from siman_jax.rules.siman import filter_axes, standardize
+from siman_jax.rules.standardize import filter_axes, standardize
 
-# Rounds of an update, each of the codes and both rotations.
+# Rounds of an update; each updates the codes and both rotations.
 _ROUNDS = 3
 
 
 class Rotations(NamedTuple):
-    """A bi-rotation.
+    """The two rotations of a layer.
 
     Attributes:
       left: R1, orthogonal, `[p, p]`.
@@ -32,7 +33,7 @@ class Rotations(NamedTuple):
 
 
 def matrix_shape(n: int) -> tuple[int, int]:
-    """Shape of a filter as a matrix: p q = n, p the largest divisor not above the root of n.
+    """Return the shape p x q of a filter of n weights; p is the largest divisor up to sqrt(n).
 
     >>> matrix_shape(144), matrix_shape(72), matrix_shape(7)
     ((12, 12), (8, 9), (1, 7))
@@ -42,14 +43,14 @@ def matrix_shape(n: int) -> tuple[int, int]:
 
 
 def update_rotations(kernel: Array, rotations: Rotations) -> Rotations:
-    """Turn a layer's filters towards their own signs, in three rounds of closed-form steps.
+    """Update the rotations of a layer so that its filters move closer to their signs.
 
         X_i = filter i of standardize(w) without epsilon, as [p, q]
         B_i = sign(R1' X_i R2)
         R1  = V U',   U S V' the SVD of sum_i B_i R2' X_i'
         R2  = U V',   U S V' the SVD of sum_i X_i' R1 B_i
 
-    No gradient passes.
+    This is done in three rounds, and has no gradient.
 
     Args:
       kernel: latent, `[..., out]`.
@@ -75,12 +76,12 @@ def update_rotations(kernel: Array, rotations: Rotations) -> Rotations:
 def rbnn_kernel(
     kernel: Array, theta: Array, left: Array, right: Array, sharpness: Array | float
 ) -> Array:
-    """Sign of weights that are moved towards their rotation by a learned angle.
+    """Binarize by the sign of weights that are moved towards their rotation by a learned angle.
 
         forward:   sign(v),   v = u + |sin(theta)| (R1' u R2 - u),
                    u = standardize(w) per filter, without epsilon
         backward:  dL/dv = g * k max(0, sqrt(2) t - t^2 |v|),   k = max(1/t, 1), then the true
-                   derivative, in which the rotated weights count as a constant
+                   derivative, with the rotated weights as a constant
 
     Args:
       kernel: latent, `[..., out]`, at least two weights per filter.
@@ -101,14 +102,14 @@ def rbnn_kernel(
 
 
 def rbnn_activation(x: Array, sharpness: Array | float) -> Array:
-    """Sign of activations about each sample's mean.
+    """Binarize activations by their sign about each sample's mean.
 
         forward:   sign(u),   u = (a - mean(a)) / std(a) per sample
         backward:  dL/du = g * max(0, sqrt(2) t' - t'^2 |u|),   t' = max(t, 1), then the true
-                   derivative of the standardisation
+                   derivative of standardize
 
     Args:
-      x: `[batch, ..., channels]`; equal activations of a sample give +1.
+      x: `[batch, ..., channels]`; a sample whose activations are all equal gives +1.
       sharpness: t, a scalar.
 
     Returns:
@@ -123,17 +124,17 @@ def _rotate(x: Array, left: Array, right: Array) -> Array:
 
 
 def _product(indices: str, *operands: Array) -> Array:
-    # In full precision, since signs and orthogonality hang on it.
+    # Signs and orthogonality need full precision.
     return jnp.einsum(indices, *operands, precision=lax.Precision.HIGHEST)
 
 
 def _matrices(kernel: Array) -> Array:
-    """`[..., in, out]` as `[out, p, q]`, input channels outermost, as the authors lay them out."""
+    """Reshape `[..., in, out]` to `[out, p, q]`, input channels outermost, as the authors do."""
     p, q = matrix_shape(math.prod(kernel.shape[:-1]))
     return jnp.moveaxis(kernel, (-1, -2), (0, 1)).reshape(-1, p, q)
 
 
 def _kernel(matrices: Array, like: Array) -> Array:
-    """Undo `_matrices`."""
+    """Invert `_matrices`."""
     *taps, inputs, outputs = like.shape
     return jnp.moveaxis(matrices.reshape(outputs, inputs, *taps), (0, 1), (-1, -2))

@@ -1,9 +1,9 @@
-"""Kernels of sign-based methods: what came before SiMaN, to compare it with.
+"""Kernels of the sign-based methods that SiMaN is compared with.
 
 Each function maps a latent kernel `[..., out]` to the kernel that multiplies, of the same shape
-and floating dtype: `s * sign(.)` with one positive s per filter, sign(0) = +1. A gradient given
-for such a kernel is that of all of it, its scale included. RBNN has a file of its own,
-`rbnn`; BNN's kernel is `estimators.ste_sign` itself.
+and floating dtype: `s * sign(.)` with one positive s per filter, and sign(0) = +1. The gradients
+given here include the scale s. RBNN is in a file of its own, `rbnn`; BNN's kernel is
+`estimators.ste_sign`.
 """
 
 import math
@@ -12,29 +12,30 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from siman_jax.rules.estimators import identity_sign, ste_sign, tanh_sign
-from siman_jax.rules.siman import VARIANCE_EPSILON, approx_sign, filter_axes, standardize
+from siman_jax.rules.estimators import approx_sign, identity_sign, ste_sign, tanh_sign
+from siman_jax.rules.standardize import VARIANCE_EPSILON, filter_axes, standardize
 
 
 def _mean_magnitude(kernel: Array) -> Array:
-    """Mean |w| of each filter, with the kernel's rank."""
+    """Compute mean |w| of each filter, `[1, ..., out]`."""
     return jnp.mean(jnp.abs(kernel), filter_axes(kernel), keepdims=True)
 
 
 @jax.custom_vjp
 def xnor_net_kernel(kernel: Array) -> Array:
-    """Sign, scaled by the mean magnitude of each filter.
+    """Binarize by sign, scaled by the mean magnitude of each filter.
 
         forward:   s sign(w),   s = mean|w| per filter, of n weights
         backward:  g * (1/n + s 1[|w| <= 1])
 
-    The backward is the paper's: of the derivative of s it keeps 1/n of a weight's own gradient.
+    The backward is the paper's. From the derivative of s it keeps only the term of the weight
+    itself, 1/n.
 
     Args:
       kernel: `[..., out]`.
 
     Source: arXiv 1603.05279, section 3.1. The paper's scaling of activations is left out, as in
-    most work since: batch norm follows, and packed kernels would not gain by it.
+    most later work: a batch norm follows, and packed kernels would not benefit.
     """
     return _mean_magnitude(kernel) * ste_sign(kernel)
 
@@ -54,7 +55,7 @@ xnor_net_kernel.defvjp(_xnor_net_kernel_fwd, _xnor_net_kernel_bwd)
 
 @jax.custom_vjp
 def dorefa_kernel(kernel: Array) -> Array:
-    """Sign, scaled by the mean magnitude of the whole layer.
+    """Binarize by sign, scaled by the mean magnitude of the whole layer.
 
         forward:   s sign(w),   s = mean|w| of the layer
         backward:  g
@@ -63,7 +64,7 @@ def dorefa_kernel(kernel: Array) -> Array:
       kernel: `[..., out]`.
 
     Source: DoReFa-Net at 1 bit, arXiv 1606.06160. The paper's activations are 0 and 1; here they
-    are -1 and +1, as in every other rule, so that its kernels pack like theirs.
+    are -1 and +1 as in every other rule, so that all networks pack alike.
     """
     return jnp.mean(jnp.abs(kernel)) * ste_sign(kernel)
 
@@ -80,7 +81,7 @@ dorefa_kernel.defvjp(_dorefa_kernel_fwd, _dorefa_kernel_bwd)
 
 
 def bi_real_kernel(kernel: Array) -> Array:
-    """Magnitude-aware sign: scaled by each filter's mean magnitude, which counts as a constant.
+    """Binarize by sign, scaled by each filter's mean magnitude, which is treated as a constant.
 
         forward:   s sign(w),   s = mean|w| per filter
         backward:  g * s 1[|w| <= 1]
@@ -94,15 +95,15 @@ def bi_real_kernel(kernel: Array) -> Array:
 
 
 def ir_net_kernel(kernel: Array, sharpness: Array | float) -> Array:
-    """Balanced and standardised sign, scaled by a power of two.
+    """Binarize by the sign of the standardized kernel, scaled by a power of two.
 
         forward:   s sign(u),   u = (w - mean(w)) / std(w) per filter,
                    s = 2^round(log2(mean|u|)) per filter, a constant
         backward:  dL/du = g * s k t (1 - tanh^2(t u)),   k = max(1/t, 1),
-                   then the true derivative of the standardisation
+                   then the true derivative of standardize
 
     Args:
-      kernel: `[..., out]`, at least two weights per filter; equal ones have u = 0 and s = 1.
+      kernel: `[..., out]`, at least two weights per filter; if all are equal, u = 0 and s = 1.
       sharpness: t, a scalar.
 
     Source: IR-Net, arXiv 1909.10788; as the authors' program computes it.
@@ -110,15 +111,15 @@ def ir_net_kernel(kernel: Array, sharpness: Array | float) -> Array:
     u = standardize(kernel, filter_axes(kernel), epsilon=0)
     mean = lax.stop_gradient(_mean_magnitude(u))
     exponent = jnp.round(jnp.log2(jnp.where(mean > 0, mean, 1))).astype(jnp.int32)
-    # By its exponent, since a computed exp2 need not be exact.
+    # Set the exponent directly, since exp2 may be inexact.
     return jnp.ldexp(jnp.ones_like(mean), exponent) * tanh_sign(u, sharpness)
 
 
 def recu_kernel(kernel: Array, tau: Array | float) -> Array:
-    """Sign, with the dead weights at the tails brought back to where gradients change signs.
+    """Binarize by sign, after clipping the tails, where weights hardly ever change their sign.
 
         forward:   sign(clip(u, -Q, Q)),   u = 2 sqrt(2) standardize(w) per filter,
-                   Q = -mean|u| ln(2 - 2 tau), a constant, the mean over the layer
+                   Q = -mean|u| ln(2 - 2 tau), a constant, with the mean over the layer
         backward:  dL/du = g * 1[|u| <= Q],  then the true derivative of standardize
 
     Q is the tau-quantile of a Laplacian with that mean magnitude.
@@ -136,11 +137,13 @@ def recu_kernel(kernel: Array, tau: Array | float) -> Array:
 
 
 def recu_activation(x: Array) -> Array:
-    """Sign of activations, whose estimator sees them at variance 1, not centred.
+    """Binarize activations by sign, with an estimator that sees them scaled to variance 1.
 
         forward:   sign(a)
         backward:  that of approx_sign at a / sqrt(var(a) + 1e-5), the variance per sample, then
                    the true derivative of the quotient
+
+    The activations are not centred.
 
     Args:
       x: `[batch, ..., channels]`.
@@ -152,14 +155,14 @@ def recu_activation(x: Array) -> Array:
 
 
 def tau_at(progress: Array, first: float, last: float) -> Array:
-    """ReCU's tau after a share of the training.
+    """Compute ReCU's tau at a point of training.
 
         tau = A exp(progress) + B,   with tau(0) = first and tau(1) = last
 
     Args:
       progress: epochs done over all epochs, 0 to 1.
-      first: tau at 0; published is 0.85.
-      last: tau at 1; published is 0.99.
+      first: tau at 0; the paper uses 0.85.
+      last: tau at 1; the paper uses 0.99.
 
     Source: arXiv 2103.12369.
 

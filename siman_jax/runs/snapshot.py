@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.devices.mesh import largest_axis_sharded, replicated
-from siman_jax.models.layers import ROTATIONS
-from siman_jax.models.leaves import Bits, binary_bits
+from siman_jax.models.leaves import ROTATIONS, Bits, binary_bits
 from siman_jax.training.epoch import Progress
 from siman_jax.training.metrics import Sums
 from siman_jax.training.step import TrainState, create_state

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from ml_collections import ConfigDict
 
-from siman_jax.models.layers import BINARY_KERNEL, leaves_by_module
+from siman_jax.models.leaves import BINARY_KERNEL, leaves_by_module
 from siman_jax.rules import LEFT, RIGHT, Prepare
 from siman_jax.rules.rbnn import Rotations, update_rotations
 from siman_jax.rules.siman import project

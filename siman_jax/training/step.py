@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jax import Array, lax
 
-from siman_jax.models.layers import CHOSEN, ROTATIONS, SCHEDULE
+from siman_jax.models.leaves import CHOSEN, ROTATIONS, SCHEDULE
 from siman_jax.rules import WEIGHT_RULES, Prepare
 from siman_jax.training.metrics import Sums, score
 from siman_jax.training.optimizer import (

@@ -1,6 +1,6 @@
-// A variant that every compiler can make and every machine runs, with vectors of kBytes bytes: so
-// tests reach the widths of instruction sets that their machine does not have. Compiled once for
-// each width, with SIMAN_BYTES and the name of its namespace, SIMAN_NAMESPACE.
+// A variant for all compilers and machines, with vectors of kBytes bytes. So tests reach the widths
+// of instruction sets that their machine does not have. It is compiled once for each width, with
+// SIMAN_BYTES and the name of its namespace, SIMAN_NAMESPACE.
 
 #if defined(__x86_64__)
 

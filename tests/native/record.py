@@ -21,14 +21,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL, BITS, same_padding
+from siman_jax.models.leaves import BINARY_KERNEL, BITS
+from siman_jax.models.product import same_padding
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH
 from siman_jax.native.norm import HARD_TANH, NONE, PRELU
 from siman_jax.packed import native, residual
 from siman_jax.packed.network import pack_unchecked, packed_twin
 
-EPSILON = 1e-5  # of a standardized sample
-CLEARANCE = 1e-4  # from where a function jumps
+EPSILON = 1e-5  # added to the variance of a sample
+CLEARANCE = 1e-4  # least distance from points where a function jumps
 NOTHING = np.zeros(0, np.float32)
 ACTIVATIONS = {NONE: "none", PRELU: "prelu", HARD_TANH: "hard_tanh"}
 ESTIMATORS = {ONE: "one", APPROX: "approx", STRAIGHT_THROUGH: "straight_through"}
@@ -72,9 +73,9 @@ class Sizes(NamedTuple):
         return f"{image} by {kernel} stride {self.stride} padding {self.around()}"
 
 
-# Odd sizes, and those at which the library goes another way: channels in whole words of 32 bits or
-# lanes of 16, more filters than a block of 64 holds, sums beyond the cache, small images side by
-# side, batches that their groups do not divide, kernels larger than the image, pixels no tap meets.
+# Odd sizes, and those for which the library has another path: channels in whole words of 32 bits or
+# lanes of 16, more than 64 filters, sums larger than the cache, small images joined in a row,
+# batches that groups do not divide, kernels larger than the image, pixels that no tap uses.
 CONVOLUTIONS = [
     Sizes((4, 8, 8, 16), (3, 3, 16)),
     Sizes((3, 7, 7, 20), (3, 3, 24)),
@@ -99,7 +100,7 @@ CONVOLUTIONS = [
 
 
 def random(*parts):
-    """A generator that is the case's own."""
+    """Return a generator for one case."""
     return np.random.default_rng(list("/".join(map(str, parts)).encode()))
 
 
@@ -108,7 +109,7 @@ def floats(rng, *shape):
 
 
 def convolve(x, kernel, sizes):
-    """y of x and a kernel `[down, across, channels, out]`, padded with zeros."""
+    """Convolve x with a kernel `[down, across, channels, out]`, padded with zeros."""
     padded = np.pad(x, ((0, 0), *sizes.around(), (0, 0)))
     y = np.zeros(sizes.result(), kernel.dtype)
     for tap, seen in taps(sizes):
@@ -117,7 +118,7 @@ def convolve(x, kernel, sizes):
 
 
 def convolve_back(x, kernel, sizes, dy):
-    """Gradients of the kernel and of x."""
+    """Compute gradients of the kernel and of x."""
     padded = np.pad(x, ((0, 0), *sizes.around(), (0, 0)))
     dkernel, dpadded = np.zeros(kernel.shape), np.zeros(padded.shape)
     for tap, seen in taps(sizes):
@@ -128,7 +129,7 @@ def convolve_back(x, kernel, sizes, dy):
 
 
 def taps(sizes):
-    """Each tap of the kernel, and where in a padded image all results meet it."""
+    """Yield each tap of the kernel, and its places in a padded image for all results."""
     _, rows, columns, _ = sizes.result()
     for down, across in itertools.product(*map(range, sizes.kernel[:2])):
         seen = [
@@ -143,7 +144,7 @@ def signs(x):
 
 
 def standardized(x, centred):
-    """u, and the moments of each sample: its mean, and one over its deviation."""
+    """Return u, and the moments of each sample: its mean, and 1 / its deviation."""
     x = np.float64(x)
     mean, scale = np.zeros(len(x)), np.ones(len(x))
     if centred:
@@ -154,7 +155,7 @@ def standardized(x, centred):
 
 
 def activations(rng, shape, centred):
-    """What a binary convolution binarizes: no u is near 0 or +-1, unless it can be exact."""
+    """Draw activations of which no u is near 0 or +-1, unless it can be exact."""
     x = 0.7 * floats(rng, *shape) + np.float32(0.1)
     while True:
         u, _ = standardized(x, centred)
@@ -198,14 +199,14 @@ def activated_back(activation, z, slope, dout):
 
 
 class Norm:
-    """A batch norm of y, its shortcut and activation, and their gradients by the definitions."""
+    """A batch norm of y, with shortcut, activation, and gradients by their definitions."""
 
     def __init__(self, rng, y, shortcut, activation):
         channels = y.shape[-1]
         centre, spread = y.reshape(-1, channels).mean(0), 1 + y.reshape(-1, channels).std(0)
         rows = floats(rng, 7, channels)
         rows[:2] = centre, rows[1] / spread
-        # Those of the gradient of a norm, but for their values: scale, shift and slant.
+        # Rows of a norm's gradient with arbitrary values: scale, shift and slant.
         rows[4:] *= np.stack([1 / spread, 0.1 / spread, 0.1 / spread**2])
         self.rows, self.activation = rows, activation
         centre, gain, offset, self.slope, self.scale, self.shift, self.slant = np.float64(rows)
@@ -215,7 +216,7 @@ class Norm:
             self.z = self.z + shortcut
 
     def gradient_of_result(self, rng):
-        """One that is 0 wherever rounding could decide."""
+        """Draw a gradient that is 0 wherever rounding could decide."""
         g = floats(rng, *self.z.shape)
         edges = {NONE: [], PRELU: [0], HARD_TANH: [-1, 1]}[self.activation]
         for edge in edges:
@@ -239,9 +240,9 @@ class Norm:
 
 
 def binary_operands(rng, sizes, centred):
-    """x, the kernel's code and scales; and in float64 u, moments, and the sums of +-1."""
+    """Return x, the kernel's code and scales; and in float64 u, moments, and sums of +-1."""
     x = activations(rng, sizes.image, centred)
-    code = floats(rng, *sizes.shape())  # only its signs count
+    code = floats(rng, *sizes.shape())  # only its signs matter
     code[rng.random(code.shape) < 0.05] = 0
     scale = np.abs(floats(rng, sizes.kernel[2])) + np.float32(0.1)
     u, moments = standardized(x, centred)
@@ -310,7 +311,7 @@ def conv_backward(sizes, centred, estimator, activation=None, shortcut="none", t
 
 def binary_convolutions() -> Iterator[Case]:
     for index, sizes in enumerate(CONVOLUTIONS):
-        # Every size in both ways, and all else in turn; a sample of one number has no deviation.
+        # Every size in both ways, other options in turn; a sample of one number has no deviation.
         centred = index % 2 == 0
         yield conv_forward(sizes, centred, scaled=False)
         yield conv_forward(sizes, not centred, scaled=True)
@@ -351,7 +352,7 @@ def real_convolutions() -> Iterator[Case]:
 
 def norms() -> Iterator[Case]:
     choices = itertools.product(("f4", "i2"), ACTIVATIONS, (False, True))
-    # Samples, pixels and channels: also more pixels and more channels than are summed at once.
+    # Samples, pixels and channels, also more pixels and channels than are summed at once.
     shapes = [(4, 9, 16), (3, 70, 33), (1, 300, 5), (2, 1, 1), (2, 3, 1100), (5, 64, 64)]
     for (dtype, activation, has_shortcut), shape in itertools.product(choices, shapes):
         rng = random("norm", dtype, activation, has_shortcut, shape)
@@ -420,7 +421,7 @@ def poolings() -> Iterator[Case]:
 
 
 def magnitudes(rng, *shape):
-    """With ties, zeros, subnormal numbers, infinity and NaN."""
+    """Draw numbers with ties, zeros, subnormals, infinity and NaN."""
     x = np.abs(floats(rng, *shape))
     special = rng.choice(np.float32([0, 2**-149, 0.5, 0.5, 1, 2**127, np.inf, np.nan]), shape)
     return np.where(rng.random(shape) < 0.4, special, x)
@@ -442,18 +443,18 @@ def selections() -> Iterator[Case]:
         x = magnitudes(rng, length)
         ranks = rng.integers(0, length, 4).astype(np.int32)
         ranks[:2] = 0, length - 1
-        # As bits, for NaN must be the same NaN.
+        # As bits, since NaN must be the same NaN.
         found = np.sort(x.view(np.int32))[ranks]
         yield Case(f"kth_of_all {length}", {}, {"x": x, "ranks": ranks}, {"found": found})
 
 
 def latent_kernels() -> Iterator[Case]:
-    # Fewer filters than a vector has lanes, more than a block of 64; more rows than a part has.
+    # Fewer filters than lanes of a vector, and more than a block of 64; more rows than a part.
     for rows, filters in ((3, 1), (9, 5), (144, 16), (27, 67), (300, 130), (4608, 48)):
         rng = random("latent", rows, filters)
         w = floats(rng, rows, filters) + np.float32(0.2)
         rank = (rows - 1) // 2
-        while True:  # no magnitude near 0, nor near the one that they are compared with
+        while True:  # until no magnitude is near 0, or near the one that it is compared with
             mean, deviation = np.float64(w).mean(0), np.sqrt(np.float64(w).var(0, ddof=1) + EPSILON)
             u = (w - mean) / deviation
             median = np.sort(np.abs(u), axis=0)[rank]
@@ -492,7 +493,7 @@ def latent_kernels() -> Iterator[Case]:
 
 
 def packed_words(bits):
-    """Bits `[..., n]` to words `[..., ceil(n / 32)]`."""
+    """Pack bits `[..., n]` into words `[..., ceil(n / 32)]`."""
     octets = np.packbits(bits, axis=-1, bitorder="little")
     octets = np.pad(octets, [(0, 0)] * (bits.ndim - 1) + [(0, -octets.shape[-1] % 4)])
     return np.ascontiguousarray(octets).view("<u4")
@@ -529,7 +530,7 @@ def packed_convolutions() -> Iterator[Case]:
 
 
 def trained(name, shape, **arguments):
-    """A narrow network of two blocks, variables as after training, and images."""
+    """Return a narrow network of two blocks, variables as after training, and images."""
     model = build_model(name, 7, **arguments).clone(stages=(1, 1))
     rng = random(name)
     images = floats(rng, *shape)
@@ -574,7 +575,7 @@ def networks() -> Iterator[Case]:
             f"residual {name} {shape} {rule}",
             {"weights": len(weights), **{flag: arguments[flag] for flag in flags}},
             {"images": images, **lists, **given},
-            # The library's own logits have whole lanes.
+            # The library's logits are padded to whole lanes.
             {"logits": np.pad(logits, ((0, 0), (0, len(weights[-1]) - logits.shape[1])))},
         )
 

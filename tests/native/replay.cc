@@ -1,12 +1,12 @@
-// Replays the cases that `record.py` left in a file, with every variant that this machine can run,
-// on one thread and on several: results must be those expected, and bit for bit the same again. A
-// run has a process of its own, so that one that a sanitizer ends is counted and others go on, and
-// so that memory it asks for is new.
+// Replays the cases that `record.py` wrote to a file, with every variant that this machine can run,
+// on one thread and on several. Results must equal the expected ones, and must be exactly the same
+// when repeated. Each run is a process of its own, so that others continue after one that a
+// sanitizer stops, and so that its memory is new.
 //
-// The file is of 64-bit integers, of bytes, and of strings: a length and bytes. It holds the number
-// of cases; of each its name, how many numbers it has and each by name, and how many arrays and of
-// each its name, type, number of sizes, sizes and bytes. A case's first word says what to call; an
-// array "expected y" is what y must be.
+// The file consists of 64-bit integers, bytes, and strings: a length and bytes. It holds the number
+// of cases. Each case has its name, the number of numbers, each with its name, and the number of
+// arrays, each with its name, type, number of sizes, sizes and bytes. A case's first word says what
+// to call; an array "expected y" is the expected value of y.
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -51,7 +51,7 @@ namespace {
 
 constexpr char kExpected[] = "expected ";
 constexpr unsigned kPatience = 120;  // seconds, for a run that takes less than one
-constexpr double kTolerance = 1e-5;  // of floats, relative to the largest beside them
+constexpr double kTolerance = 1e-5;  // for floats, relative to the largest one of their row
 
 [[noreturn]] void Fail(const std::string& message) {
   std::fprintf(stderr, "%s\n", message.c_str());
@@ -126,7 +126,7 @@ class Reader {
   std::ifstream file_;
 };
 
-// A pool whose threads begin together, the caller with them, so that short work is shared too.
+// A pool whose threads and caller begin together, so that even short work is shared.
 class Threads {
  public:
   explicit Threads(int64_t count) : helpers_(count - 1) {}
@@ -153,7 +153,7 @@ class Threads {
   std::vector<std::thread> all_;
 };
 
-// A case while it runs.
+// A running case.
 class Call {
  public:
   Call(const Case& own, const Variant* variant, Pool pool)
@@ -169,7 +169,7 @@ class Call {
   const int64_t* Sizes(const char* name) const {
     return In(kExpected + std::string(name)).sizes.data();
   }
-  // Memory for a result that is of no type's usual values; null where none is expected.
+  // Memory for a result, filled with unusual values; null if none is expected.
   template <typename T>
   T* Out(const char* name) {
     if (!Expects(name)) return nullptr;
@@ -281,7 +281,7 @@ void RunProject(Call& call) {
           call.Data<float>("weights"), call.Out<float>("projected"));
 }
 
-// The two calls that the binarization of a latent kernel makes in a step.
+// The two calls for the binarization of a latent kernel in a step.
 void RunMagnitudeCode(Call& call) {
   const Training& run = *call.variant->training;
   const LatentKernel kernel = LatentOf(call.In("w"));
@@ -291,7 +291,7 @@ void RunMagnitudeCode(Call& call) {
                         call.Data<float>("g"), call.Out<float>("dw"));
 }
 
-// The four calls that a norm makes in a step.
+// The four calls for a norm in a step.
 void RunNorm(Call& call) {
   const Array &y = call.In("y"), &shortcut = call.In("shortcut");
   const Training& run = *call.variant->training;
@@ -371,7 +371,7 @@ const std::map<std::string, void (*)(Call&)> kCalls = {
     {"residual", RunResidual},
 };
 
-// Floats as far as `kTolerance` allows: of an array with two sizes, row by row.
+// Compares floats up to `kTolerance`; arrays with two sizes row by row.
 bool Close(const Array& found, const Array& expected) {
   const auto size = static_cast<int64_t>(expected.bytes.size() / sizeof(float));
   const int64_t row = expected.sizes.size() == 2 ? expected.sizes[1] : size;

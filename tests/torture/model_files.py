@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.errors import UsageError
 from siman_jax.models import build_model
-from siman_jax.models.layers import BINARY_KERNEL
+from siman_jax.models.leaves import BINARY_KERNEL
 from siman_jax.packed.file import PackedNetwork, decode_network, encode_network
 from siman_jax.packed.layers import WORDS
 from siman_jax.packed.model import PackedModel

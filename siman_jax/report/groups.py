@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, and what they have in common."""
+"""Groups of runs that differ only in their seed, with means and deviations over them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ class Group(NamedTuple):
     """Runs of one config, each with another seed.
 
     Attributes:
-      label: theirs; several are joined.
-      runs: one or more, in the order they were named.
-      number: of the group, from 0; colour and marker go by it in all figures.
+      label: the runs' labels, joined.
+      runs: one or more, in the given order.
+      number: number of the group, from 0, which decides its colour and marker in all figures.
     """
 
     label: str
@@ -33,10 +33,10 @@ class Curve(NamedTuple):
     """A number over epochs.
 
     Attributes:
-      epochs: those that any of the runs reached.
+      epochs: all epochs that any of the runs reached.
       mean: over the runs that reached the epoch.
-      spread: their standard deviation, of n - 1 degrees of freedom; None where there is one.
-      runs: how many they are.
+      spread: their standard deviation (divided by n - 1); None for a single run.
+      runs: how many runs reached the epoch.
     """
 
     epochs: list[int]
@@ -46,15 +46,15 @@ class Curve(NamedTuple):
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Put together the runs whose configs are equal but for the seed, in order of appearance.
+    """Group the runs whose configs are equal except for the seed, in order of appearance.
 
-    What repeats a seed, on another machine for instance, is no further sample: it is of another
-    group, with whatever else repeats.
+    A run that repeats a seed, for example on another machine, is not an independent sample. It
+    goes into a second group, with other repeated runs.
     """
     groups: dict[tuple[str, int], list[Run]] = {}
     seen: Counter[str] = Counter()
     for run in runs:
-        # A run may go on in a folder that moved, but two folders may hold different images.
+        # A run may resume after its data moved, but here two folders may hold different images.
         fields = {**fields_that_matter(run.config), _ROOT: run.config.data.get("root")}
         whole = repr(sorted(fields.items()))
         fields.pop(_SEED)
@@ -67,7 +67,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def _joined(labels: Sequence[str]) -> str:
-    """One label for several: the folder they share, or those of a few.
+    """Join several labels: to the folder they share, or to a list.
 
     >>> _joined(["a", "b"]), _joined(["a", "b", "c", "d"]), _joined(["a/seed0", "a/seed1"])
     ('a, b', 'a and 3 more', 'a')
@@ -81,11 +81,11 @@ def _joined(labels: Sequence[str]) -> str:
 
 
 def curve_over_seeds(runs: Sequence[Run], value: Callable[[dict[str, Any]], float]) -> Curve:
-    """Mean and spread of a number, epoch by epoch.
+    """Compute mean and spread of a number for each epoch.
 
     Args:
       runs: of one group; they may have reached different epochs.
-      value: gives the number of a row of a log.
+      value: function from a row of a log to the number.
     """
     values: dict[int, list[float]] = {}
     for run in runs:
@@ -102,28 +102,28 @@ def curve_over_seeds(runs: Sequence[Run], value: Callable[[dict[str, Any]], floa
 
 
 def furthest(runs: Sequence[Run]) -> list[Run]:
-    """Those of a group's runs that reached its latest epoch, so that their ends compare."""
+    """Return the runs that reached the group's latest epoch, so that their ends are comparable."""
     epoch = max((run.rows[-1]["epoch"] for run in runs if run.rows), default=None)
     return [run for run in runs if run.rows and run.rows[-1]["epoch"] == epoch]
 
 
 def has_bits(run: Run) -> bool:
-    """Whether a run's log tells of bits that may flip; a real-valued network has none."""
+    """Tell whether a run's log has flipped bits; a real-valued network has none."""
     return bool(run.rows) and all(row["flips"] for row in run.rows)
 
 
 def mean_flips(row: dict[str, Any]) -> float:
-    """Share of bits that flipped in an epoch, in percent: the mean of the layers'."""
+    """Compute the share of bits that flipped in an epoch, in percent, as a mean over layers."""
     return 100 * float(np.mean(list(row["flips"].values())))
 
 
 def mean_of_layers(row: dict[str, Any], value: Callable[[Measures], float]) -> float:
-    """A number of the kernels at the end of an epoch, the mean of the layers'."""
+    """Compute a number of the kernels at the end of an epoch, as a mean over layers."""
     return float(np.mean([value(layer) for layer in layers_of_row(row)]))
 
 
 def training_seconds(run: Run) -> float:
-    """Time that a run's logged epochs took to train; evaluation is left out."""
+    """Compute the training time of a run's logged epochs in seconds, without evaluation."""
     steps = np.diff([0, *(row["step"] for row in run.rows)])
     speeds = np.array([row["images_per_second"] for row in run.rows])
     return float(np.sum(steps * run.config.batch_size / speeds)) if run.rows else 0.0

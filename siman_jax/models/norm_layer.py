@@ -1,0 +1,216 @@
+"""Flax layers for batch norm and PReLU."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from siman_jax.models.batch_norm import (
+    HARD_TANH,
+    IDENTITY,
+    PRELU,
+    RELU,
+    Affine,
+    Moments,
+    Norm,
+    batch_norm,
+    per_channel,
+    product_norm,
+)
+from siman_jax.models.product import Product, absent, computed
+from siman_jax.native import convolution as native_convolution
+from siman_jax.native import norm as native_norm
+from siman_jax.native.dispatch import available
+from siman_jax.rules import identity
+from siman_jax.rules.precision import wide
+
+Activation = Callable[[Array], Array]
+
+
+class PReLU(nn.Module):
+    """max(x, 0) + slope * min(x, 0), with one learned slope per channel."""
+
+    def __call__(self, x: Array) -> Array:
+        """Map `[..., channels]` to the same shape and dtype."""
+        return _prelu(x, self.slopes(x.shape[-1]))
+
+    @nn.compact
+    def slopes(self, channels: int) -> Array:
+        """Return the learned slopes, float32 `[channels]`."""
+        return self.param("slope", nn.initializers.constant(0.25, jnp.float32), (channels,))
+
+
+def _prelu(x: Array, slopes: Array) -> Array:
+    return jnp.where(x > 0, x, per_channel(slopes, x) * x)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization whose running variance is unbiased.
+
+    Flax's own keeps the biased variance (divided by n, not n - 1), and by default forgets ten
+    times more slowly. This layer follows PyTorch in both, as the published networks do.
+    Statistics are taken in float32 over all axes but the last.
+
+    Attributes:
+      dtype: dtype of the output.
+      scale_init: initial value of gamma.
+      groups: how many parts of adjacent examples the batch is split into, each normalized by its
+        own statistics, as devices do that do not synchronize; the running statistics take the mean
+        over the parts.
+      momentum: share of the running statistics that each step keeps.
+      epsilon: added to the variance.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    scale_init: float = 1.0
+    groups: int = 1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array | Product,
+        train: bool,
+        shortcut: Array | None = None,
+        activation: Activation = identity,
+    ) -> Array:
+        """Compute activation(norm(x) + shortcut).
+
+        Args:
+          x: `[..., channels]`, or a product of such a shape that has not been computed yet.
+          train: normalize by the batch's statistics, otherwise by the running ones.
+          shortcut: shape of `x`; None for none.
+          activation: a function, or a module such as `PReLU`.
+        """
+        features = (x.shape[-1], jnp.float32)
+        scale = self.param("scale", nn.initializers.constant(self.scale_init), *features)
+        bias = self.param("bias", nn.initializers.zeros, *features)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *features)
+        running_var = self.variable("batch_stats", "var", jnp.ones, *features)
+        if train:
+            near = running_mean.value
+            y, mean, var = self._by_batch(x, scale, bias, near, shortcut, activation)
+            if not self.is_initializing():
+                n = math.prod(x.shape[:-1]) // self.groups
+                self._update(running_mean, mean)
+                self._update(running_var, var * (n / max(n - 1, 1)))
+            return y
+        x = computed(x)
+        x = x.astype(wide(x.dtype))
+        mean, var = (per_channel(v.value, x) for v in (running_mean, running_var))
+        gain = per_channel(scale, x) * lax.rsqrt(var + self.epsilon)
+        y = ((x - mean) * gain + per_channel(bias, x)).astype(self.dtype)
+        return finish(y, shortcut, activation)
+
+    def _by_batch(
+        self,
+        x: Array | Product,
+        scale: Array,
+        bias: Array,
+        near: Array,
+        shortcut: Array | None,
+        activation: Activation,
+    ) -> tuple[Array, Array, Array]:
+        """Return the result, and mean and variance of each group: `[..., channels]`."""
+        # An activation that the operation does not know is applied after it.
+        known = isinstance(activation, PReLU) or activation in _KNOWN_ACTIVATIONS
+        inner, outer = (activation, identity) if known else (identity, activation)
+        slopes = inner.slopes(x.shape[-1]) if isinstance(inner, PReLU) else None
+        kind = PRELU if isinstance(inner, PReLU) else _KNOWN_ACTIVATIONS[inner]
+        norm = Norm(self.epsilon, self.groups, kind, self.dtype)
+        if isinstance(x, Product) and x.scaled and not x.geometry:
+            x = computed(x)
+        operand = x.x if isinstance(x, Product) else x
+        native = self.groups == 1 and jnp.dtype(self.dtype) == jnp.float32
+        # The library does not broadcast, and cannot take a mean of no pixels.
+        native &= (shortcut is None or shortcut.shape == x.shape) and min(x.shape) > 0
+        if native and available(scale, shortcut, operand):
+            y, mean, var = self._natively(x, norm, scale, bias, near, slopes, shortcut)
+        else:
+            affine = Affine(scale, bias, slopes, shortcut)
+            y, (mean, var) = _normalized(x, norm, affine, near)
+        return outer(y), mean, var
+
+    def _natively(
+        self,
+        x: Array | Product,
+        norm: Norm,
+        scale: Array,
+        bias: Array,
+        near: Array,
+        slopes: Array | None,
+        shortcut: Array | None,
+    ) -> tuple[Array, Array, Array]:
+        """Compute the same by the native library on a CPU, and by XLA on other devices."""
+        product = x if isinstance(x, Product) and x.geometry else None
+        if product is None:
+            x = computed(x)
+        is_input = product is not None and shortcut is product.x
+
+        def plain(*arrays: Array) -> tuple[Array, Array, Array]:
+            *operands, scale, bias, slopes, shortcut, near = arrays
+            y: Array | Product = operands[0]
+            if product is not None:
+                y = replace(product, x=operands[0], kernel=operands[1], alpha=operands[2])
+                if product.scaled:
+                    y = y.compute(*operands)
+                if is_input:
+                    shortcut = operands[0]
+            affine = Affine(
+                scale, bias, slopes if slopes.size else None, shortcut if shortcut.size else None
+            )
+            y, (mean, var) = _normalized(y, norm, affine, near)
+            return y, mean.ravel(), var.ravel()
+
+        kind = _NATIVE_ACTIVATIONS[norm.activation]
+        rest = (
+            scale,
+            bias,
+            absent() if slopes is None else slopes,
+            absent() if shortcut is None or is_input else shortcut,
+            near,
+        )
+        if product is None:
+            return native_norm.batch_norm(plain, self.epsilon, kind)(x, *rest)
+        assert product.geometry is not None
+        function = native_convolution.conv_norm(
+            plain, product.geometry, product.scaled, self.epsilon, kind, is_input
+        )
+        return function(product.x, product.kernel, product.alpha, *rest)
+
+    def _update(self, running: nn.Variable, batch: Array) -> None:
+        new = jnp.mean(batch, range(batch.ndim - 1)).astype(running.value.dtype)
+        running.value = self.momentum * running.value + (1 - self.momentum) * new
+
+
+def _normalized(
+    x: Array | Product, norm: Norm, affine: Affine, near: Array
+) -> tuple[Array, Moments]:
+    """Normalize by XLA."""
+    if isinstance(x, Product):
+        return product_norm(x.sums, norm, x.operands, affine, near)
+    return batch_norm(norm, x, affine, near)
+
+
+# Activations that are computed in one operation with the batch norm before them, beside `PReLU`.
+_KNOWN_ACTIVATIONS: dict[Activation, str] = {
+    identity: IDENTITY,
+    nn.relu: RELU,
+    nn.hard_tanh: HARD_TANH,
+}
+_NATIVE_ACTIVATIONS = {
+    IDENTITY: native_norm.NONE,
+    PRELU: native_norm.PRELU,
+    RELU: native_norm.PRELU,  # with slopes of 0
+    HARD_TANH: native_norm.HARD_TANH,
+}
+
+
+def finish(y: Array, shortcut: Array | None, activation: Activation) -> Array:
+    """Compute activation(y + shortcut), or activation(y) without a shortcut."""
+    return activation(y if shortcut is None else y + shortcut)
