@@ -169,7 +169,7 @@ LEARNED = 85.0
 @pytest.mark.slow
 @pytest.mark.parametrize("weight_rule", METHODS)
 def test_every_method_learns(weight_rule):
-    # RBNN's initial angle gives neither itself nor the kernel a gradient. In a real run weight decay
+    # RBNN's initial angle gives neither itself nor the kernel a gradient. In a real run decay
     # moves it away within a few epochs; five epochs of the digits are too few.
     top1, flipped = learn(weight_rule, theta=math.pi / 4 if weight_rule == "rbnn" else None)
     assert top1 > LEARNED
