@@ -34,7 +34,7 @@ from siman_jax.runs.checkpoint import CheckpointWriter, restore_latest
 from siman_jax.runs.checksums import leaf_shapes
 from siman_jax.runs.snapshot import Snapshot, abstract_snapshot
 from siman_jax.training.optimizer import build_optimizer
-from siman_jax.training.task import model_from_config
+from siman_jax.training.task import activation_rule, model_from_config
 
 CONFIGS: dict[str, Callable[[], ConfigDict]] = {
     "CIFAR ResNet-20": cifar10.get_config,
@@ -82,8 +82,11 @@ def loading(config: ConfigDict, snapshot: Snapshot, folder: Path) -> tuple[Side,
     model, size = model_from_config(config), config.data.image_size
     packed = pack_unchecked(model, snapshot.progress.state.variables())
     arguments = {
-        name: config.model[name] for name in ("width", "weight_rule", "activation_rule")
-    } | {"num_classes": config.data.num_classes}
+        "num_classes": config.data.num_classes,
+        "width": config.model.width,
+        "weight_rule": config.model.weight_rule,
+        "activation_rule": activation_rule(config),
+    }
     notes = Notes((0.5,) * 3, (0.5,) * 3).as_json()
     network = PackedNetwork(config.model.name, arguments, (size, size, 3), packed, notes)
     data = encode_network(network)

@@ -27,7 +27,7 @@ from siman_jax.packed.bits import WORD_BITS
 from siman_jax.packed.kernels import corner_sums
 from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
 from siman_jax.packed.network import pack_unchecked
-from siman_jax.packed.safetensors import decode, encode, parse_json
+from siman_jax.packed.safetensors import decoding, encode, parse_json
 from siman_jax.paths import read_file
 
 FORMAT = "siman-jax packed network"
@@ -105,7 +105,12 @@ def decode_network(data: bytes) -> PackedNetwork:
     Raises:
       UsageError: the file is damaged, or of another kind or version.
     """
-    tensors, metadata = decode(data)
+    with decoding(data) as (tensors, metadata):
+        return _network(tensors, metadata)
+
+
+def _network(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> PackedNetwork:
+    """The network that arrays and metadata describe, after checking all of it."""
     for name, expected in {"format": FORMAT, "version": VERSION, **_LAYOUT}.items():
         if metadata.get(name) != expected:
             raise UsageError(f"its {name} is {metadata.get(name)!r}; expected {expected!r}.")

@@ -15,7 +15,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ _METADATA = "__metadata__"
 _DIGEST = "sha256"
 _NO_DIGEST = "0" * 64
 _MOST_AXES = 8
+_WORTH_A_THREAD = 2**20  # bytes, which take about a millisecond
 
 
 def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
@@ -72,6 +75,41 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     Raises:
       UsageError: the bytes are not such a file, or are damaged.
     """
+    with decoding(data) as content:
+        return content
+
+
+@contextmanager
+def decoding(data: bytes) -> Iterator[tuple[dict[str, np.ndarray], dict[str, str]]]:
+    """As `decode`, but a large file's digest is computed during the block.
+
+    It is compared at the block's end. If it does not match, the error says so, and not what the
+    block made of the damage.
+    """
+    tensors, metadata, start = _decode(data)
+    digest = metadata.pop(_DIGEST, None)
+    if digest is None:
+        yield tensors, metadata
+        return
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise UsageError("it is damaged: its digest (sha256) is not 64 hexadecimal digits.")
+    own: list[str] = []
+    work = threading.Thread(target=lambda: own.append(_own_digest(data, start, digest)))
+    work.start() if len(data) >= _WORTH_A_THREAD else work.run()
+    try:
+        yield tensors, metadata
+    finally:
+        if work.ident is not None:
+            work.join()
+        if own != [digest]:
+            raise UsageError(
+                "its digest (sha256) does not match its contents: they are damaged, or another"
+                " program changed them. Use a copy of the file, or export it again."
+            )
+
+
+def _decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str], int]:
+    """Arrays, all metadata, and where the header ends."""
     if len(data) < 8:
         raise UsageError(f"it has only {len(data)} bytes; expected a header.")
     start = 8 + int.from_bytes(data[:8], "little")
@@ -97,8 +135,7 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         tensors[name] = np.frombuffer(data, dtype, math.prod(shape), start + begin).reshape(shape)
     if position != len(data):
         raise UsageError(f"{len(data) - position} bytes follow the last tensor.")
-    _check_digest(data, start, metadata.pop(_DIGEST, None))
-    return tensors, metadata
+    return tensors, metadata, start
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
@@ -113,20 +150,11 @@ def parse_json(text: str | bytes, what: str) -> Any:
         raise UsageError(f"{what} cannot be read: {error}.") from error
 
 
-def _check_digest(data: bytes, start: int, digest: str | None) -> None:
-    """Check the digest in the file, if there is one; `start` is the end of the header."""
-    if digest is None:
-        return
-    if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise UsageError("it is damaged: its digest (sha256) is not 64 hexadecimal digits.")
-    header = data[:start]
-    own = hashlib.sha256(header.replace(digest.encode(), _NO_DIGEST.encode(), 1))
+def _own_digest(data: bytes, start: int, digest: str) -> str:
+    """The digest that belongs to `data`, whose header ends at `start` and holds `digest`."""
+    own = hashlib.sha256(data[:start].replace(digest.encode(), _NO_DIGEST.encode(), 1))
     own.update(memoryview(data)[start:])
-    if own.hexdigest() != digest:
-        raise UsageError(
-            "its digest (sha256) does not match its contents: they are damaged, or another program"
-            " changed them. Use a copy of the file, or export it again."
-        )
+    return own.hexdigest()
 
 
 def _parse(text: bytes) -> dict[str, Any]:
