@@ -41,7 +41,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from benchmarks.compiled_program import Instruction, Program, read_program
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.devices.communication import communication
 from siman_jax.models import MODELS, build_model
 from siman_jax.output import write_whole

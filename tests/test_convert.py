@@ -16,8 +16,8 @@ from golden_data import NETWORKS, load_golden
 from parameters import first_quickly
 
 import siman_jax
-from configs import cifar10, cifar100, imagenet
 from siman_jax import convert
+from siman_jax.configs import cifar10, cifar100, imagenet
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.leaves import BITS

@@ -67,7 +67,9 @@ def test_own_network_and_arrays(folder):
         " (128, 8, 8, 1))\ntrain_labels = test_labels = np.arange(256) % 2\n"
     )
     short = block("own-arrays").replace("digits.get_config()", "config")
-    setting = "from configs import digits\nconfig = digits.get_config()\nconfig.epochs = 1\n"
+    setting = (
+        "from siman_jax.configs import digits\nconfig = digits.get_config()\nconfig.epochs = 1\n"
+    )
     network = "config.model.name = 'my_networks:small'\n"
     printed = execute([sys.executable, "-c", arrays + setting + network + short], folder)
     assert 50 <= float(printed.splitlines()[-1]) <= 100

@@ -18,8 +18,8 @@ from cli import REPOSITORY, call, started
 from test_rules import two_convolutions
 from test_training import leaves_of
 
-from configs import digits
 from siman_jax import sweep as command
+from siman_jax.configs import digits
 from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Dataset, Split, evenly_spaced
 from siman_jax.data.resident import ResidentFeed
@@ -398,7 +398,7 @@ def test_the_clip_percentage_may_stay():
 
 
 SWEEP_FILE = """
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.runs.sweep_plan import Sweep
 
 def get_sweep():
@@ -438,7 +438,10 @@ DIGITS = "configs/sweeps/digits.py"
         ([], "name one sweep's file"),
         ([DIGITS, "extra"], "name one sweep's file"),
         ([DIGITS], "--workdir is missing"),
-        (["configs/sweeps/digit.py", "--workdir=unused"], "there is no sweep"),
+        (
+            ["configs/sweeps/digit.py", "--workdir=unused"],
+            "there is no file .*configs/sweeps/digits",
+        ),
         (["configs/digits.py", "--workdir=unused"], "no attribute 'get_sweep'"),
         (["README.md", "--workdir=unused"], "there is no sweep"),
         ([DIGITS, "--workdir=README.md"], "is a file; name a folder"),
