@@ -56,6 +56,7 @@ ROOMS = {
     "training": "errors outside native rules models devices data",
     "analysis": "rules models data training",
     "runs": "errors stop output terminal native models packed devices data training analysis",
+    "configs": "errors runs",
     "siman_jax": "errors paths models rules packed devices data runs",
     "command": "errors shipped stop terminal native",
     "report": "errors output paths terminal devices training analysis runs command",
@@ -64,7 +65,7 @@ ROOMS = {
     "export": "errors outside output paths terminal models packed devices data training runs"
     " command",
     "convert": "errors output paths terminal models packed pytorch devices data training runs"
-    " command",
+    " configs command",
     "predict": "errors paths terminal packed data command",
 }
 
@@ -76,7 +77,8 @@ def room(module):
 def imports(package=PACKAGE):
     """Return the modules of a package, and the modules in it that each imports."""
     graph = {}
-    for path in package.rglob("*.py"):
+    # siman_jax/configs is a link to a folder, which rglob does not enter.
+    for path in (*package.rglob("*.py"), *(package / "configs").rglob("*.py")):
         name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
         name = name.removesuffix(".__init__")
         found = set()
