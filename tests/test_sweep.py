@@ -449,7 +449,7 @@ DIGITS = "configs/sweeps/digits.py"
         ([DIGITS, "--workdir=unused", "--set=epoch=2"], "did you mean 'epochs'"),
         ([DIGITS, "--workdir=unused", "--set=epochs"], "has no value"),
         ([DIGITS, "--workdir=unused", "--set=epochs=two"], "is not a Python value"),
-        ([DIGITS, "--workdir=unused", "--set=epochs='two'"], "epochs cannot be 'two'"),
+        ([DIGITS, "--workdir=unused", "--set=epochs='two'"], "it must be a whole number, such as"),
         ([DIGITS, "--workdir=unused", "--set=epochs=0"], "at least 1"),
         ([DIGITS, "--workdir=unused", "--set=seed=5"], "each has its own seed"),
         ([DIGITS, "--workdir=unused", "--set=model.weight_rule=bnn"], "half_half sets it itself"),
