@@ -192,17 +192,15 @@ def test_only_one_file_knows_torch():
     assert users == [PACKAGE / "pytorch" / "checkpoint.py"]
 
 
-def test_the_core_imports_no_data_library():
-    """The core must run where they are not installed."""
+def test_the_core_needs_no_data_library():
+    """It runs where they are not installed; tensorboardX imports PyTorch where that is."""
     code = (
-        "import sys, siman_jax.runs.train, siman_jax.convert, siman_jax.models.summary;"
-        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain', 'cv2',"
-        " 'simplejpeg', 'torch', 'matplotlib') if m in sys.modules])"
+        "import sys;"
+        "sys.modules |= dict.fromkeys(('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain',"
+        " 'cv2', 'simplejpeg', 'torch', 'matplotlib'));"  # None: importing it fails
+        "import siman_jax.runs.train, siman_jax.convert, siman_jax.models.summary"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
 @pytest.mark.parametrize(("name", "arguments"), CONFIGS)
