@@ -44,15 +44,17 @@ def check_field_flags(argv: Sequence[str], error: Exception) -> None:
             return
     if not isinstance(config, ConfigDict):
         return
+    given = {}
     for argument in argv:
         if match := re.match(r"--?config\.([^=]+)", argument):
             find_field(config, match[1])
-    if match := re.match(r"flag (--config\.([\w.]+)=\S*):", str(error)):
-        field, current = match[2], find_field(config, match[2])
-        if isinstance(current, ConfigDict):
-            names = ", ".join(f"--config.{field}.{name}" for name in sorted(current))
-            raise UsageError(f"{match[1]}: {field} is a section; set one of its fields: {names}.")
-        raise UsageError(f"{match[1]}: {expected(current)}.")
+            given[match[1]] = argument
+    if match := re.match(r"flag --config\.([\w.]+)=", str(error)):
+        field, value = match[1], find_field(config, match[1])
+        if isinstance(value, ConfigDict):
+            names = ", ".join(f"--config.{field}.{name}" for name in sorted(value))
+            raise UsageError(f"{field} is a section; set one of its fields: {names}.")
+        raise UsageError(f"{given[field]}: {expected(value)}.")
 
 
 def _configs(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:
