@@ -1,6 +1,6 @@
 """Draws docs/magnitude.png: the bits of the same weights, by sign and by magnitude.
 
-    python docs/draw_magnitude.py
+python docs/draw_magnitude.py
 """
 
 from pathlib import Path
@@ -19,7 +19,11 @@ def main() -> None:
     weights = jax.random.laplace(jax.random.key(0), (100_000, 1))
     columns = {
         "By sign": (weights > 0, "below 0", "above 0"),
-        "By magnitude (SiMaN)": (half_half_bits(weights) == 1, "the smaller half", "the larger half"),
+        "By magnitude (SiMaN)": (
+            half_half_bits(weights) == 1,
+            "the smaller half",
+            "the larger half",
+        ),
     }
     plt.rcParams.update({"font.size": 11, "font.family": "DejaVu Sans"})
     figure, axes = plt.subplots(1, 2, figsize=(9, 2.7), layout="constrained", sharey=True)

@@ -2,7 +2,8 @@
 
 The repository's top and docs/ both become the top of the site. So `../results/README.md`, a link
 in docs/speed.md that works wherever the repository is shown, becomes `results/README.md`. The file
-it leads to is added to the site, and so are the files that one links to. README.md is the home page.
+it leads to is added to the site, and so are the files which that one links to. README.md is the
+home page.
 """
 
 import posixpath
