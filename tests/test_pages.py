@@ -18,7 +18,7 @@ from absl import flags
 from cli import REPOSITORY, TINY
 from PIL import Image
 
-from configs import cifar10, image_folder, imagenet
+from siman_jax.configs import cifar10, image_folder, imagenet
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- ([\w-]+) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
@@ -64,7 +64,7 @@ def block(name):
 
 
 def execute(command, folder):
-    """Run it in `folder`, which sees this repository's package and configs."""
+    """Run it in `folder`, where Python finds this repository's package."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     result = subprocess.run(
         command,
@@ -90,7 +90,6 @@ def run_block(name, folder, replaced):
 def folder(tmp_path_factory):
     """A folder with the files that the pages speak of, a run on the digits and its model file."""
     folder = tmp_path_factory.mktemp("pages")
-    (folder / "configs").symlink_to(REPOSITORY / "configs")
     for name, file in FILES.items():
         (folder / file).write_text(block(name))
     rng = np.random.default_rng(0)
