@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from matplotlib import pyplot as plt
 
-from siman_jax.rules.siman import half_half_bits
+from siman_jax.rules.magnitude_bits import half_half_bits
 
 ONE, ZERO = "#3949ab", "#f2a33c"
 
