@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from configs import cifar10, imagenet
+from siman_jax.configs import cifar10, imagenet
 from siman_jax.devices.mesh import make_mesh, replicated
 from siman_jax.packed.file import PackedNetwork, encode_network
 from siman_jax.packed.model import load_model

@@ -41,9 +41,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from benchmarks.compiled_program import Instruction, Program, read_program
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.devices.communication import communication
 from siman_jax.models import MODELS, build_model
+from siman_jax.models.images import default_images
 from siman_jax.output import write_whole
 from siman_jax.rules import WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.optimizer import build_optimizer
@@ -176,7 +177,8 @@ def lower_step(
       mesh: with the axis `data`.
       **options: of `jax.stages.Traced.lower`.
     """
-    size, classes = (32, 10) if network.startswith("cifar") else (224, 1000)
+    classes = 10 if network.startswith("cifar") else 1000
+    size = default_images(MODELS[network], classes).size
     activation_rule = resolve_activation_rule("default", weight_rule)
     model = build_model(
         network,

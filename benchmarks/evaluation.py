@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.inference_report import describe
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import padded_batches
 from siman_jax.devices.mesh import make_mesh, replicated

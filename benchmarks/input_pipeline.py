@@ -130,7 +130,7 @@ class InMemory(Sequence):
 
 def ours(files: Sequence[bytes]) -> Iterator:
     """Use this project's loader, without reading ahead during the other sides' turns."""
-    from configs import imagenet
+    from siman_jax.configs import imagenet
     from siman_jax.data.pipeline import Share, training_batches
 
     data = imagenet.get_config().data

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from configs import cifar10, imagenet
+from siman_jax.configs import cifar10, imagenet
 from siman_jax.models.leaves import binary_bits
 from siman_jax.native.dispatch import native
 from siman_jax.rules import magnitude_bits, siman

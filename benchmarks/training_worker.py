@@ -68,7 +68,7 @@ def build_jax(case: Case, batch: int, threads: int, *, native: bool) -> Runnable
 
 def jax_config(case: Case) -> Any:
     """Return the published recipe of a network, with the sizes of a case."""
-    from configs import cifar10, imagenet
+    from siman_jax.configs import cifar10, imagenet
 
     data, _, network = case.network.partition(".")
     recipe = {"cifar": cifar10, "imagenet": imagenet}[data]

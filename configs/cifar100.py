@@ -7,7 +7,7 @@ Other settings are those of configs/cifar10.py.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
+from siman_jax.configs import cifar10
 
 
 def get_config(network: str = "resnet20") -> ConfigDict:

@@ -11,7 +11,7 @@ The accuracy compares methods at this budget only; the published budget is 400 t
 
 from ml_collections import ConfigDict
 
-from configs import image_folder
+from siman_jax.configs import image_folder
 
 
 def get_config() -> ConfigDict:

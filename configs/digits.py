@@ -7,7 +7,7 @@ ResNet-20 1w1a on scikit-learn's 8x8 digits; the CIFAR-10 recipe compressed to 1
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.data.fields import images_in_memory
 
 

@@ -10,7 +10,7 @@ size set --config.data.image_size; if the images have different sizes, set
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.data.fields import image_files
 
 

@@ -25,7 +25,7 @@ set `--config.optimizer.reference_batch_size=512`, which scales the learning rat
 
 from ml_collections import ConfigDict
 
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.data.fields import image_files
 from siman_jax.errors import choose
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from siman_jax.errors import UsageError, on_one_line
+from siman_jax.config_flag import check_field_flags, with_found_configs
+from siman_jax.errors import UsageError
 from siman_jax.native.library import keep_freed_memory
 from siman_jax.stop import EXIT_CODE, Preempted
 from siman_jax.terminal import accept_any_text, say, shown
@@ -86,8 +87,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     Raises:
       UsageError: a flag or config field is unknown, or its value cannot be used.
     """
+    argv = with_found_configs([_expand_home(argument) for argument in argv])
     try:
-        return flags.FLAGS([_expand_home(argument) for argument in argv])
+        return flags.FLAGS(argv)
     except SystemExit:  # --help prints, and then exits with status 1
         sys.exit(0)
     except Exception as error:  # errors of flags, and anything that a config file raises
@@ -96,8 +98,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             cause = cause.__context__
         if isinstance(cause, UsageError):  # raised by get_config and wrapped twice
             raise cause from None
-        if isinstance(cause, KeyError):  # the outer error names the nearest field
-            raise UsageError(f"unknown config field {_text(error)}") from None
+        check_field_flags(argv, error)
         if not isinstance(error, flags.Error) or "Traceback" in str(error):
             given = " ".join(arg for arg in argv if arg.startswith("--config"))
             raise UsageError(f"cannot use {given}: {cause}") from None
@@ -108,12 +109,6 @@ def _expand_home(argument: str) -> str:
     """Expand the `~` in `--NAME=~/...`, which shells do not expand."""
     flag, equals, value = argument.partition("=")
     return flag + equals + os.path.expanduser(value) if flag.startswith("-") else argument
-
-
-def _text(error: object) -> str:
-    while isinstance(error, BaseException) and error.args:
-        error = error.args[0]
-    return on_one_line(error)
 
 
 def _log_plainly() -> None:

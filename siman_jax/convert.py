@@ -12,7 +12,6 @@ Reading the checkpoint needs PyTorch, the extra `torch`. Exit status: 0; 2, what
 used.
 """
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,10 +22,12 @@ from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
 from siman_jax.command import lock_config, run
+from siman_jax.configs import cifar10, imagenet
 from siman_jax.data import num_classes
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError, choose
 from siman_jax.models import MODELS, build_model
+from siman_jax.models.images import Images, default_images
 from siman_jax.models.leaves import BITS
 from siman_jax.output import check_output
 from siman_jax.packed.file import PackedNetwork, write_network
@@ -44,11 +45,7 @@ from siman_jax.training.task import activation_rule
 
 # The authors' program has the rules that are the defaults here.
 _RULES = {"weight_rule": "half_half", "activation_rule": "siman"}
-_IMAGENET = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # which the program uses for CIFAR-10 too
-_CIFAR100 = ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276))
+_CONFIGS = {"cifar": cifar10, "imagenet": imagenet}
 
 # Other commands have flags of some of these names, and tests import several commands.
 _MODEL = flags.DEFINE_string("model", None, f"The network: {', '.join(sorted(MODELS))}.")
@@ -65,8 +62,8 @@ _WORKDIR = flags.DEFINE_string(
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Settings of the run in --workdir, normalization and sizes too; by default those of the model"
-    " in this project's configs/.",
+    "Settings of the run in --workdir, normalization and sizes too; by default those that siman_jax"
+    " brings for the model, configs/cifar10.py or configs/imagenet.py.",
     allow_override=True,
 )
 _ENTRY = flags.DEFINE_string(
@@ -78,14 +75,12 @@ _ENTRY = flags.DEFINE_string(
 _TABLE = flags.DEFINE_bool("table", False, "Print each array, its shape, and its name here.")
 _CLASSES = flags.DEFINE_string("classes", None, "Text file with the name of a class in each line.")
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "Height and width of the images; by default 32, for ImageNet 224.", 1
+    "image_size", None, "Height and width of the images; by default those of the model.", 1
 )
 _MEAN = flags.DEFINE_list(
     "mean", None, "Of each channel of pixels from 0 to 1, with commas between."
 )
-_STD = flags.DEFINE_list(
-    "std", None, "Likewise; by default both are those of the model's data set."
-)
+_STD = flags.DEFINE_list("std", None, "Likewise; by default both are those of the model.")
 
 
 def main(argv: list[str]) -> None:
@@ -99,12 +94,13 @@ def main(argv: list[str]) -> None:
     check_output(out, "out", _OVERWRITE.value)
     config, workdir = _run_to_found()
     size = config.data.image_size if config else _IMAGE_SIZE.value
-    size = size or (224 if name.startswith("imagenet") else 32)
     class_names = _read_classes(_CLASSES.value)  # before torch, which takes seconds to import
     jax.config.update("jax_platforms", "cpu")
     state, variables, warnings = _read(local_path(argv[1], "checkpoint"), name, size)
-    notes = _notes(name, _ends(variables)[1], size, config, class_names)
-    network = pack_converted(name, variables, size, notes)
+    images = default_images(MODELS[name], _ends(variables)[1])
+    images = images.of_size(size or images.size)
+    notes = _notes(images, config, class_names)
+    network = pack_converted(name, variables, images.size, notes)
     if config:
         _check_config(config, network)
     for warning in warnings:
@@ -120,7 +116,7 @@ def main(argv: list[str]) -> None:
     print(shown(f"{out}: {out.stat().st_size:,} bytes"))
 
 
-def _read(path: Path, name: str, size: int) -> tuple[State, dict, list[str]]:
+def _read(path: Path, name: str, size: int | None) -> tuple[State, dict, list[str]]:
     """A checkpoint's weights, the variables that they make, and warnings about them."""
     state = read_state(path, _ENTRY.value)
     try:
@@ -150,11 +146,6 @@ def _summary(name: str, state: State, network: PackedNetwork) -> str:
     )
 
 
-def default_normalization(model: str, classes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the data set that the authors trained `model` on for so many classes."""
-    return _CIFAR100 if model.startswith("cifar") and classes == 100 else _IMAGENET
-
-
 def _run_to_found() -> tuple[ConfigDict | None, Path]:
     """The config and folder of the run that the flags ask for, if they do."""
     workdir = local_path(_WORKDIR.value or "", "--workdir")
@@ -178,19 +169,9 @@ def _run_to_found() -> tuple[ConfigDict | None, Path]:
 
 
 def _config_of(model: str) -> ConfigDict:
-    """The config in which this project trains `model`, of the folder that has `configs/`."""
-    data, _, network = model.partition(".")
-    module = {"cifar": "configs.cifar10", "imagenet": "configs.imagenet"}[data]
-    try:
-        configs = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name not in ("configs", module):
-            raise
-        raise UsageError(
-            "--workdir needs --config here, where there is no folder configs/: run from the"
-            " project's folder, or name a config file."
-        ) from error
-    return configs.get_config(network.removesuffix("_1w1a"))
+    """The shipped config that trains `model`."""
+    recipe, _, network = model.partition(".")
+    return _CONFIGS[recipe].get_config(network.removesuffix("_1w1a"))
 
 
 def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
@@ -241,21 +222,14 @@ def _ends(variables: dict) -> tuple[np.ndarray, int]:
     return stem, params["fc"]["kernel"].shape[1]
 
 
-def _notes(
-    name: str,
-    classes: int,
-    size: int,
-    config: ConfigDict | None,
-    class_names: tuple[str, ...] | None,
-) -> Notes:
-    """Notes by a config, or by the flags and what is usual for the network."""
+def _notes(images: Images, config: ConfigDict | None, class_names: tuple[str, ...] | None) -> Notes:
+    """Notes by a config, or by the flags and the images that the network is made for."""
     if config:
         return notes_from_config(config.data, class_names=class_names)
-    mean, std = default_normalization(name, classes)
     return Notes(
-        mean=_numbers(_MEAN.value, "mean") or mean,
-        std=_numbers(_STD.value, "std") or std,
-        shorter_side=round(size * 256 / 224) if name.startswith("imagenet") else None,
+        mean=_numbers(_MEAN.value, "mean") or images.mean,
+        std=_numbers(_STD.value, "std") or images.std,
+        shorter_side=images.shorter_side,
         class_names=class_names,
     )
 

@@ -34,6 +34,7 @@ from siman_jax.runs.sweep_plan import Sweep, load_sweep, with_settings
 from siman_jax.runs.sweep_summary import summarize_variant, summary_table
 from siman_jax.runs.train import train_together
 from siman_jax.runs.workdir import check_workdir, check_writable
+from siman_jax.shipped import find_config
 from siman_jax.stop import Preempted
 from siman_jax.streams import outlive_streams
 from siman_jax.terminal import shown, wide_console
@@ -70,7 +71,8 @@ def main(argv: list[str]) -> None:
         )
     if not _WORKDIR.value:
         raise UsageError("--workdir is missing: name the sweep's folder, such as runs/sweep.")
-    sweep = with_settings(load_sweep(local_path(argv[1], "sweep")), _SET.value)
+    file = find_config(local_path(argv[1], "sweep"))
+    sweep = with_settings(load_sweep(file), _SET.value)
     workdir = local_path(_WORKDIR.value, "--workdir")
     for name in _ONLY.value:
         choose(sweep.variants, name, "variant")

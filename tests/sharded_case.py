@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.devices.mesh import by_example, replicated
 from siman_jax.models.initializers import kaiming_normal
 from siman_jax.models.layers import BinaryConv

@@ -13,8 +13,8 @@ from jax import Array, lax
 from parameters import first_quickly
 
 from benchmarks.compile_ahead import lower_step
-from configs import cifar10
 from siman_jax import rules
+from siman_jax.configs import cifar10
 from siman_jax.models import MODELS, build_model, norm_layer, product
 from siman_jax.models.batch_norm import Affine, KeptSums, Moments, Norm, Operands
 from siman_jax.models.leaves import BINARY_KERNEL, binary_bits

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from benchmarks import accelerator, kernel_profile
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.models import MODELS, build_model
 from siman_jax.pytorch.names import variables_from_torch
 from siman_jax.training.optimizer import build_optimizer

@@ -6,7 +6,7 @@ import os
 import pytest
 from cli import TINY, run
 
-from configs import cifar10, digits, image_folder, imagenet
+from siman_jax.configs import cifar10, digits, image_folder, imagenet
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.runs.log import read_rows
@@ -20,7 +20,7 @@ CONFIGS = ["cifar10", "cifar100", "cifar10_short", "digits", "image_folder", "im
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_has_its_fields(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"siman_jax.configs.{name}").get_config()
     check_config(config.lock(), make_mesh(1))
     assert faults_of_stored(flat(config.to_dict())) == []
 

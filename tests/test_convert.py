@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from cli import call, run
 from golden_data import NETWORKS, load_golden
+from own_networks import branches
 from parameters import first_quickly
 
 import siman_jax
-from configs import cifar10, cifar100, imagenet
 from siman_jax import convert
+from siman_jax.configs import cifar10, cifar100, imagenet
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
+from siman_jax.models import MODELS
+from siman_jax.models.images import CIFAR10, IMAGENET, Images, default_images
 from siman_jax.models.leaves import BITS
 from siman_jax.packed.network import packed_twin
 from siman_jax.pytorch.bits import stored_bits
@@ -90,7 +93,7 @@ def test_what_stands_in_the_notes(without_torch, tmp_path):
     call(convert.main, path, f"--model={NAME}", f"--out={out}", f"--classes={tmp_path / 'classes'}")
     notes = siman_jax.load(out).notes
     assert notes.class_names == tuple(names)
-    assert (notes.mean, notes.std) == convert.default_normalization(NAME, 10)
+    assert (notes.mean, notes.std) == (CIFAR10.mean, CIFAR10.std)
     assert notes.shorter_side is None
     assert not notes.resize
 
@@ -109,14 +112,33 @@ def test_notes_that_do_not_fit_are_refused(without_torch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_normalization_by_default_is_that_of_the_configs():
-    for config, name in (
-        (cifar10.get_config(), NAME),
-        (cifar100.get_config(), NAME),
-        (imagenet.get_config(), "imagenet.resnet18_1w1a"),
-    ):
-        found = convert.default_normalization(name, config.data.num_classes)
-        assert found == (config.data.mean, config.data.std)
+def test_images_by_default_are_those_of_the_configs():
+    configs = [
+        *(module.get_config(name) for module in (cifar10, cifar100) for name in cifar10.WIDTHS),
+        *(imagenet.get_config(name) for name in imagenet.NETWORKS),
+    ]
+    assert {config.model.name for config in configs} == MODELS.keys()
+    for config in configs:
+        data = config.data
+        side = None if data.resident else data.shorter_side
+        found = default_images(MODELS[config.model.name], data.num_classes)
+        assert found == Images(data.image_size, data.mean, data.std, side)
+
+
+def test_images_of_another_size(without_torch, tmp_path):
+    """The classifier of a ResNet takes any; evaluation of ImageNet's scales and crops in step."""
+    path, out = saved(tmp_path, state("resnet18_imagenet")), tmp_path / "model.safetensors"
+    flags = ("--model=imagenet.resnet18_1w1a", f"--out={out}", "--image_size=112", "--std=1,1,1")
+    call(convert.main, path, *flags)
+    model = siman_jax.load(out)
+    assert model.network.image_shape == (112, 112, 3)
+    notes = model.notes
+    assert (notes.mean, notes.std, notes.shorter_side) == (IMAGENET.mean, (1, 1, 1), 128)
+
+
+def test_a_network_that_does_not_tell_its_images():
+    with pytest.raises(UsageError, match="branches does not tell the size and normalization"):
+        default_images(branches, 10)
 
 
 def test_everything_that_does_not_fit_is_listed(without_torch, tmp_path):
@@ -221,11 +243,6 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch):
     for message, arguments in wrong.items():
         with pytest.raises(UsageError, match=message):
             call(convert.main, *arguments)
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setitem(sys.modules, "configs", None)
-        elsewhere.delitem(sys.modules, "configs.cifar10", raising=False)
-        with pytest.raises(UsageError, match="needs --config here"):
-            call(convert.main, path, out, model, workdir)
     monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"needs PyTorch:\n  pip install 'siman-jax\[torch\]'"):
         call(convert.main, path, out, model)

@@ -19,7 +19,7 @@ from cli import TINY, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.export import pack_run

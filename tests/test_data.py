@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import cifar10, digits, image_folder
+from siman_jax.configs import cifar10, digits, image_folder
 from siman_jax.data import decode, load_dataset, memory
 from siman_jax.data.augment import augment, random_crop, random_flip
 from siman_jax.data.dataset import Split

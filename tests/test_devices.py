@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sharded_case import STEPS, fresh_state, make_case, make_step, rows
 
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.devices.communication import Traffic, communication, describe
 from siman_jax.devices.mesh import (
     by_example,

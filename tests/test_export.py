@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import siman_jax
-from configs import digits, image_folder
+from siman_jax.configs import digits, image_folder
 from siman_jax.data import load_dataset
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError

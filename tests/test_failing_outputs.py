@@ -14,7 +14,7 @@ from cli import REPOSITORY, TINY
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.runs.checkpoint import CheckpointWriter

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import padded_batches
 from siman_jax.devices.mesh import make_mesh

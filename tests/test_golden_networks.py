@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from golden_data import NETWORKS, Golden, load_golden
 from parameters import first_quickly
 
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.models import build_model
 from siman_jax.models.leaves import BINARY_KERNEL, BITS, binary_bits
 from siman_jax.pytorch.names import flax_path, variables_from_torch

@@ -12,7 +12,7 @@ import time
 import pytest
 from cli import REPOSITORY, TINY, started
 
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.output import remove_drafts, write_whole

@@ -41,7 +41,7 @@ def source(tmp_path):
     folder = tmp_path / "source"
     no_caches = shutil.ignore_patterns("__pycache__")
     for name in ("siman_jax", "configs"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=no_caches)
+        shutil.copytree(REPOSITORY / name, folder / name, symlinks=True, ignore=no_caches)
     git = ["git", "-C", folder, "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "test"]):
         subprocess.run([*git, *command], check=True)

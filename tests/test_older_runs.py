@@ -28,7 +28,7 @@ def copy(file, folder):
 
 def config_of(name, saved):
     """Today's config with the values of a saved one."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"siman_jax.configs.{name}").get_config()
     config.unlock()
     config.update(saved)
     return config

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.rules.siman import project
 from siman_jax.training.optimizer import build_optimizer, decay_mask, project_binary_kernels
 from siman_jax.training.schedules import (

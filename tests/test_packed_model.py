@@ -158,7 +158,7 @@ def test_the_exported_program_takes_pixels_of_any_batch(model, images):
 
 
 def test_a_program_that_an_earlier_jax_exported_is_read(model, images):
-    """The README says so; JAX 0.10.2 made it of the network that `model` is."""
+    """As docs/product.md says; JAX 0.10.2 made it of the network that `model` is."""
     data = (REPOSITORY / "tests" / "golden" / "jax-0.10.2.stablehlo").read_bytes()
     logits = jax.export.deserialize(bytearray(data)).call(images)
     np.testing.assert_allclose(logits, model(images), rtol=1e-5, atol=1e-5)

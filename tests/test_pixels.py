@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pictures import encode, photograph
 from PIL import Image, ImageOps
 
-from configs import image_folder, imagenet
+from siman_jax.configs import image_folder, imagenet
 from siman_jax.data import frames, load_dataset, pixels
 from siman_jax.data.dataset import DamagedImage
 from siman_jax.data.decode import WrongSize, evaluation_image, training_image, whole_image

@@ -45,6 +45,9 @@ ROOMS = {
     "output": "errors",
     "paths": "errors",
     "terminal": "",
+    "shipped": "errors terminal",
+    "fields": "errors",
+    "config_flag": "errors fields shipped",
     "native": "",
     "rules": "errors native",
     "models": "errors outside terminal native rules",
@@ -52,18 +55,20 @@ ROOMS = {
     "pytorch": "errors paths models",
     "devices": "errors stop",
     "data": "errors outside output paths devices",
-    "training": "errors outside native rules models devices data",
+    "training": "errors fields outside native rules models devices data",
     "analysis": "rules models data training",
-    "runs": "errors stop output terminal native models packed devices data training analysis",
+    "runs": "errors fields stop output terminal native models packed devices data training"
+    " analysis",
+    "configs": "errors data runs",
     "siman_jax": "errors paths models rules packed devices data runs",
-    "command": "errors stop terminal native",
+    "command": "config_flag errors stop terminal native",
     "report": "errors output paths terminal devices training analysis runs command",
     "main": "errors stop streams paths terminal models devices training runs command",
-    "sweep": "errors stop streams output paths terminal devices training runs command",
+    "sweep": "errors stop streams output paths terminal shipped devices training runs command",
     "export": "errors outside output paths terminal models packed devices data training runs"
     " command",
     "convert": "errors output paths terminal models packed pytorch devices data training runs"
-    " command",
+    " configs command",
     "predict": "errors paths terminal packed data command",
 }
 
@@ -75,7 +80,8 @@ def room(module):
 def imports(package=PACKAGE):
     """Return the modules of a package, and the modules in it that each imports."""
     graph = {}
-    for path in package.rglob("*.py"):
+    # siman_jax/configs is a link to a folder, which rglob does not enter.
+    for path in (*package.rglob("*.py"), *(package / "configs").rglob("*.py")):
         name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
         name = name.removesuffix(".__init__")
         found = set()
@@ -186,22 +192,20 @@ def test_only_one_file_knows_torch():
     assert users == [PACKAGE / "pytorch" / "checkpoint.py"]
 
 
-def test_the_core_imports_no_data_library():
-    """The core must run where they are not installed."""
+def test_the_core_needs_no_data_library():
+    """It runs where they are not installed; tensorboardX imports PyTorch where that is."""
     code = (
-        "import sys, siman_jax.runs.train, siman_jax.convert, siman_jax.models.summary;"
-        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain', 'cv2',"
-        " 'simplejpeg', 'torch', 'matplotlib') if m in sys.modules])"
+        "import sys;"
+        "sys.modules |= dict.fromkeys(('tensorflow', 'tensorflow_datasets', 'sklearn', 'grain',"
+        " 'cv2', 'simplejpeg', 'torch', 'matplotlib'));"  # None: importing it fails
+        "import siman_jax.runs.train, siman_jax.convert, siman_jax.models.summary"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
 @pytest.mark.parametrize(("name", "arguments"), CONFIGS)
 def test_every_config_builds(name, arguments):
-    config = importlib.import_module(f"configs.{name}").get_config(*arguments)
+    config = importlib.import_module(f"siman_jax.configs.{name}").get_config(*arguments)
     config.data.num_classes = config.data.num_classes or 10
     config.lock()
     assert json.loads(config.to_json())["optimizer"]["undecayed"] == ["binary_kernel", "alpha"]
@@ -225,4 +229,5 @@ def test_every_config_builds(name, arguments):
 
 
 def test_every_config_file_is_tested():
-    assert {path.stem for path in (REPOSITORY / "configs").glob("*.py")} == {n for n, _ in CONFIGS}
+    files = {path.stem for path in (REPOSITORY / "configs").glob("*.py")} - {"__init__"}
+    assert files == {name for name, _ in CONFIGS}

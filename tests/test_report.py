@@ -17,11 +17,11 @@ from cli import call, run
 from PIL import Image
 from scipy import stats
 
-from configs import digits, imagenet
 from siman_jax.analysis import gradients
 from siman_jax.analysis.distributions import SHAPES, density, fit_scale, fit_shape_and_scale
 from siman_jax.analysis.measures import Measures, binary_kernels, measure_layer
 from siman_jax.analysis.theory import entropy, optimum
+from siman_jax.configs import digits, imagenet
 from siman_jax.data.dataset import Dataset, Split
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError

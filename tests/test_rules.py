@@ -15,7 +15,7 @@ from golden_data import FOLDER
 from jax.typing import DTypeLike
 from packed_example import outputs_of
 
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.data import load_dataset
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.devices.preemption import StopSignals

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import imagenet
+from siman_jax.configs import imagenet
 from siman_jax.data import load_dataset
 from siman_jax.data.pipeline import Share, evaluation_batches, read_ahead, training_batches
 from siman_jax.data.stream import EvaluationStream

@@ -5,6 +5,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from siman_jax.models import MODELS, build_model
+from siman_jax.models.images import default_images
 from siman_jax.models.summary import print_summary, summarize
 
 
@@ -33,7 +34,7 @@ def test_resnet18_at_224_has_1_68_billion_binary_macs():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_is_in_a_row(name):
-    size = 224 if name.startswith("imagenet") else 32
+    size = default_images(MODELS[name], 10).size
     model = build_model(name, 10, width=8)
     layers = summarize(model, (size, size, 3))
     variables = jax.eval_shape(

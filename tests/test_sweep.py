@@ -18,8 +18,8 @@ from cli import REPOSITORY, call, started
 from test_rules import two_convolutions
 from test_training import leaves_of
 
-from configs import digits
 from siman_jax import sweep as command
+from siman_jax.configs import digits
 from siman_jax.data import load_dataset
 from siman_jax.data.dataset import Dataset, Split, evenly_spaced
 from siman_jax.data.resident import ResidentFeed
@@ -398,7 +398,7 @@ def test_the_clip_percentage_may_stay():
 
 
 SWEEP_FILE = """
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.runs.sweep_plan import Sweep
 
 def get_sweep():
@@ -438,7 +438,10 @@ DIGITS = "configs/sweeps/digits.py"
         ([], "name one sweep's file"),
         ([DIGITS, "extra"], "name one sweep's file"),
         ([DIGITS], "--workdir is missing"),
-        (["configs/sweeps/digit.py", "--workdir=unused"], "there is no sweep"),
+        (
+            ["configs/sweeps/digit.py", "--workdir=unused"],
+            "there is no file .*configs/sweeps/digits",
+        ),
         (["configs/digits.py", "--workdir=unused"], "no attribute 'get_sweep'"),
         (["README.md", "--workdir=unused"], "there is no sweep"),
         ([DIGITS, "--workdir=README.md"], "is a file; name a folder"),
@@ -446,7 +449,7 @@ DIGITS = "configs/sweeps/digits.py"
         ([DIGITS, "--workdir=unused", "--set=epoch=2"], "did you mean 'epochs'"),
         ([DIGITS, "--workdir=unused", "--set=epochs"], "has no value"),
         ([DIGITS, "--workdir=unused", "--set=epochs=two"], "is not a Python value"),
-        ([DIGITS, "--workdir=unused", "--set=epochs='two'"], "epochs cannot be 'two'"),
+        ([DIGITS, "--workdir=unused", "--set=epochs='two'"], "it must be a whole number, such as"),
         ([DIGITS, "--workdir=unused", "--set=epochs=0"], "at least 1"),
         ([DIGITS, "--workdir=unused", "--set=seed=5"], "each has its own seed"),
         ([DIGITS, "--workdir=unused", "--set=model.weight_rule=bnn"], "half_half sets it itself"),

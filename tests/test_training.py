@@ -16,8 +16,8 @@ import pytest
 from cli import REPOSITORY, started
 from jax.experimental import multihost_utils
 
-from configs import digits
 from siman_jax.command import lock_config
+from siman_jax.configs import digits
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices.mesh import make_mesh, replicated
@@ -491,12 +491,10 @@ def test_names_in_a_flag_are_split_at_commas(given, expected):
     ("arguments", "message"),
     [
         ([], "--config is missing"),
-        (["--config=configs/nope.py"], "No such file"),
-        (["--config=configs/digits.py", "--config.bach_size=3"], 'Did you mean "batch_size"'),
-        (["--config=configs/digits.py", "--config.model.widht=3"], 'Did you mean "width"'),
-        (["--config=configs/digits.py", "--config.batch_size=abc"], "batch_size=abc"),
+        (["--config=configs/nope.py"], "there is no file configs/nope.py"),
+        (["--config=configs/digits.py", "--config.bach_size=3"], "did you mean 'batch_size'?"),
+        (["--config=configs/digits.py", "--config.model.widht=3"], "did you mean 'model.width'?"),
         (["--config=configs/cifar10.py:resnet21"], "did you mean 'resnet20'"),
-        (["--config=configs/digits.py", "--config.batch-size=3"], "batch-size"),
         (["--config=configs/digits.py:resnet18"], "takes 0 positional arguments"),
         (["--config=configs/digits.py", "--mod=eval"], "Did you mean: mode"),
         (["--config=configs/digits.py", "extra"], "unexpected argument 'extra'"),

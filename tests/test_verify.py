@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from cli import call
 
-from configs import digits
 from siman_jax import main
+from siman_jax.configs import digits
 from siman_jax.errors import UsageError
 from siman_jax.runs import verify
 from siman_jax.runs.checkpoint import CheckpointWriter, verify_checkpoint

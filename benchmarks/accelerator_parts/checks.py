@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array, lax
 
 from benchmarks.accelerator_parts.part import Part, describe_device, run
-from configs import cifar10
+from siman_jax.configs import cifar10
 from siman_jax.models import build_model
 from siman_jax.models.leaves import CHOSEN
 from siman_jax.native.dispatch import native

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from benchmarks.accelerator_parts.part import Part, describe_device, peak_bytes, run
 from benchmarks.kernel_profile import profile_kernels
 from benchmarks.training_program import OneBatch, Trainer, compile_training
-from configs import cifar10, imagenet
+from siman_jax.configs import cifar10, imagenet
 from siman_jax.data.dataset import Split
 from siman_jax.data.feed import Feed
 from siman_jax.data.resident import ResidentFeed

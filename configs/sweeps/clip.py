@@ -12,7 +12,7 @@ flip in an epoch, which is in the logs.
 
 from typing import Any
 
-from configs import cifar10_short
+from siman_jax.configs import cifar10_short
 from siman_jax.runs.sweep_plan import Sweep
 
 

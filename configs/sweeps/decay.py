@@ -22,7 +22,7 @@ Compared are the accuracy of the last epoch, and the entropy of the bits and the
 kernels in the last checkpoint of each run.
 """
 
-from configs import cifar10_short
+from siman_jax.configs import cifar10_short
 from siman_jax.runs.sweep_plan import Sweep
 
 DECAYS = {"no_l2": 0.0, "l2": 5e-4, "l2_100": 5e-2}

@@ -6,7 +6,7 @@ Settings are those of configs/digits.py. One test image is 0.28 %, so small diff
 nothing.
 """
 
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.runs.sweep_plan import Sweep
 
 

@@ -22,7 +22,7 @@ Protocol, written before any run:
 
 from typing import Any
 
-from configs import cifar10_short
+from siman_jax.configs import cifar10_short
 from siman_jax.runs.sweep_plan import Sweep
 
 SPARING = ("half_half", "angle_optimal")

@@ -18,7 +18,7 @@ the last epoch, along rows and columns.
 
 from typing import Any
 
-from configs import cifar10_short
+from siman_jax.configs import cifar10_short
 from siman_jax.runs.sweep_plan import Sweep
 
 

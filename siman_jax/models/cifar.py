@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from siman_jax.models.images import CIFAR10, CIFAR100, made_for
 from siman_jax.models.initializers import fan_in_uniform, kaiming_normal, kaiming_normal_fan_out
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.norm_layer import BatchNorm, PReLU
@@ -24,6 +25,7 @@ from siman_jax.rules import identity
 from siman_jax.rules.precision import wide
 
 
+@made_for(CIFAR10, {100: CIFAR100})
 def resnet20_1w1a(
     num_classes: int,
     *,
@@ -67,6 +69,7 @@ def resnet20_1w1a(
     )
 
 
+@made_for(CIFAR10, {100: CIFAR100})
 def resnet18_1w1a(
     num_classes: int,
     *,
@@ -104,6 +107,7 @@ def resnet18_1w1a(
     )
 
 
+@made_for(CIFAR10, {100: CIFAR100})
 def vgg_small_1w1a(
     num_classes: int,
     *,

@@ -7,12 +7,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from siman_jax.models.images import IMAGENET, made_for
 from siman_jax.models.initializers import fan_in_uniform, kaiming_normal
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, real_shortcut
 
 
+@made_for(IMAGENET)
 def resnet18_1w1a(
     num_classes: int,
     *,
@@ -40,6 +42,7 @@ def resnet18_1w1a(
     )
 
 
+@made_for(IMAGENET)
 def resnet34_1w1a(
     num_classes: int,
     *,

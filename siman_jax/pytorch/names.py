@@ -23,8 +23,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.errors import UsageError
-from siman_jax.models import build_model
+from siman_jax.errors import UsageError, choose
+from siman_jax.models import MODELS, build_model
+from siman_jax.models.images import default_images
 from siman_jax.models.leaves import BINARY_KERNEL, BITS
 
 _UNUSED = ("percent", "num_batches_tracked")
@@ -50,7 +51,7 @@ def variables_from_torch(
       model_name: key of `models.MODELS`.
       arrays: the state's arrays by their PyTorch names.
       image_size: height and width of the network's images, on which VGG's classifier depends;
-        None for its data set's, 224 or 32.
+        None for the size that the network is made for.
 
     Returns:
       `{"params": ..., "batch_stats": ..., "bits": ...}` with the dtypes of the arrays. `bits`, in
@@ -132,9 +133,10 @@ def _shapes(
     if fc is None or stem is None or np.ndim(arrays[stem]) != 4 or np.ndim(arrays[fc]) != 2:
         raise UsageError(f"these arrays hold no stem or no classifier of a {model_name}.")
     width, channels = arrays[stem].shape[:2]
-    size = image_size or (224 if model_name.startswith("imagenet") else 32)
+    network, classes = choose(MODELS, model_name, "model"), arrays[fc].shape[0]
+    size = image_size or default_images(network, classes).size
     images = jax.ShapeDtypeStruct((1, size, size, channels), "float32")
-    model = build_model(model_name, arrays[fc].shape[0], width=width)
+    model = build_model(model_name, classes, width=width)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     shapes = {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
     bits = {(BITS, *p[1:]): shape for p, shape in shapes.items() if p[-1] == BINARY_KERNEL}

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from siman_jax.errors import UsageError, choose
+from siman_jax.errors import UsageError
+from siman_jax.fields import expected, find_field
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,18 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     """
     changed = config.copy_and_resolve_references().unlock()
     for field, value in fields.items():
-        choose(_flat(config), field, "config field")
+        current = find_field(config, field)
         try:
             changed.update_from_flattened_dict({field: value})
         except (TypeError, ValueError) as error:
-            raise UsageError(f"the config field {field} cannot be {value!r}: {error}") from error
+            raise UsageError(
+                f"the config field {field} cannot be {value!r}; {expected(current)}."
+            ) from error
     return changed.lock()
 
 
 def _value(config: ConfigDict, field: str, text: str) -> Any:
-    current = choose(_flat(config), field, "config field")
+    current = find_field(config, field)
     if isinstance(current, str):
         return text
     try:
@@ -124,10 +126,6 @@ def _value(config: ConfigDict, field: str, text: str) -> Any:
         raise UsageError(
             f"--set={field}={text} is not a Python value; an example is --set={field}={current!r}."
         ) from error
-
-
-def _flat(config: ConfigDict) -> dict[str, Any]:
-    return flatten_dict(config.to_dict(), sep=".")
 
 
 def _check(sweep: Sweep, path: Path) -> None:

@@ -8,16 +8,22 @@ from ml_collections import ConfigDict
 from siman_jax.data import SOURCES
 from siman_jax.data.fields import IMAGE_FILES, IN_MEMORY
 from siman_jax.errors import UsageError, choose
+from siman_jax.fields import BOOL, LIST, NUMBER, NUMBERS, TEXT, WHOLE
 from siman_jax.outside import is_outside
 
-WHOLE, NUMBER, TEXT, BOOL, LIST = "a whole number", "a number", "a text", "True or False", "a list"
 _IS: dict[str, Callable[[Any], bool]] = {
     WHOLE: lambda value: type(value) is int,
     NUMBER: lambda value: type(value) in (int, float),
     TEXT: lambda value: isinstance(value, str),
     BOOL: lambda value: isinstance(value, bool),
     LIST: lambda value: isinstance(value, list | tuple),
+    NUMBERS: lambda value: (
+        isinstance(value, list | tuple)
+        and all(isinstance(part, int | float) and not isinstance(part, bool) for part in value)
+    ),
 }
+_EXAMPLES = {WHOLE: "16", NUMBER: "0.1", TEXT: "'a'", BOOL: "True", LIST: "('a', 'b')"}
+_EXAMPLES[NUMBERS] = "(0.5, 0.25)"
 _LARGEST = 2.0**53  # numbers in a stored config must not be larger
 
 # Fields of every config; configs/cifar10.py explains them.
@@ -33,7 +39,7 @@ _FIELDS = {
     **dict.fromkeys(("data.resident", "data.flip"), BOOL),
     **dict.fromkeys(("data.image_size", "data.channels", "data.num_classes"), WHOLE),
     **dict.fromkeys(("data.crop_padding", "data.train_examples"), WHOLE),
-    **dict.fromkeys(("data.mean", "data.std"), LIST),
+    **dict.fromkeys(("data.mean", "data.std"), NUMBERS),
     **dict.fromkeys(("optimizer.learning_rate", "optimizer.warmup_epochs"), NUMBER),
     "optimizer.reference_batch_size": NUMBER,
     **dict.fromkeys(("optimizer.momentum", "optimizer.weight_decay"), NUMBER),
@@ -106,7 +112,10 @@ def _check(
         raise UsageError(f"{before} {', '.join(missing)}; {what_to_do}.")
     for name, kind in kinds.items():
         if not _IS[kind](fields[name]):
-            raise UsageError(f"--config.{name} is {fields[name]!r}; it must be {kind}.")
+            raise UsageError(
+                f"--config.{name} is {fields[name]!r}; it must be {kind}, such as"
+                f" {_EXAMPLES[kind]}."
+            )
 
 
 def faults_of_stored(fields: Mapping[str, Any]) -> list[str]:
@@ -131,7 +140,7 @@ def faults_of_stored(fields: Mapping[str, Any]) -> list[str]:
 def _is_sound(value: Any, kind: str) -> bool:
     if not _IS[kind](value):
         return False
-    parts = value if kind == LIST else [value]
+    parts = value if kind in (LIST, NUMBERS) else [value]
     if kind == LIST and not all(type(part) in (int, float, str) for part in parts):
         return False
     # False for NaN too.

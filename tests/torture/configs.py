@@ -14,9 +14,9 @@ import numpy as np
 from absl import flags
 from absl.testing import flagsaver
 
-from configs import digits
 from siman_jax import main
 from siman_jax.command import lock_config, parse_flags
+from siman_jax.configs import digits
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models import MODELS

@@ -1,6 +1,6 @@
 """A sweep of two variants and two seeds, each some steps long."""
 
-from configs import digits
+from siman_jax.configs import digits
 from siman_jax.runs.sweep_plan import Sweep
 
 

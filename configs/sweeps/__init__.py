@@ -1,0 +1,1 @@
+"""The sweeps that the package ships: one file a study, with its protocol."""
