@@ -424,7 +424,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("epochs", 0, "epochs is 0; it must be at least 1"),
         ("model.width", 0, "width is 0; it must be at least 1"),
         ("keep_checkpoints", 0, "keep_checkpoints is 0; it must be at least 1"),
-        ("optimizer.clip_percent", 50.0, "less than 50"),
+        ("optimizer.clip_percent", 50.0, "below 50"),
         ("data.mean", (0.1, 0.2, 0.3), "one number for each of the 1 channels"),
         ("data.mean", ("0.3",), "one number for each of the 1 channels"),
         ("data.std", (0.0,), "std must be above 0"),
