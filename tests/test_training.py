@@ -581,7 +581,7 @@ def test_the_checkpoint_of_another_network_is_refused_by_its_first_leaf(tmp_path
     writer.close()
     for other, message in (
         ({"params": {"a": jnp.zeros((3, 4)), "b": jnp.zeros(4)}}, r"params/a is float32\[3, 2\]"),
-        ({"params": {"a": jnp.zeros((3, 2))}}, r"params/b is float32\[2\] there and missing here"),
+        ({"params": {"a": jnp.zeros((3, 2))}}, r"params/b is float32\[2\] there, missing here"),
         ({"params": {**state["params"], "c": jnp.zeros(1)}}, "params/c is missing there"),
     ):
         with pytest.raises(UsageError, match=message):
