@@ -47,9 +47,7 @@ def test_new_fields_and_their_values_are_logged(tmp_path, caplog):
     saved = copy("results/digits_resnet20_12epochs/config.json", tmp_path)
     config = config_of("digits", saved)
     check_workdir(config, tmp_path)
-    assert "is of an older version; fields that are new since then take their defaults" in (
-        caplog.text
-    )
+    assert "is of an older version; fields that it lacks get their defaults" in (caplog.text)
     assert "config.optimizer.kernel_decay=0.0" in caplog.text
     config.optimizer.kernel_decay = 0.1  # the run had none
     with pytest.raises(UsageError, match=r"kernel_decay: 0.0 there, 0.1 here"):

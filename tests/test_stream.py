@@ -233,7 +233,7 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(
         ("data.workers", -1, "workers is -1; it must be at least 0"),
         ("data.min_area", 2.0, "min_area is 2.0 and"),
         ("data.test_split", "valid", "no folder .*valid; expected ROOT/train/CLASS"),
-        ("data.source", "digits", "in memory anyway; set --config.data.resident=True"),
+        ("data.source", "digits", "are in memory; set --config.data.resident=True"),
         ("data.image_size", 24, "at most --config.data.shorter_side, 20"),
         ("seed", -1, "seed is -1; it must be from 0"),
         ("batch_size", 100, "has only 22 examples"),

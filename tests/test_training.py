@@ -424,7 +424,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("epochs", 0, "epochs is 0; it must be at least 1"),
         ("model.width", 0, "width is 0; it must be at least 1"),
         ("keep_checkpoints", 0, "keep_checkpoints is 0; it must be at least 1"),
-        ("optimizer.clip_percent", 50.0, "less than 50"),
+        ("optimizer.clip_percent", 50.0, "below 50"),
         ("data.mean", (0.1, 0.2, 0.3), "one number for each of the 1 channels"),
         ("data.mean", ("0.3",), "one number for each of the 1 channels"),
         ("data.std", (0.0,), "std must be above 0"),
@@ -579,7 +579,7 @@ def test_the_checkpoint_of_another_network_is_refused_by_its_first_leaf(tmp_path
     writer.close()
     for other, message in (
         ({"params": {"a": jnp.zeros((3, 4)), "b": jnp.zeros(4)}}, r"params/a is float32\[3, 2\]"),
-        ({"params": {"a": jnp.zeros((3, 2))}}, r"params/b is float32\[2\] there and missing here"),
+        ({"params": {"a": jnp.zeros((3, 2))}}, r"params/b is float32\[2\] there, missing here"),
         ({"params": {**state["params"], "c": jnp.zeros(1)}}, "params/c is missing there"),
     ):
         with pytest.raises(UsageError, match=message):

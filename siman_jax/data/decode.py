@@ -58,7 +58,7 @@ def training_image(
     flip: bool,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Decode a random box of an image, scale it to a square, and mirror half of the images.
+    """Decode a random box of an image, scale it to a square, and mirror it with probability 1/2.
 
     A JPEG is decoded only down to the end of the box, and at 1/2, 1/4 or 1/8 of the resolution if
     the box keeps at least `size` pixels each way; its edges are then rounded to whole pixels.
@@ -71,7 +71,7 @@ def training_image(
       size: height and width of the result.
       min_area: smallest area of the box, as a fraction of the image's area.
       max_area: largest area of the box.
-      flip: whether to mirror half of the images.
+      flip: whether to mirror.
       out: array for the result; default: a new one.
 
     Returns:

@@ -19,7 +19,7 @@ def images_in_memory() -> ConfigDict:
     data.mean = (0.485, 0.456, 0.406)
     data.std = (0.229, 0.224, 0.225)
     data.crop_padding = 4  # in memory: padding before random crops
-    data.flip = True  # mirror half of the training images
+    data.flip = True  # mirror training images with probability 1/2
     return data
 
 

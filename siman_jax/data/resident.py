@@ -29,7 +29,7 @@ class ResidentFeed:
         to the batch with that seed's keys alone.
       batch_size: examples in a step, over all devices.
       crop_padding: pixels of padding before a random crop; 0: no crop.
-      flip: whether to mirror half of the images.
+      flip: whether to mirror images, each with probability 1/2.
       steps_per_dispatch: number of steps in one call; 0: one on the CPU, up to 100 elsewhere.
     """
 

@@ -25,7 +25,7 @@ from flax.errors import FlaxError
 from flax.traverse_util import unflatten_dict
 from jax import Array
 
-from siman_jax.errors import UsageError
+from siman_jax.errors import UsageError, on_one_line
 from siman_jax.models.batch_norm import per_channel
 from siman_jax.models.layers import BinaryConv, binary_activations, native_geometry
 from siman_jax.models.leaves import (
@@ -60,7 +60,7 @@ def _foldable() -> Iterator[None]:
         raise
     # A missing field or leaf, a wrong shape, or an argument that a layer does not take.
     except (AttributeError, KeyError, TypeError, ValueError, FlaxError) as error:
-        raise NotFoldable(". ".join(str(error).splitlines())) from error
+        raise NotFoldable(on_one_line(error)) from error
 
 
 class FoldedConv(BinaryConv):

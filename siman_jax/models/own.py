@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from siman_jax.errors import UsageError
+from siman_jax.errors import UsageError, first_line
 from siman_jax.models import MODELS
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.outside import find_function
@@ -105,7 +105,7 @@ def check_rules(
     except Exception as error:
         raise UsageError(
             f"{name} cannot be called on images of shape {image_shape} as"
-            f" model(images, train=False): {type(error).__name__}: {str(error).splitlines()[0]}"
+            f" model(images, train=False): {type(error).__name__}: {first_line(error)}"
         ) from error
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
         raise UsageError(
