@@ -364,8 +364,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
 def test_a_parameter_that_is_not_finite_is_seen_behind_a_sign():
     """A binarized NaN is -1, so the loss may stay finite."""
-    assert training._all_finite({"a": jnp.ones(3), "b": jnp.zeros((2, 2))})
-    assert not training._all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.nan])})
+    assert training.all_finite({"a": jnp.ones(3), "b": jnp.zeros((2, 2))})
+    assert not training.all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.nan])})
 
 
 def test_a_workdir_of_another_config_is_refused(finished):
