@@ -352,7 +352,7 @@ def test_the_default_activation_rule_is_the_weight_rule_s():
         ("bnn", "model.activation_rule", "ste", "unknown activation rule 'ste'"),
         ("recu", "estimator.first_tau", 0.5, r"first_tau is 0\.5; it must be between 0\.5 and 1"),
         ("ir_net", "estimator.first_sharpness", 0.0, r"first_sharpness is 0\.0; it must be above"),
-        ("half_half", "optimizer.bop", True, "by the rule bnn alone"),
+        ("half_half", "optimizer.bop", True, "set the rule to bnn"),
         ("bnn", "optimizer.bop_adaptivity", 0.0, "above 0 and at most 1"),
     ],
 )
