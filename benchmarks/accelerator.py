@@ -235,7 +235,7 @@ def print_program(name: str, row: dict[str, Any], torch: dict[str, Any] | None) 
     if kernels := row.get("kernels"):
         print(
             f"  {kernels['share_outside_convolutions']:.1%} of its kernels' time outside"
-            f" convolutions, which the profile tells for {kernels['share_told']:.1%}"
+            f" convolutions; the profile assigns {kernels['share_told']:.1%} to the program"
         )
     if torch:
         ratio = row["images_per_second"] / torch["images_per_second"]

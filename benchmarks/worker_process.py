@@ -26,7 +26,7 @@ class WorkerProcess:
       command: starts the process.
       install: how to install its packages, for error messages.
       log: file for its standard error.
-      variables: environment variables beside the benchmark's own.
+      variables: environment variables in addition to the benchmark's own.
     """
 
     def __init__(

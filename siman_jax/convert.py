@@ -1,15 +1,15 @@
-r"""Command line: take over a checkpoint of the authors' PyTorch program.
+r"""Command line: convert a checkpoint of the authors' PyTorch program.
 
     python -m siman_jax.convert model_best.pth.tar --model=cifar.resnet20_1w1a \
         --out=model.safetensors
     python -m siman_jax.convert model_best.pth.tar --model=cifar.resnet20_1w1a \
         --out=model.safetensors --workdir=runs/tuned
 
-The model file has the bits that the checkpoint stores in `B`, which its evaluation used. With
---workdir, a run is founded as well, from which `python -m siman_jax.main` with the same --workdir
-and config trains the weights on, with a fresh optimiser. --table prints where each array went.
-Reading the checkpoint needs PyTorch, the extra `torch`. Exit status: 0; 2, what was given cannot be
-used.
+The model file gets the bits that the checkpoint stores in `B`, which its evaluation used. With
+--workdir a run is created too; `python -m siman_jax.main` with the same --workdir and config then
+continues training with a new optimizer. --table prints the place of each array. Reading the
+checkpoint needs PyTorch, the extra `torch`. Exit status: 0 if all went well, 2 for bad arguments or
+input.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ from siman_jax.runs.workdir import check_workdir, check_writable
 from siman_jax.terminal import say, shown, wide_console
 from siman_jax.training.task import activation_rule
 
-# The authors' program has the rules that are the defaults here.
+# The rules of the authors' program.
 _RULES = {"weight_rule": "half_half", "activation_rule": "siman"}
 _CONFIGS = {"cifar": cifar10, "imagenet": imagenet}
 
@@ -51,12 +51,12 @@ _CONFIGS = {"cifar": cifar10, "imagenet": imagenet}
 _MODEL = flags.DEFINE_string("model", None, f"The network: {', '.join(sorted(MODELS))}.")
 _OUT = flags.DEFINE_string("out", None, "Model file to write.", allow_override=True)
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace a model file that is there already.", allow_override=True
+    "overwrite", False, "Replace an existing model file.", allow_override=True
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Empty or new folder, for a run to train on.",
+    "Empty or new folder for a run that continues training.",
     allow_override=True,
 )
 _CONFIG = config_flags.DEFINE_config_file(
@@ -69,11 +69,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _ENTRY = flags.DEFINE_string(
     "entry",
     "",
-    "Entry of the checkpoint that holds the weights; by default the first there is of state_dict,"
-    " model_state_dict, model and net.",
+    "Entry of the checkpoint that holds the weights; by default the first one present of"
+    " state_dict, model_state_dict, model and net.",
 )
 _TABLE = flags.DEFINE_bool("table", False, "Print each array, its shape, and its name here.")
-_CLASSES = flags.DEFINE_string("classes", None, "Text file with the name of a class in each line.")
+_CLASSES = flags.DEFINE_string("classes", None, "Text file with one class name per line.")
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Height and width of the images; by default those of the model.", 1
 )
@@ -84,11 +84,11 @@ _STD = flags.DEFINE_list("std", None, "Likewise; by default both are those of th
 
 
 def main(argv: list[str]) -> None:
-    """Do what the flags say."""
+    """Run the command."""
     if len(argv) != 2:
         raise UsageError("name one checkpoint, such as model_best.pth.tar; flags are --NAME=VALUE.")
     if not (_MODEL.value and _OUT.value):
-        raise UsageError("--model and --out are needed: the network, and the file to write.")
+        raise UsageError("--model and --out are missing; name the network and the file to write.")
     name, out = _MODEL.value, local_path(_OUT.value, "--out")
     choose(MODELS, name, "model")
     check_output(out, "out", _OVERWRITE.value)
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
         _print_table(state.arrays)
     print(_summary(name, state, network))
     if config:
-        print(shown(f"{workdir}: step 0 of a run with these weights; siman_jax.main trains it on"))
+        print(shown(f"{workdir}: a run at step 0 with these weights; siman_jax.main continues it"))
     print(shown(f"{out}: {out.stat().st_size:,} bytes"))
 
 
@@ -126,15 +126,15 @@ def _read(path: Path, name: str, size: int | None) -> tuple[State, dict, list[st
         raise UsageError(f"{path} cannot be converted: {error}") from error
     if state.averaged:
         warnings.append(
-            f"the checkpoint holds averaged weights (EMA) too, in {', '.join(state.averaged)};"
-            f" converted are those in {state.entry or 'the checkpoint itself'}. To convert"
-            f" averaged ones: --entry={state.averaged[0]}"
+            f"the checkpoint also holds averaged weights (EMA), in {', '.join(state.averaged)};"
+            f" those in {state.entry or 'the checkpoint itself'} were converted. To convert"
+            f" averaged weights, add --entry={state.averaged[0]}"
         )
     return state, variables, warnings
 
 
 def _summary(name: str, state: State, network: PackedNetwork) -> str:
-    """Say what was converted."""
+    """Describe what was converted."""
     used = {array: _place(array, state.arrays) for array in state.arrays}
     others = sum(path is None for path in used.values())
     bits = sum(state.arrays[array].size for array, path in used.items() if path and path[0] == BITS)
@@ -147,20 +147,19 @@ def _summary(name: str, state: State, network: PackedNetwork) -> str:
 
 
 def _run_to_found() -> tuple[ConfigDict | None, Path]:
-    """The config and folder of the run that the flags ask for, if they do."""
+    """Return the config and folder of the run to create; the config is None without a run."""
     workdir = local_path(_WORKDIR.value or "", "--workdir")
     if _WORKDIR.value is None:
         if _CONFIG.value is not None:
-            raise UsageError("--config is of a run: name its folder, such as --workdir=runs/tuned.")
+            raise UsageError("--config needs a run; name its folder, such as --workdir=runs/tuned.")
         return None, workdir
     config = lock_config(_CONFIG.value or _config_of(_MODEL.value))
     if _MEAN.value or _STD.value or _IMAGE_SIZE.value:
         raise UsageError(
-            "--mean, --std and --image_size come from the config that --workdir is given; leave"
-            " them out."
+            "with --workdir, --mean, --std and --image_size come from the config; leave them out."
         )
     if config.model.name != _MODEL.value:
-        raise UsageError(f"--model is {_MODEL.value}, but --config is of {config.model.name}.")
+        raise UsageError(f"--model is {_MODEL.value}, but --config is for {config.model.name}.")
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UsageError(f"--workdir={workdir} is not empty; name a new folder.")
     check_workdir(config, workdir)
@@ -186,13 +185,13 @@ def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
     for name, value in here.items():
         if value != there[name]:
             raise UsageError(
-                f"{name} is {there[name]} in the checkpoint, but {value} in the config; choose"
-                " another by --config, or change a field of it."
+                f"{name} is {there[name]} in the checkpoint, but {value} in the config. Choose"
+                " another config by --config, or change its field."
             )
 
 
 def pack_converted(name: str, variables: dict, size: int, notes: Notes) -> PackedNetwork:
-    """Pack converted variables by the bits that they hold.
+    """Pack converted variables with the bits that they hold.
 
     Args:
       name: key of `models.MODELS`.
@@ -216,7 +215,7 @@ def pack_converted(name: str, variables: dict, size: int, notes: Notes) -> Packe
 
 
 def _ends(variables: dict) -> tuple[np.ndarray, int]:
-    """The stem's kernel, and the number of classes."""
+    """Return the stem's kernel, and the number of classes."""
     params = variables["params"]
     stem = params["conv1"]["kernel"] if "kernel" in params["conv1"] else params["conv0"]["kernel"]
     return stem, params["fc"]["kernel"].shape[1]
@@ -238,7 +237,9 @@ def _numbers(texts: list[str] | None, flag: str) -> tuple[float, ...] | None:
     try:
         return tuple(float(text) for text in texts) if texts else None
     except ValueError as error:
-        raise UsageError(f"--{flag}={','.join(texts or [])} holds what is no number.") from error
+        raise UsageError(
+            f"--{flag}={','.join(texts or [])} is not a list of numbers, such as 0.5,0.5,0.5."
+        ) from error
 
 
 def _read_classes(name: str | None) -> tuple[str, ...] | None:

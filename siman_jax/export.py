@@ -54,7 +54,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing files.", al
 
 
 def main(argv: list[str]) -> None:
-    """Do what the flags say."""
+    """Run the command."""
     if len(argv) != 2:
         raise UsageError("name the folder of one run, such as runs/digits; flags are --NAME=VALUE.")
     if not _OUT.value:

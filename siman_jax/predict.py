@@ -64,7 +64,7 @@ _BENCHMARK = flags.DEFINE_bool(
 
 
 def main(argv: list[str]) -> None:
-    """Do what the flags say."""
+    """Run the command."""
     if len(argv) < 2:
         raise UsageError("name a model file, then images; see --help.")
     path, names = local_path(argv[1], "model"), argv[2:]

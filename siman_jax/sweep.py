@@ -139,7 +139,7 @@ def run_sweep(
     for variant, configs in pending.items():
         count = len(runs[variant])
         print(shown(f"{variant}: {count - len(configs)} of {count} seeds done"))
-        for group in _groups(configs, at_once):
+        for group in training_groups(configs, at_once):
             if stop.should_stop(0):  # a signal came after the last step of the previous run
                 raise Preempted(f"stopped by {stop.name} between runs")
             _train_group(group, mesh, stop)
@@ -153,7 +153,9 @@ def run_sweep(
     return summary
 
 
-def _groups(configs: dict[Path, ConfigDict], at_once: int) -> Iterator[dict[Path, ConfigDict]]:
+def training_groups(
+    configs: dict[Path, ConfigDict], at_once: int
+) -> Iterator[dict[Path, ConfigDict]]:
     """Group runs to train together: at most `at_once`, all at the same step.
 
     Runs that were stopped midway come first.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparisons import relative_error
 from golden_data import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,10 +22,6 @@ from siman_jax.rules.siman import project, siman_activation, siman_kernel
 from siman_jax.rules.standardize import moments_about_first, moments_about_mean, standardize
 
 TOLERANCE = 1e-12
-
-
-def relative_error(found, expected):
-    return np.max(np.abs(found - expected)) / np.max(np.abs(expected))
 
 
 def nhwc(array):

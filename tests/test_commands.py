@@ -168,7 +168,7 @@ def test_paths_in_the_home_folder(monkeypatch, tmp_path):
     [
         ("gs://bucket/run", "is an address; only files on this machine can be read"),
         ("s3://bucket/run", "is an address; only files on this machine can be read"),
-        ("run\udcff", "is not UTF-8 text, as checkpoints need it; name another folder"),
+        ("run\udcff", "is not valid UTF-8, which checkpoints need; name another folder"),
     ],
 )
 def test_folders_that_cannot_hold_a_run_are_refused(workdir, message):

@@ -104,7 +104,7 @@ def test_notes_that_do_not_fit_are_refused(without_torch, tmp_path):
     for flag, message in (
         ("--mean=0.5", "do not fit the model: its mean"),
         ("--std=0.5,0,0.5", "expected numbers above 0"),
-        ("--std=0.5,x,0.5", "--std=0.5,x,0.5 holds what is no number"),
+        ("--std=0.5,x,0.5", "--std=0.5,x,0.5 is not a list of numbers"),
         (f"--classes={tmp_path / 'classes'}", "2 class_names for 10 classes"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -231,10 +231,10 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch):
     workdir = f"--workdir={tmp_path / 'run'}"
     wrong = {
         "name one checkpoint": [out, model],
-        "--model and --out are needed": [path, out],
+        "--model and --out are missing": [path, out],
         "did you mean 'cifar.resnet20_1w1a'": [path, out, "--model=cifar.resnet20"],
-        "--config is of a run": [path, out, model, config],
-        "--config is of cifar.resnet18_1w1a": [path, out, model, config, workdir],
+        "--config needs a run": [path, out, model, config],
+        "--config is for cifar.resnet18_1w1a": [path, out, model, config, workdir],
         "come from the config": [path, out, model, config, workdir, "--image_size=64"],
         "--classes=.* cannot be read": [path, out, model, f"--classes={tmp_path}"],
         "there is no file": [tmp_path / "no", out, model],
@@ -244,7 +244,9 @@ def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match=message):
             call(convert.main, *arguments)
     monkeypatch.setattr("siman_jax.pytorch.checkpoint.importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"needs PyTorch:\n  pip install 'siman-jax\[torch\]'"):
+    with pytest.raises(
+        UsageError, match=r"needs PyTorch; install it with\n  pip install 'siman-jax\[torch\]'"
+    ):
         call(convert.main, path, out, model)
     assert not (tmp_path / "out").exists()
 
@@ -282,7 +284,10 @@ def test_averaged_weights_are_told_of_and_taken_by_their_name(tmp_path, capsys, 
     (tmp_path / "model.pth").touch()
     call(convert.main, tmp_path / "model.pth", f"--model={NAME}", f"--out={tmp_path / 'out'}")
     printed = capsys.readouterr()
-    assert "averaged weights (EMA) too, in model_ema; converted are those in model" in printed.err
+    assert (
+        "also holds averaged weights (EMA), in model_ema; those in model were converted"
+        in printed.err
+    )
     assert "bits/" not in printed.out  # the table is printed only on request
     assert "arrays of model converted" in printed.out
 
@@ -341,7 +346,7 @@ class TestFormats(WithTorch):
     def test_damage_and_objects(self, torch, tmp_path):
         path = tmp_path / "model"
         torch.save({"state_dict": {"a": torch.ones(1)}, "arguments": sys.stdin.__class__}, path)
-        with pytest.raises(UsageError, match=r"could run code: .*It is not loaded") as error:
+        with pytest.raises(UsageError, match=r"was not loaded, .* could run code: ") as error:
             read_state(path)
         assert "weights_only" not in str(error.value)
         self.save(torch, path, {"a": np.zeros(100)})

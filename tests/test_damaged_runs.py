@@ -164,7 +164,7 @@ def test_every_odd_line_of_a_log(tmp_path):
         assert all(abs(row[f"test_{name}"]) < 1e40 for name in METRICS)
     assert last_and_best(rows)["last"]["epoch"] == 1
     draw_curves(tmp_path)
-    report_runs._logged_rows(tmp_path)
+    report_runs.logged_rows(tmp_path)
     log = RunLog(tmp_path, 3)
     log.write(ROW)
     log.close()

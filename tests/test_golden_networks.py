@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparisons import relative_error
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from golden_data import NETWORKS, Golden, load_golden
 from parameters import first_quickly
@@ -23,11 +24,6 @@ from siman_jax.training.step import TrainState, train_step
 TOLERANCE = 1e-9
 # A batch norm follows, so the gradient of alpha is a small difference of large numbers.
 TOLERANCE_OF_ALPHA = 1e-7
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference relative to the tensor's largest magnitude."""
-    return np.max(np.abs(found - expected)) / np.max(np.abs(expected))
 
 
 def torch_layout(array: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def test_its_summary_names_its_layers():
 
 
 def test_packing_is_refused_plainly(trained, tmp_path):
-    with pytest.raises(UsageError, match=r"only those of siman_jax\.models can be packed"):
+    with pytest.raises(UsageError, match=r"only networks of siman_jax\.models can be packed"):
         call(export.main, trained[0], f"--out={tmp_path / 'model.safetensors'}")
 
 

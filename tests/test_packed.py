@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparisons import assert_close
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden_data import NETWORKS, load_golden
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from jax import lax
 from packed_example import outputs_of
 from parameters import first_quickly
+from small_networks import trained, with_random_bits
 
 import siman_jax
 from siman_jax.models import MODELS, build_model
@@ -249,54 +251,6 @@ def test_bits_of_equal_activations_are_one():
     assert ACTIVATION_RULES["siman"].bits(jnp.full((1, 2, 2, 3), 0.25)).all()
 
 
-# Draws of leaves as after training: alphas of both signs, scales other than 1.
-DRAWS = {
-    "alpha": lambda rng, shape: (0.05 + 0.1 * rng.random(shape)) * rng.choice([-1, 1, 1, 1], shape),
-    "scale": lambda rng, shape: 0.8 + 0.4 * rng.random(shape),
-    "mean": lambda rng, shape: 0.5 * rng.standard_normal(shape),
-    "var": lambda rng, shape: 0.5 + rng.random(shape),
-    "bias": lambda rng, shape: 0.1 * rng.standard_normal(shape),
-    "slope": lambda rng, shape: 0.25 + 0.1 * rng.random(shape),
-    "kernel": lambda rng, shape: rng.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5,
-    BINARY_KERNEL: lambda rng, shape: rng.standard_normal(shape),
-}
-
-
-def trained(name, dtype, *, shape=None, width=12, **arguments):
-    """Return a narrow network, variables as after training, and images of an awkward size."""
-    model = build_model(name, 7, width=width, dtype=dtype, **arguments)
-    size = 20 if name.startswith("cifar") else 40
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal(shape or (3, size, size, 3)), dtype)
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    variables = {
-        path: jnp.asarray(DRAWS[path[-1]](rng, leaf.shape), dtype)
-        for path, leaf in flatten_dict(shapes).items()
-    }
-    return model, unflatten_dict(variables), images
-
-
-def with_random_bits(variables):
-    """Add random bits, which no rule would give."""
-    rng = np.random.default_rng(1)
-    return {
-        **variables,
-        BITS: unflatten_dict(
-            {
-                path: jnp.asarray(rng.integers(0, 2, leaf.shape))
-                for path, leaf in flatten_dict(variables["params"]).items()
-                if path[-1] == BINARY_KERNEL
-            }
-        ),
-    }
-
-
-def assert_close(found, expected, tolerance):
-    """Compare arrays relative to the largest magnitude."""
-    assert found.dtype == expected.dtype
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
-
-
 @pytest.mark.parametrize("name", first_quickly(MODELS))
 def test_every_integer_of_every_network(name, x64):
     """In float64, where no activation is so close to its mean that rounding decides its bit."""
@@ -418,7 +372,7 @@ def test_logits_with_real_weights():
 
 def test_a_packed_network_does_not_train():
     model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
-    with pytest.raises(ValueError, match="no batch statistics"):
+    with pytest.raises(ValueError, match="cannot be trained"):
         packed_twin(model).apply(pack_unchecked(model, variables), images, train=True)
 
 

@@ -138,7 +138,7 @@ WRONG = {
     ),
     "another width": (
         {"metadata": {"arguments": json.dumps({**ARGUMENTS, "width": 16})}},
-        r"has shape .*, not",
+        r"has shape .*; expected",
     ),
     "image": ({"metadata": {"image_shape": "[2, 2, 3]"}}, r"does not take images|shape"),
     "missing": ({"tensors": {"conv1/words": None}}, "'conv1/words' is missing"),
@@ -175,7 +175,7 @@ def test_one_flipped_bit_anywhere_is_refused(data):
             decode_network(bytes(broken))
     broken = bytearray(data)
     broken[-1] ^= 1
-    with pytest.raises(UsageError, match=r"its digest .* is not that of its contents"):
+    with pytest.raises(UsageError, match=r"its digest .* does not match its contents"):
         decode_network(bytes(broken))
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_packed import assert_close, trained, with_random_bits
+from comparisons import assert_close
+from small_networks import trained, with_random_bits
 
 from siman_jax.models import build_model
 from siman_jax.native import library

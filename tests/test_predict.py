@@ -169,11 +169,11 @@ def test_what_is_wrong_is_said_before_any_work(model_file, tmp_path):
         "name at least one image": [model_file],
         "there is no file or folder": [model_file, tmp_path / "no.jpg"],
         "holds no images": [model_file, tmp_path / "empty"],
-        "name it once": [model_file, "-", "-"],
+        "named more than once": [model_file, "-", "-"],
         "takes no images": [model_file, "--benchmark", "x.jpg"],
         "leave out --exact": [model_file, "--benchmark", "--exact"],
         "there is no file": [tmp_path / "no.safetensors", model_file],
-        "no usable model file": [__file__, model_file],
+        "not a usable model file": [__file__, model_file],
         "top": [model_file, model_file, "--top=0"],
     }
     for message, arguments in wrong.items():

@@ -1,19 +1,18 @@
 """Tests of every rule in layers and networks: golden numbers, learning, packing, logs, resume."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparisons import relative_error
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden_data import FOLDER
-from jax.typing import DTypeLike
 from packed_example import outputs_of
+from small_networks import two_convolutions
 
 from siman_jax.configs import digits
 from siman_jax.data import load_dataset
@@ -23,7 +22,6 @@ from siman_jax.errors import UsageError
 from siman_jax.models import MODELS, build_model
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.models.leaves import BINARY_KERNEL, shares_flipped
-from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.models.summary import summarize
 from siman_jax.packed.network import pack_unchecked, packed_twin
 from siman_jax.rules import ACTIVATION_RULES, AT_THE_END, WEIGHT_RULES
@@ -45,10 +43,6 @@ METHODS = [name for name, rule in WEIGHT_RULES.items() if rule.activation != "re
 TOLERANCE = 1e-12
 # For functions that run only once, compiling fast matters more.
 QUICK = {"xla_backend_optimization_level": 0}
-
-
-def relative_error(found, expected):
-    return np.max(np.abs(found - expected)) / np.max(np.abs(expected))
 
 
 @pytest.mark.parametrize("case", ["irnet0", "irnet1", "rbnn0", "rbnn1", "recu0", "recu1"])
@@ -83,34 +77,6 @@ def test_layers_are_their_authors(case, x64):
 
 
 EPOCHS, BATCH = 5, 32
-
-
-class TwoConvolutions(nn.Module):
-    """A stem, two binary convolutions and a classifier: the smallest network to show a rule."""
-
-    conv: Callable[..., BinaryConv]
-    norm: Callable[..., BatchNorm] = BatchNorm
-    dtype: DTypeLike = jnp.float32
-    max_pool: Callable[..., jax.Array] = nn.max_pool  # packed twins replace it
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        x = nn.Conv(8, (3, 3), use_bias=False, dtype=self.dtype, name="conv0")(x)
-        x = self.norm(name="bn0")(x, train)
-        for i, features in ((1, 16), (2, 32)):
-            x = self.conv(features, strides=2, name=f"conv{i}")(x)
-            x = self.norm(name=f"bn{i}")(x, train)
-        return nn.Dense(10, dtype=self.dtype, name="fc")(jnp.mean(x, (1, 2)))
-
-
-def two_convolutions(weight_rule, dtype=jnp.float32):
-    """Build that network with a rule and the activations it was published with."""
-    activation_rule = WEIGHT_RULES[weight_rule].activation
-    return TwoConvolutions(
-        partial(BinaryConv, weight_rule=weight_rule, activation_rule=activation_rule, dtype=dtype),
-        partial(BatchNorm, dtype=dtype),
-        dtype,
-    )
 
 
 def learn(weight_rule, theta=None, **optimizer_settings):
@@ -386,7 +352,7 @@ def test_the_default_activation_rule_is_the_weight_rule_s():
         ("bnn", "model.activation_rule", "ste", "unknown activation rule 'ste'"),
         ("recu", "estimator.first_tau", 0.5, r"first_tau is 0\.5; it must be between 0\.5 and 1"),
         ("ir_net", "estimator.first_sharpness", 0.0, r"first_sharpness is 0\.0; it must be above"),
-        ("half_half", "optimizer.bop", True, "by the rule bnn alone"),
+        ("half_half", "optimizer.bop", True, "set the rule to bnn"),
         ("bnn", "optimizer.bop_adaptivity", 0.0, "above 0 and at most 1"),
     ],
 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparisons import relative_error
 from golden_data import FOLDER
 from jax import lax
 
@@ -16,10 +17,6 @@ from siman_jax.rules.estimators import approx_sign
 from siman_jax.training.bop import bop
 
 TOLERANCE = 1e-12
-
-
-def relative_error(found, expected):
-    return np.max(np.abs(found - expected)) / np.max(np.abs(expected))
 
 
 def conv(x, kernel):

@@ -320,7 +320,7 @@ def test_runs_at_different_steps_do_not_train_together(finished, tmp_path):
     runs = small_sweep().runs("bnn", tmp_path)
     with pytest.raises(UsageError, match=r"10 of .*seed3, 0 of .*seed1"):
         train_together(runs, make_mesh(1))
-    assert [list(group) for group in command._groups(runs, 2)] == [[x] for x in runs]
+    assert [list(group) for group in command.training_groups(runs, 2)] == [[x] for x in runs]
 
 
 def test_a_seed_that_diverges_does_not_stop_the_others(finished, tmp_path, monkeypatch):

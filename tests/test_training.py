@@ -364,8 +364,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
 def test_a_parameter_that_is_not_finite_is_seen_behind_a_sign():
     """A binarized NaN is -1, so the loss may stay finite."""
-    assert training._all_finite({"a": jnp.ones(3), "b": jnp.zeros((2, 2))})
-    assert not training._all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.nan])})
+    assert training.all_finite({"a": jnp.ones(3), "b": jnp.zeros((2, 2))})
+    assert not training.all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, jnp.nan])})
 
 
 def test_a_workdir_of_another_config_is_refused(finished):
@@ -553,11 +553,11 @@ def test_a_stop_after_the_last_step_of_an_epoch_is_not_lost(finished, tmp_path, 
 
 def test_the_service_is_asked_after_every_step_and_its_answer_kept(monkeypatch):
     """JAX's service says yes for one step only: the first, if the signal came before it."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     for agreed, expected in ((1, 10), (13, 13), (20, 20)):
         service = lambda step, agreed=agreed: step == agreed  # noqa: E731
         monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", service)
         watch = StopSignals()
-        watch._alone = False
         stops = [step for step in (10, 11, 12, 13, 20, 20, 30) if watch.should_stop(step)]
         assert stops[0] == expected
         assert stops[-1] == 30

@@ -1,4 +1,4 @@
-"""Initial values of parameters, beside those that Flax has."""
+"""Initial values of parameters that Flax does not have."""
 
 from collections.abc import Callable
 

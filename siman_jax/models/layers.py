@@ -5,8 +5,8 @@ Parameters are float32; `dtype` is what a layer computes in. A binary layer owns
 of these names, so the optimizer recognizes them by name. With the weight rule "real" the same
 layer is an ordinary one and owns `kernel`.
 
-Two collections beside the parameters serve some rules. `rotations` holds a pair of matrices per
-layer. `schedule` holds scalars that all layers share; a training step passes it to `apply` at the
+Some rules need two further collections. `rotations` holds a pair of matrices per layer.
+`schedule` holds scalars that all layers share; a training step passes it to `apply` at the
 top level, such as `{"schedule": {"sharpness": 0.1}}`. Without it, as in evaluation, gradients are
 those of the end of training; outputs do not depend on it.
 
@@ -221,7 +221,7 @@ def _alpha(layer: nn.Module, rule: WeightRule, shape: tuple[int, ...]) -> Array 
 
 
 def _inputs(layer: nn.Module, rule: WeightRule, shape: tuple[int, ...]) -> dict[str, Array]:
-    """Create the leaves that a rule takes beside the latent kernel."""
+    """Create the leaves that a rule takes in addition to the latent kernel."""
     leaves = {}
     if THETA in rule.inputs:
         quarter_turn = nn.initializers.constant(math.pi / 2)

@@ -13,7 +13,7 @@ BINARY_KERNEL = "binary_kernel"
 # All names of parameters in the networks here.
 LEAF_NAMES = (BINARY_KERNEL, "alpha", THETA, "kernel", "bias", "scale", "slope")
 
-# Collections beside the parameters.
+# Collections of variables other than parameters.
 BITS = "bits"
 # Bits that a training step has chosen for all layers together.
 CHOSEN = "chosen"

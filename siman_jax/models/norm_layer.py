@@ -197,7 +197,7 @@ def _normalized(
     return batch_norm(norm, x, affine, near)
 
 
-# Activations that are computed in one operation with the batch norm before them, beside `PReLU`.
+# Activations, in addition to `PReLU`, that are computed in one operation with the batch norm.
 _KNOWN_ACTIVATIONS: dict[Activation, str] = {
     identity: IDENTITY,
     nn.relu: RELU,

@@ -45,7 +45,7 @@ ffi::Error BinaryConv(ffi::ThreadPool pool, Bits bits, Words kernel, CornerSums 
     check(words[0] == image[0] && words[3] == taps[2] && words[1] >= image[1] + top &&
               words[2] >= image[2] + left && words[1] >= (to[1] - 1) * stride + taps[0] &&
               words[2] >= (to[2] - 1) * stride + taps[1],
-          "a padded image that holds what the taps meet");
+          "a padded image that covers all taps");
   if (check.failed()) return check.error();
   const Convolution n{image[1], image[2], words[1], words[2], words[3], taps[0], taps[1],
                       to[1],    to[2],    to[3],    top,      left,     stride};
@@ -99,7 +99,7 @@ void CheckNetwork(Check& check, Dimensions images, const ffi::RemainingArgs& buf
   if (check.failed()) return;
   check(images[3] == channels.begin()[0], "images with the network's channels");
   check(logits[0] == images[0] && logits[1] % kLanes == 0, "logits of each image, in whole lanes");
-  check(!pooled || strides.begin()[0] == 2, "a stride of 2 where the stem is pooled");
+  check(!pooled || strides.begin()[0] == 2, "a stride of 2 for a pooled stem");
 
   Given given(check, buffers);
   int64_t width = RoundUp(channels.begin()[1], kLanes);
@@ -116,7 +116,8 @@ void CheckNetwork(Check& check, Dimensions images, const ffi::RemainingArgs& buf
     given.Norm(out, "gain and offset of a unit");
     given.Next(ffi::F32, {out}, "slopes of a unit");
     if (strides.begin()[i] != 1 || in != features) {
-      check(real_shortcuts || features >= in, "no fewer channels behind a shortcut with zeros");
+      check(real_shortcuts || features >= in,
+            "at least as many channels after a shortcut with zeros");
       if (real_shortcuts) {
         given.Next(ffi::F32, {width * out}, "a shortcut's kernel in blocks");
         given.Norm(out, "gain and offset of a shortcut");

@@ -109,7 +109,7 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
     check(dshortcut->element_count() == 0, "no shortcut without a norm");
   }
   check(!shortcut_is_input || (with_norm && Same(image, result)),
-        "a result of the input's shape where that is the shortcut");
+        "a result of the input's shape if the input is the shortcut");
   if (check.failed()) return check.error();
   const TrainingConv conv = MakeTrainingConv(
       kVariants[variant], x.dimensions().begin(), code.dimensions().begin(),

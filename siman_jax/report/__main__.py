@@ -59,7 +59,7 @@ _OVERWRITE = flags.DEFINE_bool(
 
 
 def main(argv: list[str]) -> None:
-    """Do what the flags say."""
+    """Run the command."""
     workdirs = [local_path(name, "run") for name in argv[1:]]
     if not workdirs:
         raise UsageError("name the folders of runs, such as runs/digits; flags are --NAME=VALUE.")

@@ -137,8 +137,8 @@ def _layers(run: Run, name: str, mismatches: Sequence[Mismatch], *, collapsed: b
             "Cosine to the weights",
             "Cosine of each rule for bits, as a mean over filters. Half-half loses the distance to"
             " the optimum: the cosines are 0.858 and 0.847 for an ideal Laplacian, 0.900 and 0.899"
-            " for an ideal Gaussian. A dot in a ring means that signs, which are all ones beside"
-            " |w|, are the optimum.",
+            " for an ideal Gaussian. A dot in a ring means that signs, which correspond to all ones"
+            " for |w|, are the optimum.",
         ),
         Picture(
             f"{name}-bits",

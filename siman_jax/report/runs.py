@@ -115,7 +115,7 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
       UsageError: there is no config, or neither a log nor a checkpoint can be read.
     """
     config = read_config(workdir)
-    rows, problems = _logged_rows(workdir)
+    rows, problems = logged_rows(workdir)
     failure = workdir / FAILURE_FILE
     if failure.is_file():  # its log is still shown
         problems.insert(0, failure.read_text(errors="replace").strip())
@@ -148,7 +148,7 @@ def read_run(workdir: Path, label: str, mesh: Mesh) -> Run:
     return run
 
 
-def _logged_rows(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def logged_rows(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Read the rows that are complete, one per epoch, and describe problems with others."""
     path = workdir / FILE_NAME
     try:

@@ -269,7 +269,7 @@ def _end_epoch(
     except UsageError:  # test images that cannot be decoded; keep the epoch's training
         record.save(progress, None)
         raise
-    if not (math.isfinite(tested["loss"]) and _all_finite(state.params)):
+    if not (math.isfinite(tested["loss"]) and all_finite(state.params)):
         raise diverged(steps - 1)
     if not replicas_agree(state.variables()):
         raise UsageError(
@@ -362,5 +362,6 @@ def _preempted(stop: StopSignals, step: int, runs: Iterable[_Run]) -> Preempted:
 
 
 @jax.jit
-def _all_finite(params: Any) -> Array:
+def all_finite(params: Any) -> Array:
+    """Tell whether all parameters are finite; a binarized NaN may not show in the loss."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
