@@ -54,7 +54,8 @@ ROOMS = {
     "data": "errors outside output paths devices",
     "training": "errors outside native rules models devices data",
     "analysis": "rules models data training",
-    "runs": "errors stop output terminal native models packed devices data training analysis",
+    "runs": "errors outside stop output terminal native models packed devices data training"
+    " analysis",
     "siman_jax": "errors paths models rules packed devices data runs",
     "command": "errors stop terminal native",
     "report": "errors output paths terminal devices training analysis runs command",
