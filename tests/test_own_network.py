@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 from cli import TINY, call, run
+from PIL import Image
 from test_training import small_config
 
+from configs import image_folder
 from siman_jax import export, models
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.own import build_own
 from siman_jax.runs.log import read_rows
+from siman_jax.runs.stored_run import load_run
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import read_config
 
@@ -44,6 +47,24 @@ def test_it_trains(trained):
 def test_its_evaluation_is_that_of_the_log(trained):
     workdir, results = trained
     assert evaluate_run(config_of(BRANCHES), workdir, make_mesh(1)) == results
+
+
+def test_classes_that_were_counted_in_folders_are_those_of_the_run(tmp_path):
+    """The network's classifier is not called fc, by which the package's networks tell."""
+    for name in ("train/no", "train/yes", "test/no", "test/yes"):
+        (tmp_path / name).mkdir(parents=True)
+        for index in range(4):
+            image = np.full((8, 8, 3), 60 * index, np.uint8)
+            Image.fromarray(image).save(tmp_path / name / f"{index}.png")
+    config = image_folder.get_config()
+    config.data.update({"root": str(tmp_path), "image_size": 8, "cache_dir": ""})
+    config.update({"epochs": 1, "batch_size": 4, "eval_batch_size": 4})
+    config.model.update({"name": BRANCHES, "width": 16})
+    workdir = tmp_path / "run"
+    results = train(config, workdir, make_mesh(1))
+    assert evaluate_run(config, workdir, make_mesh(1)) == results
+    bits = load_run(config, workdir, make_mesh(1)).bits
+    assert bits.keys() == {"left", "right", "dense"}
 
 
 def test_a_finished_run_stays_finished(trained):

@@ -136,7 +136,7 @@ def test_from_pytorch_to_prediction(folder):
     tensors = {name: torch.tensor(array) for name, array in load_golden("resnet20").arrays.items()}
     torch.save({"state_dict": tensors}, folder / "model_best.pth.tar")
     printed = execute(["bash", "-euo", "pipefail", "-c", block(NEEDS_TORCH)], folder)
-    assert "step 0 of a run" in printed
+    assert "a run at step 0" in printed
     assert "photos/train/cats/1.png" in printed
 
 

@@ -57,7 +57,7 @@ ROOMS = {
     "data": "errors outside output paths devices",
     "training": "errors fields outside native rules models devices data",
     "analysis": "rules models data training",
-    "runs": "errors fields stop output terminal native models packed devices data training"
+    "runs": "errors fields outside stop output terminal native models packed devices data training"
     " analysis",
     "configs": "errors data runs",
     "siman_jax": "errors paths models rules packed devices data runs",

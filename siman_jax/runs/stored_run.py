@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError, on_one_line
+from siman_jax.outside import is_outside
 from siman_jax.runs.checkpoint import (
     CheckpointWriter,
     leaf_shape,
@@ -22,6 +23,7 @@ from siman_jax.runs.checkpoint import (
 from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, read_bits
+from siman_jax.runs.trained_on import read_trained_on
 from siman_jax.runs.workdir import claim_workdir
 from siman_jax.training.epoch import Progress
 from siman_jax.training.metrics import Sums
@@ -161,15 +163,19 @@ def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
 
 
 def _with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """If the config has no number of classes, take that of the run's checkpoints.
+    """If the config has no number of classes, take the number that the run was trained with.
 
     Training counts the class folders instead, which need not be on this machine.
     """
     if config.data.num_classes:
         return config
     config = config.copy_and_resolve_references()
-    shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
-    config.data.num_classes = shape[0] if shape else 1
+    if is_outside(config.model.name):  # its classifier may have any name
+        trained_on = read_trained_on(workdir)
+        config.data.num_classes = len(trained_on.classes) if trained_on else 1
+    else:
+        shape = leaf_shape(workdir / CHECKPOINTS, _CLASSIFIER_BIAS)
+        config.data.num_classes = shape[0] if shape else 1
     return config
 
 
