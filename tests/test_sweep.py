@@ -54,7 +54,7 @@ from siman_jax.training.seeds_together import (
 from siman_jax.training.step import create_state, train_step
 from siman_jax.training.task import build_task, image_shape
 
-SWEEPS = sorted((REPOSITORY / "configs" / "sweeps").glob("*.py"))
+SWEEPS = sorted((REPOSITORY / "configs" / "sweeps").glob("[!_]*.py"))
 STEPS = 5  # in an epoch
 
 
