@@ -181,6 +181,15 @@ def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
 
 
+def test_the_tree_in_contributing_names_every_room():
+    rooms = {path.name for path in (REPOSITORY / "siman_jax").iterdir()}
+    rooms -= {"__init__.py", "__pycache__", "py.typed"}
+    (tree,) = re.findall(
+        r"```text\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL
+    )
+    assert rooms <= {word.removesuffix("/") for word in tree.split()}
+
+
 @pytest.mark.slow
 def test_the_site_builds(tmp_path):
     """Strictly: a link, or an anchor, that leads nowhere is an error."""
