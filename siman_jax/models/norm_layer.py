@@ -74,8 +74,8 @@ class BatchNorm(nn.Module):
     >>> layer, x = BatchNorm(), jnp.float32([[1, 2], [3, 6]])
     >>> variables = layer.init(jax.random.key(0), x, train=True)
     >>> y, updates = layer.apply(variables, x, train=True, mutable="batch_stats")
-    >>> y.round(2).tolist(), updates["batch_stats"]["mean"].round(2).tolist()
-    ([[-1.0, -1.0], [1.0, 1.0]], [0.2, 0.4])
+    >>> y.round(2).tolist(), sorted(updates["batch_stats"])
+    ([[-1.0, -1.0], [1.0, 1.0]], ['mean', 'var'])
     """
 
     dtype: DTypeLike = jnp.float32
