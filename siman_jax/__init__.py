@@ -86,7 +86,9 @@ def train(
 ) -> dict[str, dict[str, float]]:
     """Train, or continue from the latest checkpoint, as `python -m siman_jax.main` does.
 
-        config = digits.get_config()  # of configs/
+        from siman_jax.configs import digits
+
+        config = digits.get_config()
         train, test = (train_images, train_labels), (test_images, test_labels)
         results = siman_jax.train(config, "runs/mine", data=(train, test))
         print(results["best"]["top1"])

@@ -1,4 +1,8 @@
-"""The five networks by name; the paper calls two of them `resnet18_1w1a`."""
+"""The five networks by name; the paper calls two of them `resnet18_1w1a`.
+
+>>> sorted(MODELS)[:3]
+['cifar.resnet18_1w1a', 'cifar.resnet20_1w1a', 'cifar.vgg_small_1w1a']
+"""
 
 from collections.abc import Callable
 
@@ -27,5 +31,9 @@ def build_model(name: str, num_classes: int, **arguments: object) -> nn.Module:
 
     Raises:
       UsageError: no network has that name.
+
+    >>> model = build_model("cifar.resnet20_1w1a", num_classes=10, width=8)
+    >>> model.weight_rule
+    'half_half'
     """
     return choose(MODELS, name, "model")(num_classes, **arguments)

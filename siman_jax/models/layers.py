@@ -74,6 +74,11 @@ class BinaryConv(nn.Module):
         (float64 if that is `dtype`), so their sums are exact in every dtype.
 
     Source: arXiv 2102.07981.
+
+    >>> layer, images = BinaryConv(features=8, strides=2), jnp.ones((1, 6, 6, 3))
+    >>> variables = layer.init(jax.random.key(0), images)
+    >>> variables["params"]["binary_kernel"].shape, layer.apply(variables, images).shape
+    ((3, 3, 3, 8), (1, 3, 3, 8))
     """
 
     features: int
@@ -104,6 +109,10 @@ class BinaryDense(nn.Module):
         y = activation_rule(x) @ weight_rule(w) * alpha
 
     The attributes are those of `BinaryConv`.
+
+    >>> layer = BinaryDense(features=8, weight_rule="bnn", activation_rule="ste_sign")
+    >>> layer.init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
+    (2, 8)
     """
 
     features: int

@@ -32,7 +32,13 @@ Activation = Callable[[Array], Array]
 
 
 class PReLU(nn.Module):
-    """max(x, 0) + slope * min(x, 0), with one learned slope per channel."""
+    """max(x, 0) + slope * min(x, 0), with one learned slope per channel.
+
+    >>> import jax
+    >>> y, _ = PReLU().init_with_output(jax.random.key(0), jnp.float32([[-2, 4]]))
+    >>> y.tolist()
+    [[-0.5, 4.0]]
+    """
 
     def __call__(self, x: Array) -> Array:
         """Map `[..., channels]` to the same shape and dtype."""
@@ -63,6 +69,13 @@ class BatchNorm(nn.Module):
         over the parts.
       momentum: share of the running statistics that each step keeps.
       epsilon: added to the variance.
+
+    >>> import jax
+    >>> layer, x = BatchNorm(), jnp.float32([[1, 2], [3, 6]])
+    >>> variables = layer.init(jax.random.key(0), x, train=True)
+    >>> y, updates = layer.apply(variables, x, train=True, mutable="batch_stats")
+    >>> y.round(2).tolist(), sorted(updates["batch_stats"])
+    ([[-1.0, -1.0], [1.0, 1.0]], ['mean', 'var'])
     """
 
     dtype: DTypeLike = jnp.float32

@@ -3,6 +3,11 @@
 This is the table of contents; the mathematics is in the other files. A new rule is one entry here.
 A network takes one rule for its weights and one for its activations, in any combination;
 `WeightRule.activation` names the activation rule that a method was published with.
+
+>>> WEIGHT_RULES["bnn"](jnp.float32([[0.5, -2.0]]), {}).tolist(), WEIGHT_RULES["bnn"].activation
+([[1.0, -1.0]], 'ste_sign')
+>>> ACTIVATION_RULES["ste_sign"](jnp.float32([[-0.1, 3.0]]), {}).tolist()
+[[-1.0, 1.0]]
 """
 
 from collections.abc import Callable, Mapping, Sequence
