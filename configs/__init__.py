@@ -1,6 +1,6 @@
-"""The configs that the package ships: one file a data set, every hyperparameter in it.
+"""The shipped configs: one file for each data set, with every hyperparameter.
 
-`siman_jax.configs` is this folder, so a config of one's own can build on these from anywhere:
+`siman_jax.configs` is this folder, so your own config can build on these from anywhere:
 
     from siman_jax.configs import cifar10
 """

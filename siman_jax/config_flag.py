@@ -1,4 +1,4 @@
-"""The flags --config=FILE and --config.FIELD=VALUE: the file that is meant, and faults in words."""
+"""The flags --config=FILE and --config.FIELD=VALUE: find the file, and explain errors."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from siman_jax.shipped import find_config
 
 
 def with_found_configs(argv: Sequence[str]) -> list[str]:
-    """Replace the file of `--config=FILE:VARIANT` by a shipped one, where it is one.
+    """Replace FILE in `--config=FILE:VARIANT` by the path that `find_config` finds.
 
     Raises:
       UsageError: there is no such file.
@@ -27,20 +27,20 @@ def with_found_configs(argv: Sequence[str]) -> list[str]:
 
 
 def check_field_flags(argv: Sequence[str], error: Exception) -> None:
-    """Find the flag --config.FIELD=VALUE that parsing failed for.
+    """Explain the flag --config.FIELD=VALUE that could not be parsed.
 
     Args:
-      argv: the command's arguments, with configs that were found.
-      error: by which parsing failed.
+      argv: the command's arguments, from `with_found_configs`.
+      error: the error of parsing.
 
     Raises:
-      UsageError: a field is unknown, or its value is of another type.
+      UsageError: a field is unknown, or its value has a wrong type.
     """
     config = None
     for _, _, value in _configs(argv):
         try:
             config = flags.FLAGS["config"].parser.parse(value)
-        except Exception:  # whatever a config file raises; then the fault is not in a field
+        except Exception:  # the config file itself fails, so no field is at fault
             return
     if not isinstance(config, ConfigDict):
         return
@@ -58,7 +58,7 @@ def check_field_flags(argv: Sequence[str], error: Exception) -> None:
 
 
 def _configs(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Where a config is named: index in `argv`, the text before the name, and the name."""
+    """Find the names of configs: the index in `argv`, the text before the name, and the name."""
     for index, argument in enumerate(argv):
         if argument in ("--config", "-config") and index + 1 < len(argv):
             yield index + 1, "", argv[index + 1]

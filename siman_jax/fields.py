@@ -1,4 +1,4 @@
-"""Fields of a config by dotted names, such as "model.width", and the kinds of their values."""
+"""Fields of a config by dotted names, such as "model.width", and the types of their values."""
 
 import difflib
 from typing import Any
@@ -22,11 +22,12 @@ def find_field(config: ConfigDict, name: str) -> Any:
     """Look up a field by its dotted name.
 
     Args:
-      config: any.
-      name: such as "model.width".
+      config: a config.
+      name: dotted name, such as "model.width".
 
     Raises:
-      UsageError: there is no such field; suggests the nearest one, or lists those of its section.
+      UsageError: there is no such field; the message suggests the nearest one, or lists the fields
+        of the section.
 
     >>> config = ConfigDict({"epochs": 3, "model": {"width": 16, "name": "small"}})
     >>> find_field(config, "model.width")
@@ -50,7 +51,7 @@ def find_field(config: ConfigDict, name: str) -> Any:
 
 
 def expected(value: Any) -> str:
-    """Say what may stand in place of a field's value, with the value as an example.
+    """Describe the type of a field's value, with the value as an example.
 
     >>> expected(16)
     'it must be a whole number, such as 16'
@@ -62,7 +63,7 @@ def expected(value: Any) -> str:
 
 
 def _hint(config: ConfigDict, section: ConfigDict, prefix: str, name: str) -> str:
-    """Say which field may be meant: one named alike, or so elsewhere, or any of these."""
+    """Suggest a similar field, a field of that name in another section, or list all fields."""
     for near in difflib.get_close_matches(name, section, n=1):
         return f"; did you mean {prefix + near!r}?"
     for other, fields in config.items():

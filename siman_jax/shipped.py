@@ -1,4 +1,4 @@
-"""The config files that are installed with the package, and found from any folder."""
+"""Find the config files that are installed with the package, from any folder."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,13 @@ _FOLDER = "configs"
 
 
 def find_config(path: Path) -> Path:
-    """Find a config or sweep: the file itself, or the shipped one of that name.
+    """Find a config or sweep: the file itself, or the shipped file of that name.
 
-    A shipped file is taken, and said to be, where `path` begins with "configs" and there is no such
+    The shipped file is used, with a message, if `path` begins with "configs" and there is no such
     file in the working folder.
 
     Args:
-      path: such as `configs/digits.py`; one's own may be anywhere.
+      path: path of a file, such as `configs/digits.py`; your own files may be anywhere.
 
     Raises:
       UsageError: there is no such file.
@@ -26,20 +26,20 @@ def find_config(path: Path) -> Path:
     Traceback (most recent call last):
     siman_jax.errors.UsageError: there is no file configs/digit.py. ...
     """
-    if os.path.exists(path):  # also False of names too long for the system
+    if os.path.exists(path):  # False for names that are too long, too
         return path
     inside = path.parts[:1] == (_FOLDER,) and ".." not in path.parts
     if inside and os.path.isfile(_PACKAGE / path):
-        say(f"{path} is not in this folder; the one that siman_jax brings is used.")
+        say(f"{path} is not in this folder; using the one shipped with siman_jax.")
         return _PACKAGE / path
     raise UsageError(
-        f"there is no file {path}. Name one of yours, or one that siman_jax brings:"
+        f"there is no file {path}. Name your own file, or one shipped with siman_jax:"
         f" {', '.join(_shipped(path))}."
     )
 
 
 def _shipped(path: Path) -> list[str]:
-    """Configs to choose from; sweeps where a sweep was named."""
+    """List the shipped configs, or the shipped sweeps if a sweep was named."""
     sweeps = "sweeps" in path.parts
     folder = _PACKAGE / _FOLDER / ("sweeps" if sweeps else "")
     return sorted(

@@ -60,7 +60,7 @@ def test_a_shipped_config_is_found_from_any_folder(written, monkeypatch, tmp_pat
     config = parsed(monkeypatch, *arguments, "--config.epochs=3")
     assert (config.model.name, config.epochs) == ("cifar.vgg_small_1w1a", 3)
     assert capsys.readouterr().err == (
-        "configs/cifar10.py is not in this folder; the one that siman_jax brings is used.\n"
+        "configs/cifar10.py is not in this folder; using the one shipped with siman_jax.\n"
     )
 
 

@@ -110,7 +110,7 @@ def test_commands_in_an_empty_folder(run, tmp_path):
     )
     assert run("-c", code).stdout.split() == ["True", "True"]
     summary = run("-m", "siman_jax.main", "--config=configs/digits.py", "--mode=summary")
-    assert "configs/digits.py is not in this folder; the one that siman_jax" in summary.stderr
+    assert "configs/digits.py is not in this folder; using the one shipped" in summary.stderr
     (tmp_path / "mine.py").write_text(MINE)
     trained = run("-m", "siman_jax.main", f"--config={tmp_path / 'mine.py'}")
     assert "top-1" in trained.stdout

@@ -1,1 +1,1 @@
-"""The sweeps that the package ships: one file a study, with its protocol."""
+"""The shipped sweeps: one file for each study, with its protocol."""

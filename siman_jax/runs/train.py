@@ -363,5 +363,5 @@ def _preempted(stop: StopSignals, step: int, runs: Iterable[_Run]) -> Preempted:
 
 @jax.jit
 def all_finite(params: Any) -> Array:
-    """Tell whether all parameters are finite; a binarized NaN may not show in the loss."""
+    """Whether all parameters are finite; a binarized NaN may not show in the loss."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
