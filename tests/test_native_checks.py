@@ -195,8 +195,8 @@ BITS = jnp.ones((2, 6, 6, 40), bool)
 @pytest.mark.parametrize(
     ("bits", "words", "sums", "message"),
     [
-        (BITS[..., :32], WORDS, CORNERS, "the input has 32 channels, and the kernel 2 words"),
-        (BITS, WORDS[:, :, :1], CORNERS, "the input has 40 channels, and the kernel 1 words"),
+        (BITS[..., :32], WORDS, CORNERS, "the input has 32 channels, but the kernel has 2 words"),
+        (BITS, WORDS[:, :, :1], CORNERS, "the input has 40 channels, but the kernel has 1 words"),
         (BITS, WORDS, CORNERS[:3], r"the corner sums are int32\[3, 4, 16\]"),
         (BITS, WORDS, CORNERS[..., :8], r"expected int32\[4, 4, 16\]"),
         (BITS[0], WORDS, CORNERS, r"the input has shape \(6, 6, 40\)"),
@@ -212,9 +212,9 @@ def test_packed_kernels_that_do_not_fit(bits, words, sums, message, uses_library
 
 def test_packed_products_that_do_not_fit():
     kernel = pack_kernel(jnp.ones((1, 1, 40, 16), bool))
-    with pytest.raises(ValueError, match="the input has 70 channels, and the kernel 2 words"):
+    with pytest.raises(ValueError, match="the input has 70 channels, but the kernel has 2 words"):
         binary_dense(jnp.ones((2, 70), bool), kernel)
-    with pytest.raises(ValueError, match="the input has 70 channels, and the kernel 2 words"):
+    with pytest.raises(ValueError, match="the input has 70 channels, but the kernel has 2 words"):
         weight_only_conv(jnp.ones((2, 6, 6, 70)), kernel.words)
     with pytest.raises(ValueError, match="there are 2 words for 65 bits; expected 3"):
         unpack_kernel(kernel.words, 65)
