@@ -6,8 +6,8 @@ from cli import TINY, call, run
 from PIL import Image
 from test_training import small_config
 
-from configs import image_folder
 from siman_jax import export, models
+from siman_jax.configs import image_folder
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.own import build_own
