@@ -83,7 +83,10 @@ def prepare(name, tmp_path, monkeypatch, **parameters):
 
 def printed(notebook, cell_id):
     (cell,) = (c for c in notebook.cells if c.id == cell_id)
-    return "".join(output.get("text", "") for output in cell.outputs)
+    # In a notebook rich displays what it prints elsewhere.
+    displayed = (output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+    streamed = (output.get("text", "") for output in cell.outputs)
+    return "".join([*streamed, *displayed])
 
 
 def pictures(notebook):
