@@ -6,7 +6,7 @@ import threading
 
 from PIL import Image
 
-from siman_jax.data.listing import FORMATS
+from siman_jax.data.formats import FORMATS
 
 _said = threading.Event()
 _log = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ import numpy as np
 
 from siman_jax.data.dataset import DamagedImage
 from siman_jax.data.decode import WrongSize, evaluation_image, whole_image
+from siman_jax.data.formats import EXTENSIONS
 from siman_jax.data.frames import has_more_frames, say_first_frame
-from siman_jax.data.listing import EXTENSIONS, images_below, warn_of_left_out
+from siman_jax.data.listing import images_below, warn_of_left_out
 from siman_jax.data.pixels import PixelRules
 from siman_jax.errors import UsageError
 

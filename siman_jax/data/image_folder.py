@@ -9,14 +9,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Dataset, Record
-from siman_jax.data.listing import (
-    EXTENSIONS,
-    entries,
-    images_below,
-    is_folder,
-    warn_of_left_out,
-    why_left_out,
-)
+from siman_jax.data.formats import EXTENSIONS
+from siman_jax.data.listing import entries, images_below, is_folder, warn_of_left_out, why_left_out
 from siman_jax.errors import UsageError
 from siman_jax.paths import local_path
 

@@ -6,19 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from siman_jax.data.formats import EXTENSIONS
 from siman_jax.errors import UsageError
-
-# The formats that are opened, by the endings of file names. None needs an external program.
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg"),
-    "PNG": (".png",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "PPM": (".ppm", ".pgm"),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-}
-EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from siman_jax.data.dataset import DamagedImage
-from siman_jax.data.listing import FORMATS
+from siman_jax.data.formats import FORMATS
 
 MAX_PIXELS = 2**26
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and of TIFF
