@@ -88,7 +88,7 @@ def test_a_shipped_sweep_is_found_from_any_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     path = find_config(sweep.local_path("configs/sweeps/digits.py", "sweep"))
     assert load_sweep(path).name == "digits"
-    with pytest.raises(UsageError, match=r"with siman_jax: configs/sweeps/clip\.py, "):
+    with pytest.raises(UsageError, match=r"shipped with siman_jax: configs/sweeps/clip\.py, "):
         call(sweep.main, "configs/sweeps/digit.py", "--workdir=unused")
 
 
@@ -98,7 +98,7 @@ def test_a_shipped_sweep_is_found_from_any_folder(monkeypatch, tmp_path):
 def test_there_is_no_such_file(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UsageError, match=r"there is no file .* with siman_jax: configs/cifar10\.py, "
+        UsageError, match=r"there is no file .* shipped with siman_jax: configs/cifar10\.py, "
     ):
         parsed(monkeypatch, f"--config={name}")
 

@@ -143,7 +143,8 @@ def test_the_tests_of_the_source_archive_pass(unpacked, python):
     """All are collected, and some that read its files pass."""
     pytest_ = [python, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
     done([*pytest_, "--collect-only"], cwd=unpacked, env=apart())
-    some = ["tests/test_project.py", "tests/test_config_flag.py", "tests/test_older_runs.py"]
-    some += ["tests/test_golden_networks.py", "siman_jax/fields.py"]
+    # Of configs, of results/, and of golden files.
+    some = ["tests/test_config_flag.py", "tests/test_older_runs.py", "siman_jax/fields.py"]
+    some.append("tests/test_convert.py::test_other_networks_are_refused")
     passed = done([*pytest_, "-m", "not slow", *some], cwd=unpacked, env=apart())
     assert re.search(r"\d+ passed", passed.stdout)
