@@ -352,7 +352,7 @@ class TestFormats(WithTorch):
         self.save(torch, path, {"a": np.zeros(100)})
         for data in (path.read_bytes()[:300], b"", b"text", b"\x80\x02."):
             path.write_bytes(data)
-            with pytest.raises(UsageError, match=r"no PyTorch checkpoint|holds no state_dict"):
+            with pytest.raises(UsageError, match=r"not a PyTorch checkpoint|holds no state_dict"):
                 read_state(path)
 
     def test_the_command_and_training_on(self, torch, tmp_path):

@@ -133,6 +133,7 @@ def test_from_pytorch_to_prediction(folder):
     torch = pytest.importorskip("torch")
     from golden_data import load_golden
 
+    (folder / "resnet20.safetensors").unlink(missing_ok=True)  # of another block
     tensors = {name: torch.tensor(array) for name, array in load_golden("resnet20").arrays.items()}
     torch.save({"state_dict": tensors}, folder / "model_best.pth.tar")
     printed = execute(["bash", "-euo", "pipefail", "-c", block(NEEDS_TORCH)], folder)

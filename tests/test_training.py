@@ -426,7 +426,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("keep_checkpoints", 0, "keep_checkpoints is 0; it must be at least 1"),
         ("optimizer.clip_percent", 50.0, "below 50"),
         ("data.mean", (0.1, 0.2, 0.3), "one number for each of the 1 channels"),
-        ("data.mean", ("0.3",), "one number for each of the 1 channels"),
+        ("data.mean", ("0.3",), "it must be a list of numbers, such as"),
         ("data.std", (0.0,), "std must be above 0"),
         ("data.std", (-0.3,), "std must be above 0"),
         ("data.crop_padding", -1, "crop_padding is -1; it must be at least 0"),
