@@ -33,7 +33,7 @@ _ROWS = 3
 
 
 class Records:
-    seconds = 120
+    seconds = 300
     lifetime = 3000
 
     def __init__(self, scratch: Path) -> None:
