@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_networks
 from comparisons import relative_error
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden_data import FOLDER
 from packed_example import outputs_of
-from small_networks import two_convolutions
 
 from siman_jax.configs import digits
 from siman_jax.data import load_dataset
@@ -95,7 +95,7 @@ def learn(weight_rule, theta=None, **optimizer_settings):
     images, labels = normalized(data.train), data.train.labels
     steps = len(labels) // BATCH
     rule = WEIGHT_RULES[weight_rule]
-    model = two_convolutions(weight_rule)
+    model = small_networks.two_convolutions(weight_rule)
     optimizer = build_optimizer(
         config.optimizer, learning_rate_schedule(config.optimizer, EPOCHS, steps)
     )
@@ -155,16 +155,11 @@ def test_kernels_that_never_flip_do_not():
     assert max(flipped) == 0
 
 
-# Draws of leaves as after training, with alphas of both signs.
+# Draws of leaves as after training, with more negative alphas and smaller kernels.
 DRAWS = {
+    **small_networks.DRAWS,
     "alpha": lambda rng, shape: (0.05 + 0.1 * rng.random(shape)) * rng.choice([-1, 1, 1], shape),
     "theta": lambda rng, shape: 3 * rng.random(shape),
-    "scale": lambda rng, shape: 0.8 + 0.4 * rng.random(shape),
-    "mean": lambda rng, shape: 0.5 * rng.standard_normal(shape),
-    "var": lambda rng, shape: 0.5 + rng.random(shape),
-    "bias": lambda rng, shape: 0.1 * rng.standard_normal(shape),
-    "slope": lambda rng, shape: 0.25 + 0.1 * rng.random(shape),
-    "kernel": lambda rng, shape: rng.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5,
     BINARY_KERNEL: lambda rng, shape: 0.1 * rng.standard_normal(shape),
     "left": lambda rng, shape: np.linalg.qr(rng.standard_normal(shape))[0],
     "right": lambda rng, shape: np.linalg.qr(rng.standard_normal(shape))[0],
@@ -173,7 +168,7 @@ DRAWS = {
 
 def trained(weight_rule, dtype):
     """Return a network with the rule, variables as after training, and images."""
-    model = two_convolutions(weight_rule, dtype)
+    model = small_networks.two_convolutions(weight_rule, dtype)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((9, 8, 8, 1)), dtype)
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
@@ -288,7 +283,7 @@ def test_the_schedule_reaches_the_estimators():
 
 
 def test_rotations_are_updated_at_the_first_step_of_an_epoch():
-    model = two_convolutions("rbnn")
+    model = small_networks.two_convolutions("rbnn")
     optimizer = optax.sgd(0.1)
     start = partial(create_state, model, optimizer, image_shape=(8, 8, 1))
     state = jax.jit(start, compiler_options=QUICK)(jax.random.key(0))
