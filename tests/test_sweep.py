@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli import REPOSITORY, call, started
-from test_rules import two_convolutions
+from small_networks import two_convolutions
 from test_training import leaves_of
 
 from siman_jax import sweep as command

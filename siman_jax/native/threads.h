@@ -14,10 +14,10 @@
 
 namespace siman {
 
-// Threads owned by the caller; `schedule` hands them work and returns at once.
+// Threads owned by the caller; `schedule` has `times` of them run the work, and returns at once.
 struct Pool {
   int64_t threads;
-  std::function<void(std::function<void()> work)> schedule;
+  std::function<void(int64_t times, const std::function<void()>& work)> schedule;
 };
 
 // Calls of `run` with task 0 to tasks - 1, each once, in any order and in parallel. `worker`
@@ -83,7 +83,7 @@ inline void RunPhases(const Pool& pool, int64_t workers, std::vector<Phase> phas
       WaitFor(state->finished[i], phase.tasks);
     }
   };
-  for (int64_t helper = 1; helper < workers; ++helper) pool.schedule(work);
+  pool.schedule(workers - 1, work);
   work();
 }
 

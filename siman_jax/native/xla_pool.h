@@ -4,7 +4,6 @@
 #define SIMAN_XLA_POOL_H_
 
 #include <functional>
-#include <utility>
 
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
@@ -14,7 +13,9 @@ namespace siman {
 // The pool is valid as long as `threads` is.
 inline Pool PoolOf(xla::ffi::ThreadPool& threads) {
   return {threads.num_threads(),
-          [&threads](std::function<void()> work) { threads.Schedule(std::move(work)); }};
+          [&threads](int64_t times, const std::function<void()>& work) {
+            for (; times > 0; --times) threads.Schedule(work);
+          }};
 }
 
 }  // namespace siman

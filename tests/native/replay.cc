@@ -129,26 +129,26 @@ class Reader {
 // A pool whose threads and caller begin together, so that even short work is shared.
 class Threads {
  public:
-  explicit Threads(int64_t count) : helpers_(count - 1) {}
+  explicit Threads(int64_t count) : count_(count) {}
   ~Threads() {
     for (std::thread& thread : all_) thread.join();
   }
   Pool pool() {
-    return {helpers_ + 1, [this](std::function<void()> work) { Start(std::move(work)); }};
+    return {count_, [this](int64_t times, const std::function<void()>& work) {
+              const int64_t goal = ready_ + times;
+              for (; times > 0; --times) {
+                all_.emplace_back([this, goal, work] {
+                  ready_.fetch_add(1);
+                  WaitFor(ready_, goal);
+                  work();
+                });
+              }
+              WaitFor(ready_, goal);
+            }};
   }
 
  private:
-  void Start(std::function<void()> work) {
-    const auto goal = static_cast<int64_t>(all_.size()) / helpers_ * helpers_ + helpers_;
-    all_.emplace_back([this, goal, work = std::move(work)] {
-      ready_.fetch_add(1);
-      WaitFor(ready_, goal);
-      work();
-    });
-    if (static_cast<int64_t>(all_.size()) == goal) WaitFor(ready_, goal);
-  }
-
-  int64_t helpers_;
+  int64_t count_;
   std::atomic<int64_t> ready_{0};
   std::vector<std::thread> all_;
 };
