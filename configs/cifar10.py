@@ -18,7 +18,7 @@ Data come from TensorFlow Datasets; the first run prepares them, which needs the
 
 from ml_collections import ConfigDict
 
-from siman_jax.data.fields import image_files
+from siman_jax.data.defaults import image_files
 from siman_jax.errors import choose
 
 WIDTHS = {"resnet20": 16, "resnet18": 64, "vgg_small": 128}
@@ -46,7 +46,7 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.model.activation_rule = "default"  # that of the weight rule
     config.model.dtype = "float32"
 
-    config.data = image_files()  # siman_jax/data/fields.py explains them
+    config.data = image_files()  # siman_jax/data/defaults.py explains them
     config.data.source = "tfds"
     config.data.name = "cifar10"
     config.data.image_size = 32

@@ -8,7 +8,7 @@ ResNet-20 1w1a on scikit-learn's 8x8 digits; the CIFAR-10 recipe compressed to 1
 from ml_collections import ConfigDict
 
 from siman_jax.configs import cifar10
-from siman_jax.data.fields import images_in_memory
+from siman_jax.data.defaults import images_in_memory
 
 
 def get_config() -> ConfigDict:

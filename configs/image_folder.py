@@ -11,7 +11,7 @@ size set --config.data.image_size; if the images have different sizes, set
 from ml_collections import ConfigDict
 
 from siman_jax.configs import cifar10
-from siman_jax.data.fields import image_files
+from siman_jax.data.defaults import image_files
 
 
 def get_config(network: str = "resnet20") -> ConfigDict:

@@ -26,7 +26,7 @@ set `--config.optimizer.reference_batch_size=512`, which scales the learning rat
 from ml_collections import ConfigDict
 
 from siman_jax.configs import cifar10
-from siman_jax.data.fields import image_files
+from siman_jax.data.defaults import image_files
 from siman_jax.errors import choose
 
 NETWORKS = {"resnet18": "imagenet.resnet18_1w1a", "resnet34": "imagenet.resnet34_1w1a"}

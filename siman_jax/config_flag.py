@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError
-from siman_jax.fields import expected, find_field
+from siman_jax.field_names import expected, find_field
 from siman_jax.shipped import find_config
 
 

@@ -13,7 +13,7 @@ from siman_jax.runs.log import read_rows
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import read_config
 from siman_jax.training.config_check import check_config
-from siman_jax.training.config_fields import faults_of_stored, flat
+from siman_jax.training.field_types import faults_of_stored, flat
 
 CONFIGS = ["cifar10", "cifar100", "cifar10_short", "digits", "image_folder", "imagenet"]
 

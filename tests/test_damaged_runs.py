@@ -31,7 +31,7 @@ from siman_jax.runs.log import RunLog, last_and_best, read_rows
 from siman_jax.runs.stored_run import create_run, load_run, load_step
 from siman_jax.runs.verify import verify_run
 from siman_jax.runs.workdir import check_workdir, read_config
-from siman_jax.training.config_fields import flat
+from siman_jax.training.field_types import flat
 from siman_jax.training.metrics import METRICS
 from siman_jax.training.task import model_from_config
 

@@ -16,6 +16,7 @@ from golden_data import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from native_units import ACTIVATIONS, CASES, Unit, make_case, run_unit
 
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.leaves import BINARY_KERNEL
@@ -25,7 +26,6 @@ from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH, Geometry
 from siman_jax.native.dispatch import native
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
-from siman_jax.rules import identity
 from siman_jax.rules.order_statistics import exceeds_kth_smallest, kth_smallest
 from siman_jax.rules.siman import project, siman_kernel
 from siman_jax.rules.standardize import standardize
@@ -33,7 +33,6 @@ from siman_jax.rules.standardize import standardize
 pytestmark = pytest.mark.skipif(not library.variants(), reason="the native library is not built")
 
 TOLERANCE = 1e-5
-ACTIVATIONS = {"identity": identity, "relu": nn.relu, "hard_tanh": nn.hard_tanh}
 
 
 def not_on_a_cpu(geometry, x, kernel, alpha):
@@ -122,55 +121,6 @@ def test_convolutions_of_given_signs(sizes, padding, seed):
         expected_gradients = [np.asarray(leaf) for leaf in expected_pullback(jnp.array(g))]
     for found, exact in zip(pullback(jnp.float32(g)), expected_gradients, strict=True):
         assert relative_error(found, exact) < TOLERANCE
-
-
-class Unit(nn.Module):
-    """A binary convolution, with its batch norm, shortcut and activation."""
-
-    conv: partial
-    activation: str
-    shortcut: str
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x, more):
-        layer = self.conv(dtype=self.dtype, name="conv")
-        shortcut = {"none": None, "input": x, "other": more}[self.shortcut]
-        activation = ACTIVATIONS.get(self.activation) or PReLU(name="prelu")
-        norm = BatchNorm(dtype=self.dtype, name="norm")
-        return norm(layer.product(x), True, shortcut, activation)
-
-
-def run_unit(unit, variables, x, more, g):
-    def apply(params, x, more):
-        y, updated = unit.apply({**variables, "params": params}, x, more, mutable=["batch_stats"])
-        return jnp.sum(y * g), (y, updated)
-
-    function = jax.jit(jax.value_and_grad(apply, (0, 1, 2), has_aux=True))
-    (_, (y, updated)), gradients = function(variables["params"], x, more)
-    return {"y": y, "updated": updated, "gradients": gradients}
-
-
-CASES = [
-    # samples, height, width, channels, features, size, strides, activation, shortcut, rules
-    (4, 8, 8, 16, 16, 3, 1, "prelu", "input", "half_half", "siman"),
-    (3, 32, 32, 16, 16, 3, 1, "prelu", "input", "half_half", "siman"),
-    (3, 7, 9, 20, 24, 3, 2, "hard_tanh", "other", "half_half", "siman"),
-    (3, 9, 6, 5, 7, 1, 2, "identity", "none", "half_half", "siman"),
-    (2, 5, 5, 130, 70, 5, 1, "relu", "other", "half_half", "approx_sign"),
-    (9, 4, 4, 64, 144, 3, 1, "hard_tanh", "none", "bnn", "ste_sign"),
-    (2, 12, 7, 3, 3, 7, 3, "prelu", "none", "xnor_net", "swish_sign"),
-    (3, 8, 8, 16, 16, 3, 1, "prelu", "input", "bi_real", "approx_sign"),
-    (3, 6, 6, 33, 17, 2, 1, "relu", "other", "recu", "recu"),
-]
-
-
-def make_case(samples, height, width, channels, features, size, strides, seed=0):
-    rng = np.random.default_rng(seed)
-    result = (samples, -(-height // strides), -(-width // strides), features)
-    x = np.float32(0.7 * rng.standard_normal((samples, height, width, channels)) + 0.1)
-    more, g = np.float32(rng.standard_normal((2, *result)))
-    return x, more, g
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -428,7 +378,7 @@ import hashlib, os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 from functools import partial
 import jax, numpy as np
-from test_native import CASES, Unit, make_case, run_unit
+from native_units import CASES, Unit, make_case, run_unit
 from siman_jax.models.layers import BinaryConv
 digest = hashlib.sha256()
 for *shape, activation, shortcut, weight_rule, activation_rule in CASES:

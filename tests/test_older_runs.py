@@ -36,7 +36,7 @@ def config_of(name, saved):
 
 @pytest.mark.parametrize(("file", "name"), OLD, ids=[file for file, _ in OLD])
 def test_an_older_run_goes_on(tmp_path, file, name):
-    """If this fails for a new field, add the field to those in `runs.workdir` or `data.fields`."""
+    """If this fails for a new field, add it to those in `runs.workdir` or `data.defaults`."""
     config = config_of(name, copy(file, tmp_path))
     check_workdir(config, tmp_path)
     assert fields_that_matter(read_config(tmp_path)) == fields_that_matter(config)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_training import small_config
+from small_runs import small_config
 
 import siman_jax
 from siman_jax.data import class_names, load_dataset

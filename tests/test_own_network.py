@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from cli import TINY, call, run
 from PIL import Image
-from test_training import small_config
+from small_runs import small_config
 
 from siman_jax import export, models
 from siman_jax.configs import image_folder

@@ -144,7 +144,7 @@ def test_the_tests_of_the_source_archive_pass(unpacked, python):
     pytest_ = [python, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
     done([*pytest_, "--collect-only"], cwd=unpacked, env=apart())
     # Of configs, of results/, and of golden files.
-    some = ["tests/test_config_flag.py", "tests/test_older_runs.py", "siman_jax/fields.py"]
+    some = ["tests/test_config_flag.py", "tests/test_older_runs.py", "siman_jax/field_names.py"]
     some.append("tests/test_convert.py::test_other_networks_are_refused")
     passed = done([*pytest_, "-m", "not slow", *some], cwd=unpacked, env=apart())
     assert re.search(r"\d+ passed", passed.stdout)

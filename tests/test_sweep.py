@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from cli import REPOSITORY, call, started
 from small_networks import two_convolutions
-from test_training import leaves_of
+from small_runs import leaves_of
 
 from siman_jax import sweep as command
 from siman_jax.configs import digits

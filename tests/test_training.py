@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cli import REPOSITORY, started
 from jax.experimental import multihost_utils
+from small_runs import EPOCHS, leaves_of, small_config
 
 from siman_jax.command import lock_config
 from siman_jax.configs import digits
@@ -36,37 +37,12 @@ from siman_jax.training.metrics import METRICS, Sums, score
 from siman_jax.training.step import TrainState
 from siman_jax.training.task import build_task
 
-EPOCHS = 3
-
-
-def small_config():
-    """Three epochs of a narrow network on the digits."""
-    config = digits.get_config()
-    config.epochs = EPOCHS
-    config.model.width = 4
-    config.batch_size = 256
-    config.eval_batch_size = 100  # 360 examples: the last batch is ragged
-    config.data.crop_padding = 1
-    config.data.flip = True
-    return config
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run, and the results of `train`."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     return workdir, train(small_config(), workdir, make_mesh(1))
-
-
-def leaves_of(workdir, step):
-    """All arrays of a checkpoint, by path."""
-    from orbax.checkpoint import v1 as ocp
-
-    tree = ocp.load(workdir / "checkpoints" / str(step))
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def test_a_run_writes_what_it_promises(finished):

@@ -5,7 +5,6 @@ the loss smoothed by random perturbations has a slope. Along a random direction 
 measured as a difference quotient, and the straight-through gradient gives a prediction of it.
 """
 
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.data import load_dataset
-from siman_jax.data.dataset import Split
+from siman_jax.data.batches import first_examples
 from siman_jax.data.feed import Batch
-from siman_jax.data.stream import EvaluationStream
 from siman_jax.models.leaves import BINARY_KERNEL
 from siman_jax.models.normalization import normalize
 from siman_jax.training.metrics import score
@@ -73,7 +71,8 @@ def gradient_mismatch(
     Raises:
       UsageError: the run's data cannot be used.
     """
-    images, labels = _first_examples(config, mesh)
+    test = load_dataset(config.data).test
+    batch = first_examples(test, mesh, config.data, min(MOST_EXAMPLES, len(test)))
     model = model_from_config(config)
     leaves = flatten_dict(state.params)
     kernels = {path: leaf for path, leaf in leaves.items() if path[-1] == BINARY_KERNEL}
@@ -91,7 +90,7 @@ def gradient_mismatch(
         sums = score(logits, batch.labels)
         return sums.loss / jnp.maximum(sums.count, 1).astype(sums.loss.dtype)
 
-    rest = (state.variables(), Batch(images, labels))
+    rest = (state.variables(), batch)
     loss_at = jax.jit(loss)
     gradient = jax.jit(jax.grad(loss))(kernels, *rest)
     predicted, measured = [], []
@@ -129,17 +128,3 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     norms = np.sqrt(np.sum(a**2, 0) * np.sum(b**2, 0))
     cosines = np.where(norms > 0, np.sum(a * b, 0) / np.where(norms > 0, norms, 1), 0)
     return np.clip(cosines, -1, 1)  # rounding may exceed the range
-
-
-def _first_examples(config: ConfigDict, mesh: Mesh) -> tuple[Array, Array]:
-    """Read images, uint8 `[n, height, width, channels]`, and labels of the test split."""
-    split = load_dataset(config.data).test
-    count = min(MOST_EXAMPLES, len(split))
-    if isinstance(split, Split):
-        return jnp.asarray(split.images[:count]), jnp.asarray(split.labels[:count])
-    data = config.data.copy_and_resolve_references()
-    data.workers = 0  # one batch does not justify starting processes to read ahead
-    batches: Any = iter(EvaluationStream(split, mesh, data, count))
-    with closing(batches):
-        batch = next(batches)
-    return batch.images, batch.labels

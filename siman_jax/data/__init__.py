@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.data import arrays, digits, image_folder, tfds
 from siman_jax.data.dataset import Dataset, Records, Split, evenly_spaced
-from siman_jax.data.fields import are_files
+from siman_jax.data.defaults import are_files
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
 from siman_jax.outside import find_function, is_outside
@@ -79,7 +79,7 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
         if not are_files(config):
             raise UsageError(
                 f"the data source {config.source!r} gives encoded images, but the config lacks"
-                " fields for them; make config.data with siman_jax.data.fields.image_files()."
+                " fields for them; make config.data with siman_jax.data.defaults.image_files()."
             )
         _check_background(config.background)
         if config.resident:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from siman_jax.data.dataset import Dataset, Split
-from siman_jax.data.fields import images_in_memory
+from siman_jax.data.defaults import images_in_memory
 from siman_jax.errors import UsageError
 
 # The name of the source when data are passed in from Python.

@@ -1,6 +1,8 @@
 """Bring a split to the devices in batches: from memory, or as a stream."""
 
 from collections.abc import Iterable
+from contextlib import closing
+from typing import Any
 
 from jax import Array
 from jax.sharding import Mesh
@@ -74,6 +76,24 @@ def evaluation_feed(
     if isinstance(split, Split):
         return padded_batches(split, mesh, batch_size)
     return EvaluationStream(split, mesh, data, batch_size)
+
+
+def first_examples(split: Split | Records, mesh: Mesh, data: ConfigDict, count: int) -> Batch:
+    """Bring the first examples of a split to the devices, as evaluation would.
+
+    Args:
+      split: the test split.
+      mesh: the devices.
+      data: `config.data`; no processes are started to read.
+      count: how many; a multiple of the number of devices, and at most the size of the split.
+    """
+    if isinstance(split, Split):
+        few = Split(split.images[:count], split.labels[:count])
+        return padded_batches(few, mesh, count)[0]
+    data = ConfigDict(data.to_dict() | {"workers": 0})
+    batches: Any = iter(EvaluationStream(split, mesh, data, count))
+    with closing(batches):
+        return next(batches)
 
 
 def damaged_limit(data: ConfigDict) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from siman_jax.data.fields import are_files
+from siman_jax.data.defaults import are_files
 from siman_jax.packed.notes import Notes
 
 

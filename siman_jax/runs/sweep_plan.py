@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError
-from siman_jax.fields import expected, find_field
+from siman_jax.field_names import expected, find_field
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from siman_jax.data.fields import fields_of
+from siman_jax.data.defaults import fields_of
 from siman_jax.devices.mesh import all_agree, is_first_process
 from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
-from siman_jax.training.config_fields import faults_of_stored, flat
+from siman_jax.training.field_types import faults_of_stored, flat
 
 _CONFIG_FILE = "config.json"
 _MOST_FAULTS = 5  # listed in a message
@@ -35,7 +35,7 @@ _OPERATIONAL = {
 }
 
 # Fields that older configs lack, with the values that continue a run as it started. Fields of the
-# data have the defaults of `data.fields`.
+# data have the defaults of `data.defaults`.
 _ADDED: dict[str, Any] = {
     "config.accumulation_steps": 1,
     "config.measure_kernels": False,

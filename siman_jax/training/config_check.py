@@ -5,11 +5,11 @@ import math
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from siman_jax.data.fields import are_files
+from siman_jax.data.defaults import are_files
 from siman_jax.devices.mesh import check_divides
 from siman_jax.errors import UsageError, choose
 from siman_jax.models.leaves import LEAF_NAMES
-from siman_jax.training.config_fields import check_fields, flat
+from siman_jax.training.field_types import check_fields, flat
 
 # Smallest allowed values.
 _LEAST = {

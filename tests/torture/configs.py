@@ -22,7 +22,7 @@ from siman_jax.errors import UsageError
 from siman_jax.models import MODELS
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES
 from siman_jax.runs.snapshot import abstract_snapshot
-from siman_jax.training.config_fields import flat
+from siman_jax.training.field_types import flat
 from siman_jax.training.schedules import LEARNING_RATE
 from siman_jax.training.task import build_task
 

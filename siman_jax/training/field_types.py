@@ -6,9 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siman_jax.data import SOURCES
-from siman_jax.data.fields import IMAGE_FILES, IN_MEMORY
+from siman_jax.data.defaults import IMAGE_FILES, IN_MEMORY
 from siman_jax.errors import UsageError, choose
-from siman_jax.fields import BOOL, LIST, NUMBER, NUMBERS, TEXT, WHOLE
+from siman_jax.field_names import BOOL, LIST, NUMBER, NUMBERS, TEXT, WHOLE
 from siman_jax.outside import is_outside
 
 _IS: dict[str, Callable[[Any], bool]] = {
@@ -51,7 +51,7 @@ _FIELDS = {
     **dict.fromkeys(("estimator.first_sharpness", "estimator.last_sharpness"), NUMBER),
     **dict.fromkeys(("estimator.first_tau", "estimator.last_tau"), NUMBER),
 }
-# Further fields for images in files; data/fields.py explains them.
+# Further fields for images in files; data/defaults.py explains them.
 _FILES = {
     **dict.fromkeys(("data.name", "data.tfds_dir", "data.root", "data.cache_dir"), TEXT),
     **dict.fromkeys(("data.train_split", "data.test_split"), TEXT),
@@ -100,7 +100,8 @@ def check_fields(config: ConfigDict) -> None:
             fields,
             _FILES,
             "for images in files the config lacks",
-            "make config.data with siman_jax.data.fields.image_files(), as configs/cifar10.py does",
+            "make config.data with siman_jax.data.defaults.image_files(), as configs/cifar10.py"
+            " does",
         )
 
 
