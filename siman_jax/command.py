@@ -58,9 +58,14 @@ def lock_config(config: ConfigDict) -> ConfigDict:
     """Split the values of `--config.FIELD=a,b` at commas, and refuse new fields from now on.
 
     Raises:
-      UsageError: the config's file could not be loaded.
+      UsageError: the config's file could not be loaded, or gave no config.
     """
     try:
+        if not isinstance(config, ConfigDict):
+            raise UsageError(
+                f"get_config() of the file that --config names returned {type(config).__name__};"
+                " expected an ml_collections.ConfigDict, as from configs/digits.py."
+            )
         _split_commas(config)
         config.lock()
     except OSError as error:  # a file that cannot be loaded raises at its first use

@@ -50,3 +50,29 @@ def find_function(name: str, field: str, known: Iterable[str]) -> Callable[..., 
             f" {', '.join(names) or 'none'}."
         )
     return function
+
+
+def check_takes(function: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> None:
+    """Check that a function has parameters for the arguments that it will be given.
+
+    Args:
+      function: from `find_function`.
+      name: of the function, for messages.
+      *args: the arguments.
+      **kwargs: those that are given by keyword.
+
+    Raises:
+      UsageError: it has too few or too many parameters.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C have none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [type(value).__name__ for value in args] + [f"{key}=..." for key in kwargs]
+        raise UsageError(
+            f"{name}{signature} cannot be called with ({', '.join(given)}): {error}. Change its"
+            " parameters."
+        ) from error

@@ -1,5 +1,7 @@
 """A data source outside the package, as a user would write it."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from siman_jax.data.dataset import Dataset, Split
@@ -21,3 +23,25 @@ def stripes(config):
 
 def nothing(config):
     return None
+
+
+def no_config():
+    return None
+
+
+def changed(**fields):
+    """A source that gives other images, or other labels, in the test split."""
+
+    def source(config):
+        data = stripes(config)
+        return replace(data, test=replace(data.test, **fields))
+
+    return source
+
+
+floats = changed(images=np.zeros((100, 8, 8, 1), np.float32))
+larger = changed(images=np.zeros((100, 9, 9, 1), np.uint8))
+fewer = changed(labels=np.zeros(99, np.int32))
+fractions = changed(labels=np.zeros(100))
+beyond = changed(labels=np.full(100, 2, np.int32))
+negative = changed(labels=np.full(100, -1, np.int32))

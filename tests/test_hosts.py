@@ -169,7 +169,7 @@ def test_processes_stop_together_resume_and_do_not_outwait_a_dead_one(tmp_path):
     [
         (["--config.batch_size=255"], "does not divide evenly among 2 devices in 2 processes"),
         (["--config.batch_size=1"], "set it to 2"),
-        (["--devices=1"], "this run has 2 devices in 2 processes"),
+        (["--devices=1"], "devices in this run is 2, over all processes (2)"),
     ],
 )
 def test_what_does_not_fit_the_processes_is_refused_by_each(tmp_path, extra, message):

@@ -97,7 +97,23 @@ def test_arrays_that_do_not_fit_are_refused(train_part, test_part, classes, mess
     ("source", "message"),
     [
         ("tests.own_data:nothing", "gave NoneType; expected a function"),
-        ("tests.own_data:stripe", "has no function 'stripe'; it has: nothing, stripes"),
+        (
+            "tests.own_data:stripe",
+            "has no function 'stripe'; it has: changed, no_config, ",
+        ),
+        (
+            "tests.own_data:no_config",
+            r"no_config\(\) cannot be called with \(ConfigDict\)",
+        ),
+        ("tests.own_data:floats", "test images are float32; expected uint8"),
+        (
+            "tests.own_data:larger",
+            r"test images are \(9, 9, 1\) .* config says \(8, 8, 1\)",
+        ),
+        ("tests.own_data:fewer", r"test labels are int32 \(99,\) for 100 images"),
+        ("tests.own_data:fractions", r"test labels are float64 \(100,\) for 100 images"),
+        ("tests.own_data:beyond", "test labels are from 2 to 2; expected 0 to 1, the last of 2"),
+        ("tests.own_data:negative", "test labels are from -1 to -1; expected 0 to 1"),
         ("tests.other:stripes", "importing tests.other failed"),
         ("digit", "unknown data source"),
     ],

@@ -98,6 +98,12 @@ def test_a_network_without_batch_norm_or_bits_trains(tmp_path):
         ("tests.own_network:branches", "importing tests.own_network failed"),
         ("tests.own_networks:nothing", "returned int; expected a function"),
         ("tests.own_networks:image", "expected logits of shape"),
+        ("tests.own_networks:fewer_classes", r"2 images to \(2, 9\); .*, here \(2, 10\)"),
+        (
+            "tests.own_networks:no_classes",
+            r"no_classes\(\) cannot be called with \(int\): ",
+        ),
+        ("tests.own_networks:drops", r"train=True\): InvalidRngError.*layers like Dropout"),
         ("tests.own_networks:always_bnn", "has the weight rule 'bnn'.*Set the field to 'bnn'"),
         ("cifar.resnet2", "unknown model.*cifar.resnet20_1w1a"),
     ],

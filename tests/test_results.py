@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from cli import REPOSITORY, call
+from cli import REPOSITORY, call, run
 from PIL import Image
 
-from siman_jax import main, sweep
+from siman_jax import sweep
 from siman_jax.report import __main__ as report
 from siman_jax.runs.log import read_rows
 
@@ -116,7 +116,9 @@ def test_the_command_of_a_run_trains(folder, images, tmp_path):
     if "--config=configs/image_folder.py" in words:
         small |= {"batch_size": 4, "data.image_size": 8, "eval_batch_size": 4}
         places |= {"config.data.root": images}
-    call(main.main, *placed(words, **places), *(f"--config.{k}={v}" for k, v in small.items()))
+    fields = [f"--config.{name}={value}" for name, value in small.items()]
+    result = run("main", *placed(words, **places), *fields)
+    assert result.returncode == 0, result.stderr
     assert [row["epoch"] for row in read_rows(tmp_path)] == [1]
 
 

@@ -442,7 +442,7 @@ DIGITS = "configs/sweeps/digits.py"
             ["configs/sweeps/digit.py", "--workdir=unused"],
             "there is no file .*configs/sweeps/digits",
         ),
-        (["configs/digits.py", "--workdir=unused"], "no attribute 'get_sweep'"),
+        (["configs/digits.py", "--workdir=unused"], r"defines no get_sweep\(\)"),
         (["README.md", "--workdir=unused"], "there is no sweep"),
         ([DIGITS, "--workdir=README.md"], "is a file; name a folder"),
         ([DIGITS, "--workdir=configs"], "holds no sweep"),

@@ -473,6 +473,7 @@ def test_names_in_a_flag_are_split_at_commas(given, expected):
         (["--config=configs/cifar10.py:resnet21"], "did you mean 'resnet20'"),
         (["--config=configs/digits.py:resnet18"], "takes 0 positional arguments"),
         (["--config=configs/digits.py", "--mod=eval"], "Did you mean: mode"),
+        (["--config=tests/other_config.py"], "returned int; expected an ml_collections.ConfigDict"),
         (["--config=configs/digits.py", "extra"], "unexpected argument 'extra'"),
         (
             ["--config=configs/image_folder.py", "--config.data.root=nowhere", "--workdir=unused"],

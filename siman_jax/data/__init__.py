@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from siman_jax.data import arrays, digits, image_folder, tfds
@@ -11,7 +12,7 @@ from siman_jax.data.dataset import Dataset, Records, Split, evenly_spaced
 from siman_jax.data.defaults import are_files
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
-from siman_jax.outside import find_function, is_outside
+from siman_jax.outside import check_takes, find_function, is_outside
 
 SOURCES: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": digits.load,
@@ -74,7 +75,6 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
                 f"the data source {config.source!r} always loads into memory; set"
                 " --config.data.resident=True."
             )
-        _check_images(dataset.train, config)
     else:
         if not are_files(config):
             raise UsageError(
@@ -84,6 +84,9 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
         _check_background(config.background)
         if config.resident:
             dataset = decode_dataset(dataset, config)
+    for name, split in (("training", dataset.train), ("test", dataset.test)):
+        if isinstance(split, Split):
+            _check_split(name, split, config, len(dataset.classes))
     if config.train_examples:
         dataset = replace(dataset, train=_part(dataset.train, config.train_examples))
     return dataset
@@ -91,7 +94,9 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
 
 def _source(name: str) -> Callable[[ConfigDict], Dataset]:
     if is_outside(name):
-        return find_function(name, "data.source", SOURCES)
+        load = find_function(name, "data.source", SOURCES)
+        check_takes(load, name, ConfigDict())
+        return load
     return choose(SOURCES, name, "data source")
 
 
@@ -117,13 +122,25 @@ def _check_background(level: int) -> None:
         )
 
 
-def _check_images(split: Split, config: ConfigDict) -> None:
+def _check_split(name: str, split: Split, config: ConfigDict, classes: int) -> None:
     expected = (config.image_size, config.image_size, config.channels)
-    found = split.images.shape[1:]
-    if found != expected:
+    images, labels = split.images, split.labels
+    if images.shape[1:] != expected:
         raise UsageError(
-            f"images are {found} (height, width, channels), but the config says {expected}; change"
-            " --config.data.image_size and --config.data.channels."
+            f"{name} images are {images.shape[1:]} (height, width, channels), but the config says"
+            f" {expected}; change --config.data.image_size and --config.data.channels."
+        )
+    if images.dtype != np.uint8:
+        raise UsageError(f"{name} images are {images.dtype}; expected uint8, from 0 to 255.")
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or not len(labels):
+        raise UsageError(
+            f"{name} labels are {labels.dtype} {labels.shape} for {len(images)} images; expected a"
+            " whole number for each image, and at least one image."
+        )
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise UsageError(
+            f"{name} labels are from {labels.min()} to {labels.max()}; expected 0 to"
+            f" {classes - 1}, the last of {classes} classes."
         )
 
 

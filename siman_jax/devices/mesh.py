@@ -82,8 +82,8 @@ def make_mesh(count: int = 0) -> Mesh:
         )
     if count > len(devices) or (0 < count < len(devices) and jax.process_count() > 1):
         raise UsageError(
-            f"--devices is {count}, but this run has {len(devices)} devices in"
-            f" {jax.process_count()} processes; omit --devices to use all of them."
+            f"--devices is {count}, and the number of devices in this run is {len(devices)},"
+            f" over all processes ({jax.process_count()}); omit --devices to use all of them."
         )
     return Mesh(np.array(devices[: count or None]), (AXIS,), axis_types=(AxisType.Auto,))
 

@@ -8,11 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError
 
 from siman_jax.errors import UsageError, first_line
 from siman_jax.models import MODELS
 from siman_jax.models.layers import BinaryConv, BinaryDense
-from siman_jax.outside import find_function
+from siman_jax.outside import check_takes, find_function
 from siman_jax.rules import REAL
 
 _log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
       **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups` and `dtype`.
 
     Raises:
-      UsageError: there is no such function, it does not build a Flax module, or it lacks an
-        argument that the config sets.
+      UsageError: there is no such function, it cannot be called so, it does not build a Flax
+        module, or it lacks an argument that the config sets.
     """
     function = find_function(name, "model.name", MODELS)
     parameters = inspect.signature(function).parameters
@@ -52,6 +53,7 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
         _log.warning(
             "%s takes no width, so --config.model.width=%s has no effect", name, arguments["width"]
         )
+    check_takes(function, name, num_classes, **taken)
     model = function(num_classes, **taken)
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -61,14 +63,16 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     return model
 
 
-def check_rules(
+def check_model(
     name: str,
     model: nn.Module,
     image_shape: tuple[int, int, int],
+    num_classes: int,
     weight_rule: str,
     activation_rule: str,
+    norm_groups: int = 1,
 ) -> None:
-    """Check that the binary layers of a network have the rules of its config.
+    """Check that a network can be trained, and that its binary layers have its config's rules.
 
     The config decides which kernels training projects and which scalars it schedules, so layers
     with other rules would be trained wrongly.
@@ -77,11 +81,14 @@ def check_rules(
       name: of the network, for messages.
       model: the network.
       image_shape: height, width, channels.
+      num_classes: width of its logits.
       weight_rule: the config's.
       activation_rule: the config's, not "default".
+      norm_groups: number of parts of the batch that batch norm normalizes separately.
 
     Raises:
-      UsageError: a layer has another rule, or the network cannot be called on such images.
+      UsageError: a layer has another rule, or the network cannot be called on such images, in
+        evaluation or in training, or returns something else than logits.
     """
     found: dict[str, tuple[str, str]] = {}
 
@@ -93,25 +100,23 @@ def check_rules(
             found["/".join(layer.path)] = layer.weight_rule, layer.activation_rule
         return call(*args, **kwargs)
 
-    def trace() -> Any:
+    count = 2 * norm_groups
+    images = jnp.zeros((count, *image_shape))
+
+    def evaluate() -> Any:
         with nn.intercept_methods(note):
-            images = jnp.zeros((2, *image_shape))
             return model.init_with_output(jax.random.key(0), images, train=False)
 
-    try:
-        logits, _ = jax.eval_shape(trace)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"{name} cannot be called on images of shape {image_shape} as"
-            f" model(images, train=False): {type(error).__name__}: {first_line(error)}"
-        ) from error
-    if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 2:
-        raise UsageError(
-            f"{name} maps 2 images to {jax.tree.map(jnp.shape, logits)}; expected logits of shape"
-            " [images, classes]."
-        )
+    def train(variables: Any) -> Any:
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+
+    evaluated, variables = _traced(name, image_shape, False, evaluate)
+    for logits in (evaluated, _traced(name, image_shape, True, train, variables)):
+        if getattr(logits, "shape", None) != (count, num_classes):
+            raise UsageError(
+                f"{name} maps {count} images to {jax.tree.map(jnp.shape, logits)}; expected logits"
+                f" of shape [images, classes], here ({count}, {num_classes})."
+            )
     wanted = weight_rule, activation_rule
     for layer, rules in found.items():
         if rules[0] == REAL:
@@ -123,3 +128,21 @@ def check_rules(
                     f" --config.model.{rule}_rule is {expected!r}. Set the field to {own!r}, or"
                     f" let the function take the argument {rule}_rule."
                 )
+
+
+def _traced(
+    name: str, image_shape: tuple[int, int, int], train: bool, call: Callable, *args: Any
+) -> Any:
+    """Return the shapes that `call` gives; any error that it raises is one of the network."""
+    try:
+        return jax.eval_shape(call, *args)
+    except UsageError:
+        raise
+    except Exception as error:
+        hint = ""
+        if isinstance(error, InvalidRngError):
+            hint = " Training gives layers no random numbers, so leave out layers like Dropout."
+        raise UsageError(
+            f"{name} cannot be called on images of shape {image_shape} as"
+            f" model(images, train={train}): {type(error).__name__}: {first_line(error)}{hint}"
+        ) from error

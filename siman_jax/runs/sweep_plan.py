@@ -51,6 +51,11 @@ def load_sweep(path: Path) -> Sweep:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_sweep"):
+            raise UsageError(
+                f"{path} defines no get_sweep(); expected a function that returns a"
+                " siman_jax.runs.sweep_plan.Sweep, as in configs/sweeps/digits.py."
+            )
         sweep = module.get_sweep()
     except UsageError:
         raise

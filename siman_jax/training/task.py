@@ -15,7 +15,7 @@ from siman_jax.data.dataset import Dataset, steps_in_epoch
 from siman_jax.devices.mesh import replicated
 from siman_jax.errors import UsageError, choose
 from siman_jax.models import build_model
-from siman_jax.models.own import build_own, check_rules
+from siman_jax.models.own import build_own, check_model
 from siman_jax.outside import is_outside
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.config_check import check_config
@@ -134,7 +134,7 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
         return build_model(name, classes, norm_groups=norm_groups, **arguments)
     model = build_own(name, classes, norm_groups=norm_groups, **arguments)
     rules = config.model.weight_rule, activation_rule(config)
-    check_rules(name, model, image_shape(config), *rules)
+    check_model(name, model, image_shape(config), classes, *rules, norm_groups)
     return model
 
 

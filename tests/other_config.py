@@ -1,0 +1,5 @@
+"""A file that gives no config."""
+
+
+def get_config():
+    return 3
