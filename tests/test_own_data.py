@@ -99,7 +99,7 @@ def test_arrays_that_do_not_fit_are_refused(train_part, test_part, classes, mess
         ("tests.own_data:nothing", "gave NoneType; expected a function"),
         (
             "tests.own_data:stripe",
-            "has no function 'stripe'; it has: changed, no_config, ",
+            "has no function 'stripe'; it has: beyond, changed, ",
         ),
         (
             "tests.own_data:no_config",

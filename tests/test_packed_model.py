@@ -187,6 +187,38 @@ def test_the_exported_program_tells_nothing_of_this_machine(model, tmp_path):
     assert (tmp_path / "program").read_bytes() == program
 
 
+SPAWNED = """
+import multiprocessing, sys
+import numpy as np
+import siman_jax
+
+def logits(index):
+    return np.asarray(siman_jax.load(sys.argv[1])(np.load(sys.argv[2])[index : index + 1]))
+
+if __name__ == "__main__":
+    siman_jax.load(sys.argv[1])
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        np.save(sys.argv[3], np.concatenate(pool.map(logits, range(3))))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_spawned_after_load_load_it_themselves(model, images, tmp_path):
+    """As the page and the docstring advise; a forked process lacks JAX's threads."""
+    assert all(word in siman_jax.load.__doc__ for word in ("forked processes lack", "`spawn`"))
+    script, file, given, found = (tmp_path / name for name in ("s.py", "model", "x.npy", "y.npy"))
+    script.write_text(SPAWNED)
+    write_network(file, model.network)
+    np.save(given, images)
+    subprocess.run(
+        [sys.executable, script, file, given, found],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=True,
+        timeout=600,
+    )
+    np.testing.assert_allclose(np.load(found), model(images), rtol=1e-5, atol=1e-5)
+
+
 def test_importing_the_package_imports_no_jax():
     code = "import sys, siman_jax; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

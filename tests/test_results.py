@@ -111,7 +111,7 @@ SMALL = {"epochs": 1, "batch_size": 4, "model.name": "cifar.vgg_small_1w1a", "mo
 )
 def test_the_command_of_a_run_trains(folder, images, tmp_path):
     words = command(folder, "siman_jax.main")
-    small = SMALL | {"batch_size": 256, "optimizer.warmup_epochs": 0.5}
+    small = SMALL | {"batch_size": 256, "optimizer.warmup_epochs": 1}
     places = {"workdir": tmp_path}
     if "--config=configs/image_folder.py" in words:
         small |= {"batch_size": 4, "data.image_size": 8, "eval_batch_size": 4}
@@ -132,7 +132,7 @@ def test_the_command_of_a_study_trains(study, images, tmp_path):
     variant = next(path.name for path in sorted((RESULTS / study).iterdir()) if path.is_dir())
     small = SMALL | {"data.image_size": 8, "data.train_examples": 20, "eval_batch_size": 4}
     fields = [f"--set={name}={value}" for name, value in (small | {"data.root": images}).items()]
-    call(sweep.main, *words, *fields, f"--only={variant}", "--seeds_at_once=3")
+    call(sweep.main, *words, *fields, f"--only={variant}", "--seeds_at_once=3", "--devices=1")
     assert [len(read_rows(path)) for path in (tmp_path / variant).iterdir()] == [1, 1, 1]
 
 
