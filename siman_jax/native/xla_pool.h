@@ -12,9 +12,8 @@ namespace siman {
 
 // The pool is valid as long as `threads` is.
 inline Pool PoolOf(xla::ffi::ThreadPool& threads) {
-  return {threads.num_threads(),
-          [&threads](int64_t times, const std::function<void()>& work) {
-            for (; times > 0; --times) threads.Schedule(work);
+  return {threads.num_threads(), [&threads](int64_t times, const std::function<void()>& work) {
+            for (; times > 0; --times) threads.Schedule(std::function<void()>(work));
           }};
 }
 
