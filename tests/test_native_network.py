@@ -246,6 +246,39 @@ def test_residual_networks(width):
     check(residual(width=width).operations, batch=2)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("shape", [(17, 14), (7, 30), (1, 2)])
+def test_the_first_layers_for_large_images(channels, shape):
+    """A norm may be before the maxima, after them, or both, and signs about the mean follow."""
+    for width, before, after in ((64, 1, 0), (80, 0, 1), (20, 1, 1), (16, 0, 0)):
+        build = Builder((*shape, channels))
+        x = build.conv(0, width, (7, 7), (2, 2))
+        if before:
+            x = build.clip(build.affine(x), 0, np.inf)
+        x = build.add("max_pool", [x], (3, 3, 2, 2, 1, 1, 1, 1))
+        if after:
+            x = build.prelu(build.affine(x))
+        check(build.operations)
+        build.unit(x, 16)
+        check(build.operations)
+    # What hinders a single step: an addition, a PReLU, an upper limit, another user.
+    for hinder in range(4):
+        build = Builder((*shape, channels))
+        x = build.affine(build.conv(0, 16, (7, 7), (2, 2)))
+        if hinder == 0:
+            x = build.clip(build.add("add", [x, build.conv(0, 16, (7, 7), (2, 2))]), 0, np.inf)
+        elif hinder == 1:
+            x = build.prelu(x)
+        elif hinder == 2:
+            x = build.clip(x, 0, 1)
+        y = build.add("max_pool", [x], (3, 3, 2, 2, 1, 1, 1, 1))
+        if hinder == 3:
+            build.add("sum", [x], (0, 1))
+            flat = build.add("sum", [y], (0, 1))
+            build.add("add", [flat, len(build.operations) - 2])
+        check(build.operations)
+
+
 def test_squeeze_and_excite():
     build = Builder((6, 6, 16))
     x = build.unit(0, 32)

@@ -3,6 +3,7 @@
 #ifndef SIMAN_EPILOGUE_H_
 #define SIMAN_EPILOGUE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -43,6 +44,7 @@ class Epilogue {
       }
       case Kind::kAdd:
         if (last_ >= kAdded) return false;
+        adds_ = true;
         last_ = kAdded;
         return true;
       case Kind::kPRelu:
@@ -60,11 +62,12 @@ class Epilogue {
     }
   }
 
-  void SetMore(const Place& more) {
-    adds_ = true;
-    more_ = more;
+  void SetMore(const Place& more) { more_ = more; }
+  // Whether it is max(gain * x + offset, least).
+  bool is_norm() const {
+    return !adds_ && most_ == kInfinity &&
+           std::all_of(slope_.begin(), slope_.end(), [](float x) { return x == 1; });
   }
-  bool adds() const { return adds_; }
 
   Finish from(int64_t filter) const {
     return {gain_.data() + filter, offset_.data() + filter, slope_.data() + filter, least_, most_};

@@ -15,6 +15,7 @@
 #include "epilogue.h"
 #include "plain.h"
 #include "plan.h"
+#include "pooled_stem.h"
 #include "program.h"
 #include "real_product.h"
 #include "variant.h"
@@ -42,6 +43,8 @@ class Planner {
  private:
   struct Chain {
     std::vector<int64_t> operations;  // the head first
+    int64_t stem = -1;  // of maxima: the chain of a convolution computed together with them
+    int64_t step = -1;  // where it is computed
     int64_t last() const { return operations.back(); }
   };
 
@@ -125,7 +128,26 @@ class Planner {
     }
     for (const int64_t place : chain.operations)
       chain_of_[place] = static_cast<int64_t>(chains_.size());
+    chain.step = chain.last();
+    if (IsPool(Of(head).kind)) JoinStem(chain);
     chains_.push_back(std::move(chain));
+  }
+
+  // Joins the chain of a convolution to that of its maxima if they can be one step.
+  void JoinStem(Chain& chain) {
+    const int64_t head = chain.operations[0], before = Of(head).inputs[0];
+    const int64_t own = chain_of_[before];
+    if (own < 0 || before == program_.result || users_[before].size() != 1) return;
+    Chain& stem = chains_[own];
+    const int64_t conv = stem.operations[0];
+    if (stem.last() != before || !PooledStem::Fits(Of(conv), Of(head))) return;
+    const Value& x = values_[Of(conv).inputs[0]];
+    Epilogue inner(values_[conv].channels);
+    for (const int64_t place : stem.operations)
+      if (place != conv) inner.Take(Of(place));
+    if (x.lanes != x.channels || !inner.is_norm()) return;
+    chain.stem = own;
+    stem.step = chain.step;
   }
 
   void PlanSteps() {
@@ -134,7 +156,7 @@ class Planner {
       if (!needed_[place]) continue;
       if (chain_of_[place] < 0) {
         PlanPlain(place);
-      } else if (const Chain& chain = chains_[chain_of_[place]]; chain.last() == place) {
+      } else if (const Chain& chain = chains_[chain_of_[place]]; chain.step == place) {
         PlanChain(chain);
       }
       ++step_;
@@ -183,7 +205,7 @@ class Planner {
     for (const int64_t holder : holders_.at(buffer)) {
       if (holder == program_.result) return static_cast<int64_t>(values_.size());
       for (const int64_t user : users_[holder])
-        last = std::max(last, chain_of_[user] < 0 ? user : chains_[chain_of_[user]].last());
+        last = std::max(last, chain_of_[user] < 0 ? user : chains_[chain_of_[user]].step);
     }
     return last;
   }
@@ -195,23 +217,23 @@ class Planner {
     plan_.stages.push_back({tasks, std::move(run), joined});
   }
 
-  // The images with channels in whole lanes.
-  Value& InLanes(int64_t place) {
-    Value& own = values_[place];
+  // A value with channels in whole lanes; the images are copied once.
+  const Value& InLanes(int64_t place) {
+    const Value& own = values_[place];
     if (own.lanes % kLanes == 0) return own;
-    const Value from = own;
-    own.lanes = RoundUp(own.channels, kLanes);
-    Buffer* to = NewBuffer(own.memory());
-    own.place = {to, nullptr};
+    if (images_in_lanes_ != nullptr) return *images_in_lanes_;
+    images_in_lanes_ = std::make_unique<Value>(own.sizes);
+    Buffer* to = NewBuffer(images_in_lanes_->memory());
+    images_in_lanes_->place = {to, nullptr};
     holders_[to].push_back(place);
-    AddStage(from.pixels,
-             [from, to, lanes = own.lanes](const Frame& frame, int64_t begin, int64_t end) {
-               const float* x = frame.image + begin * from.channels;
-               float* y = frame.at(to) + begin * lanes;
-               for (int64_t pixel = begin; pixel < end; ++pixel, x += from.channels, y += lanes)
-                 std::copy_n(x, from.channels, y);
-             });
-    return own;
+    AddStage(own.pixels, [to, channels = own.channels, lanes = images_in_lanes_->lanes](
+                             const Frame& frame, int64_t begin, int64_t end) {
+      const float* x = frame.image + begin * channels;
+      float* y = frame.at(to) + begin * lanes;
+      for (int64_t pixel = begin; pixel < end; ++pixel, x += channels, y += lanes)
+        std::copy_n(x, channels, y);
+    });
+    return *images_in_lanes_;
   }
 
   // Chains ------------------------------------------------------------------------------------
@@ -337,9 +359,26 @@ class Planner {
         false);
   }
 
+  void PlanStem(const Chain& chain) {
+    const Chain& inner = chains_[chain.stem];
+    const int64_t conv = inner.operations[0], place = chain.last();
+    const Value x = values_[Of(conv).inputs[0]];
+    Read(x);
+    auto stem = std::make_shared<PooledStem>(run_, x, values_[conv], Of(conv).weights[0].floats,
+                                             EpilogueOf(inner), EpilogueOf(chain));
+    stem->x = x.place;
+    stem->y = Write(place);
+    stem->totals = Totals(place, stem->rows());
+    NeedScratch(stem->scratch_size());
+    AddStage(stem->rows(), [stem](const Frame& frame, int64_t begin, int64_t end) {
+      stem->Run(frame, begin, end);
+    });
+  }
+
   void PlanPool(const Chain& chain) {
     const int64_t head = chain.operations[0], place = chain.last();
     const Operation& own = Of(head);
+    if (chain.stem >= 0) return PlanStem(chain);
     const Value x = InLanes(own.inputs[0]);
     Read(x);
     auto pool = std::make_shared<Pooling>(run_, x, values_[place], WindowOf(own),
@@ -602,7 +641,8 @@ class Planner {
   std::vector<Sizes> users_;  // of each operation's result; twice where both operands are it
   std::vector<char> needed_, needs_mean_;
   std::vector<Chain> chains_;
-  std::vector<int64_t> chain_of_;     // -1 for operations of no chain
+  std::vector<int64_t> chain_of_;  // -1 for operations of no chain
+  std::unique_ptr<Value> images_in_lanes_;
   std::map<Buffer*, Sizes> holders_;  // operations whose results are in a buffer
   int64_t step_ = 0;
 };
