@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -571,6 +572,25 @@ def test_wrong_calls():
         network(np.zeros((1, 2, 2, 3), "f4"), threads=0)
     with pytest.raises(ValueError, match="a weight is float64; expected float32 or uint32"):
         Network([Operation("images", (), (2, 2, 3)), Operation("prelu", (0,), (), (F(3),))], 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells no memory")
+def test_memory_does_not_grow_with_batches():
+    build = residual()
+    network = Network(build.operations, len(build.operations) - 1)
+    images = build.floats(256, 9, 9, 3)
+
+    def pages():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    def calls(count):
+        for size in build.rng.integers(1, 257, count):
+            network(images[:size], threads=2)
+
+    calls(20)
+    before = pages()
+    calls(200)
+    assert (pages() - before) * os.sysconf("SC_PAGE_SIZE") < 2**20
 
 
 def test_images_in_any_layout():

@@ -1,7 +1,7 @@
 // Runs the plan of a network for batches of images.
 //
-// Most images of a batch are computed at the same time, each by one thread. If the last ones are
-// fewer than threads, all threads share the tasks of each stage.
+// Threads compute most images of a batch alone, at the same time, one or a few by each. If the last
+// images are fewer than threads, all threads share the tasks of each stage.
 
 #ifndef SIMAN_EXECUTOR_H_
 #define SIMAN_EXECUTOR_H_
@@ -44,16 +44,32 @@ class Executor {
     int64_t workers, alone, batch;  // images that one thread computes each, and all images
     const std::vector<Space>& spaces;
 
-    Frame FrameOf(int64_t image, int64_t space, int64_t worker) const {
+    // The place is that of the image among those of a thread.
+    Frame FrameOf(int64_t image, int64_t space, int64_t place, int64_t worker) const {
       const Plan& plan = *executor.plan_;
       // Spaces are written, but not changed in size.
       auto data = [&](int64_t index) { return const_cast<float*>(spaces[index].data()); };
-      return {images + image * plan.image_size, data(space), data(worker) + plan.memory,
-              results + image * plan.result_size};
+      return {images + image * plan.image_size, data(space) + plan.scratch + place * plan.memory,
+              data(worker), results + image * plan.result_size};
     }
-    void Alone(int64_t image, int64_t worker) const {
-      const Frame frame = FrameOf(image, worker, worker);
-      for (const Stage& stage : executor.plan_->stages) stage.run(frame, 0, stage.tasks);
+    // Rounds of as many images as a thread computes together.
+    int64_t Rounds() const {
+      const int64_t each = alone / workers, together = executor.plan_->together;
+      return (each + together - 1) / together * workers;
+    }
+    void Alone(int64_t round, int64_t worker) const {
+      const int64_t rounds = Rounds(), begin = alone * round / rounds,
+                    count = alone * (round + 1) / rounds - begin;
+      Frame frames[Plan::kMostTogether];
+      for (int64_t i = 0; i < count; ++i) frames[i] = FrameOf(begin + i, worker, i, worker);
+      for (const Stage& stage : executor.plan_->stages) {
+        if (stage.joined || count == 1) {
+          for (int64_t i = 0; i < count; ++i) stage.run(frames[i], 0, stage.tasks);
+          continue;
+        }
+        for (int64_t task = 0; task < stage.tasks; ++task)
+          for (int64_t i = 0; i < count; ++i) stage.run(frames[i], task, task + 1);
+      }
     }
     // Parts in which threads share a stage.
     int64_t Parts(const Stage& stage) const {
@@ -61,7 +77,7 @@ class Executor {
     }
     void Share(const Stage& stage, int64_t task, int64_t worker) const {
       const int64_t parts = Parts(stage), image = task / parts, part = task % parts;
-      stage.run(FrameOf(alone + image, image, worker), stage.tasks * part / parts,
+      stage.run(FrameOf(alone + image, image, 0, worker), stage.tasks * part / parts,
                 stage.tasks * (part + 1) / parts);
     }
   };
@@ -70,7 +86,7 @@ class Executor {
     std::vector<Phase> phases;
     if (call.alone > 0)
       phases.push_back(
-          {call.alone, [&call](int64_t image, int64_t worker) { call.Alone(image, worker); }});
+          {call.Rounds(), [&call](int64_t round, int64_t worker) { call.Alone(round, worker); }});
     if (call.alone < call.batch)
       for (const Stage& stage : plan_->stages)
         phases.push_back(
@@ -92,8 +108,7 @@ class Executor {
           free.pop_back();
         }
       }
-      for (; count > 0; --count)
-        all_.emplace_back(executor.plan_->memory + executor.plan_->scratch);
+      for (; count > 0; --count) all_.emplace_back(executor.plan_->thread_memory());
     }
     ~Rented() {
       std::lock_guard<std::mutex> lock(ProcessMutex());

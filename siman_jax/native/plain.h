@@ -112,22 +112,35 @@ class Reduction {
   int64_t scratch_size() const { return 2 * y_.count() + 1; }  // floats, for float64
 
   void Run(const float* x, double* sums, float* y) const {
-    std::fill_n(sums, y_.count(), maximum_ ? -std::numeric_limits<double>::infinity() : 0.0);
-    const View views[] = {from_, to_};
-    const int64_t length = Last(sizes_), step = LastStride(to_);
-    ForRows(sizes_, views, [&](const int64_t* at) {
-      const float* row = x + at[0];
-      double* to = sums + at[1];
-      for (int64_t i = 0; i < length; ++i) {
-        double& sum = to[i * step];
-        sum = maximum_ ? std::max(sum, double{row[i]}) : sum + row[i];
-      }
-    });
+    if (maximum_)
+      Combine(x, sums, -std::numeric_limits<double>::infinity(),
+              [](double a, double b) { return a < b ? b : a; });
+    else
+      Combine(x, sums, 0, [](double a, double b) { return a + b; });
     for (int64_t pixel = 0; pixel < y_.pixels; ++pixel, y += y_.lanes)
       for (int64_t c = 0; c < y_.channels; ++c) y[c] = static_cast<float>(*sums++);
   }
 
  private:
+  template <typename Function>
+  void Combine(const float* x, double* sums, double first, const Function& function) const {
+    std::fill_n(sums, y_.count(), first);
+    const View views[] = {from_, to_};
+    const int64_t length = Last(sizes_);
+    const bool kept = LastStride(to_) == 1;  // the last axis; else its stride is 0
+    ForRows(sizes_, views, [&](const int64_t* at) {
+      const float* row = x + at[0];
+      double* to = sums + at[1];
+      if (kept) {
+        for (int64_t i = 0; i < length; ++i) to[i] = function(to[i], double{row[i]});
+      } else {
+        double all = *to;
+        for (int64_t i = 0; i < length; ++i) all = function(all, double{row[i]});
+        *to = all;
+      }
+    });
+  }
+
   const Sizes sizes_;
   const View from_;
   View to_;

@@ -72,11 +72,12 @@ struct Frame {
 };
 
 // Tasks that may run at the same time, after those of the stage before. A call runs tasks from
-// `begin` to `end`.
+// `begin` to `end`. Those of a product use a part of its weights each, so a thread that computes
+// several images runs a task for all of them before the next one.
 struct Stage {
   int64_t tasks;
   std::function<void(const Frame&, int64_t begin, int64_t end)> run;
-  bool joined = false;  // successive tasks share work, so they are better left together
+  bool joined = false;  // tasks share work instead, so they are better left together
 };
 
 struct Value {
@@ -110,8 +111,12 @@ struct Plan {
   std::deque<Buffer> buffers;            // a deque, since places point to them
   std::deque<Aligned<float>> constants;  // likewise
   std::vector<Stage> stages;
-  int64_t memory = 0, scratch = 0;  // floats
+  int64_t memory = 0, scratch = 0;  // floats: for an image, and for a thread
+  int64_t together = 1;             // how many images a thread computes at a time
   int64_t image_size = 0, result_size = 0;
+
+  static constexpr int64_t kMostTogether = 4;
+  int64_t thread_memory() const { return scratch + together * memory; }
 
   // Gives every buffer an offset, at which no buffer is that is needed at the same time; the
   // largest buffers first.

@@ -37,6 +37,11 @@ class Planner {
     planner.FindChains();
     planner.PlanSteps();
     plan->PlaceBuffers();
+    // Weights that the nearest cache does not keep from one image to the next are read once for
+    // several images, as long as their memory is small.
+    if (planner.weights_ > kKept)
+      plan->together = std::clamp<int64_t>(kMostMemory / std::max<int64_t>(1, plan->memory), 1,
+                                           Plan::kMostTogether);
     return plan;
   }
 
@@ -48,13 +53,19 @@ class Planner {
     int64_t last() const { return operations.back(); }
   };
 
+  static constexpr int64_t kKept = 1 << 16, kMostMemory = 1 << 19;  // floats
+
   Planner(const Program& program, Plan& plan)
       : program_(program), plan_(plan), run_(*plan.variant) {
     const size_t count = program.operations.size();
     users_.resize(count);
     chain_of_.assign(count, -1);
     needs_mean_.assign(count, false);
-    for (const Operation& own : program.operations) values_.emplace_back(own.sizes);
+    for (const Operation& own : program.operations) {
+      values_.emplace_back(own.sizes);
+      for (const Tensor& weight : own.weights)
+        weights_ += static_cast<int64_t>(weight.floats.size() + weight.words.size());
+    }
     values_[0].lanes = values_[0].channels;
     plan.image_size = values_[0].count();
     plan.result_size = values_[program.result].count();
@@ -645,6 +656,7 @@ class Planner {
   std::unique_ptr<Value> images_in_lanes_;
   std::map<Buffer*, Sizes> holders_;  // operations whose results are in a buffer
   int64_t step_ = 0;
+  int64_t weights_ = 0;  // numbers and words
 };
 
 }  // namespace siman

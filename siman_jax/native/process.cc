@@ -77,7 +77,7 @@ Pool ProcessPool(int64_t threads) {
                 // There are no more threads; those there are do the work.
               }
             }
-            own.wake.notify_all();
+            for (int64_t i = 0; i < times; ++i) own.wake.notify_one();
           }};
 }
 
