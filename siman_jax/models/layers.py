@@ -16,6 +16,7 @@ as by XLA, and gradients differ only by rounding.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -47,6 +48,7 @@ from siman_jax.rules import (
     WeightRule,
     identity,
 )
+from siman_jax.rules.marks import BINARY_CONV, BINARY_DENSE, is_marking, mark
 from siman_jax.rules.precision import wide
 from siman_jax.rules.rbnn import matrix_shape
 
@@ -167,7 +169,7 @@ def _binary_product(
 
     terms = math.prod(shape[:-1])
     whole = layer.activation_rule != REAL and terms <= jnp.iinfo(jnp.int16).max
-    return Product(
+    delayed = Product(
         x,
         kernel,
         absent() if alpha is None else alpha,
@@ -177,6 +179,18 @@ def _binary_product(
         KeptSums(product, jnp.int16 if whole else layer.dtype),
         geometry,
     )
+    return _marked(layer, delayed) if is_marking() else delayed
+
+
+def _marked(layer: BinaryConv | BinaryDense, product: Product) -> Array:
+    """Compute a product by XLA, with the marks of its activations and of itself."""
+    x = product.binarize(product.x)
+    after = replace(product, binarize=identity, geometry=None)
+    operands = (x, product.kernel, product.alpha)
+    if isinstance(layer, BinaryDense):
+        return mark(BINARY_DENSE, after.compute, *operands)
+    padding = same_padding(layer.kernel_size)
+    return mark(BINARY_CONV, after.compute, *operands, strides=layer.strides, padding=padding)
 
 
 def native_geometry(

@@ -23,12 +23,12 @@ from siman_jax.errors import UsageError
 from siman_jax.models import build_model
 from siman_jax.models.leaves import BINARY_KERNEL
 from siman_jax.output import write_whole
-from siman_jax.packed.bits import WORD_BITS
-from siman_jax.packed.kernels import corner_sums
 from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
 from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.safetensors import decoding, encode, parse_json
 from siman_jax.paths import read_file
+from siman_jax.program.kernels import corner_sums
+from siman_jax.program.operations import WORD_BITS
 
 FORMAT = "siman-jax packed network"
 VERSION = "1"
