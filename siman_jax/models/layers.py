@@ -16,6 +16,7 @@ as by XLA, and gradients differ only by rounding.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -35,7 +36,7 @@ from siman_jax.models.initializers import (
 from siman_jax.models.leaves import BINARY_KERNEL, BITS, CHOSEN, ROTATIONS, SCHEDULE
 from siman_jax.models.product import Product, absent, computed, convolution, same_padding
 from siman_jax.native import convolution as native_convolution
-from siman_jax.native.dispatch import available
+from siman_jax.native.dispatch import available, native
 from siman_jax.rules import (
     ACTIVATION_RULES,
     AT_THE_END,
@@ -147,12 +148,15 @@ def _binary_product(
     latent = layer.param(BINARY_KERNEL, layer.kernel_init, shape, jnp.float32)
     alpha = _alpha(layer, weight_rule, shape)
     given = {**_schedule(layer), **_inputs(layer, weight_rule, shape)}
+    # A trace with marks is of activations by XLA; kernels may be computed in any way.
+    kernels = native(True) if is_marking() else nullcontext()
     sign = None
     if layer.has_variable(BITS, BINARY_KERNEL):
         bits: Array = layer.get_variable(BITS, BINARY_KERNEL)
         sign = 2 * bits.astype(layer.dtype) - 1
     if weight_rule.scaled:
-        kernel = weight_rule(latent, given)
+        with kernels:
+            kernel = weight_rule(latent, given)
         if sign is not None:
             kernel = jnp.abs(kernel) * sign.astype(kernel.dtype)
     elif sign is not None:
@@ -160,7 +164,8 @@ def _binary_product(
     else:
         if layer.has_variable(CHOSEN, BINARY_KERNEL):
             given["bits"] = layer.get_variable(CHOSEN, BINARY_KERNEL)
-        kernel = weight_rule(latent, given).astype(layer.dtype)
+        with kernels:
+            kernel = weight_rule(latent, given).astype(layer.dtype)
 
     binarize = _binarize(layer)
     geometry = native_geometry(layer, x, kernel)

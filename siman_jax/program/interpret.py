@@ -7,8 +7,6 @@ A program is a pytree of its weights, so it may be an argument of `jax.jit`.
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,17 +75,23 @@ def _binary_product(
     operation: op.BinaryConv | op.BinaryDense, x: Array, *, of_signs: bool, native: bool
 ) -> Array:
     if isinstance(operation, op.BinaryDense):
-        words, x = operation.words[None, None], x[:, None, None]
-        geometry: dict[str, Any] = {}
-    else:
-        words, geometry = operation.words, {"padding": operation.padding}
-        x, geometry["strides"] = _square(x, words, operation)
+        as_conv = op.BinaryConv(words=operation.words[None, None])
+        return _binary_conv(as_conv, x[:, None, None], of_signs, native)[:, 0, 0]
+    return _binary_conv(operation, x, of_signs, native)
+
+
+def _binary_conv(operation: op.BinaryConv, x: Array, of_signs: bool, native: bool) -> Array:
+    words, (down, across) = operation.words, operation.strides
+    # The kernels have one stride for both directions.
+    stride = down if down == across else 1
     if of_signs:
         kernel = PackedKernel(words, corner_sums(words, x.shape[-1]))
-        y = binary_conv(x > 0, kernel, native=native, **geometry).astype(x.dtype)
+        y = binary_conv(
+            x > 0, kernel, strides=stride, padding=operation.padding, native=native
+        ).astype(x.dtype)
     else:
-        y = weight_only_conv(x, words, **geometry)
-    return y[:, 0, 0] if isinstance(operation, op.BinaryDense) else y
+        y = weight_only_conv(x, words, strides=stride, padding=operation.padding)
+    return y if down == across else y[:, ::down, ::across]
 
 
 def _conv(operation: op.Conv, x: Array) -> Array:
@@ -147,9 +151,7 @@ def _pad(operation: op.Pad, x: Array) -> Array:
 
 
 def _slice(operation: op.Slice, x: Array) -> Array:
-    return lax.slice(
-        x, (0, *operation.starts), (len(x), *operation.stops), (1, *operation.strides)
-    )
+    return lax.slice(x, (0, *operation.starts), (len(x), *operation.stops), (1, *operation.strides))
 
 
 def _after_batch(axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -51,6 +51,8 @@ class Operation:
       inputs: places of its operands in the program's list.
       path: of the module that asked for it, such as "layer1_0/conv1"; may be empty.
       line: where in the source it was asked for, such as "resnet.py:35"; files do not keep it.
+      origin: number of the equation of the traced network, and of its result, that this computes;
+        None if it is of a program's own making. Files do not keep it.
     """
 
     operands: ClassVar[int] = 1
@@ -58,6 +60,7 @@ class Operation:
     inputs: tuple[int, ...] = ()
     path: str = ""
     line: str = ""
+    origin: Pair | None = None
 
     def shape_of(self, *shapes: Shape) -> Shape:
         """Return the shape of the result for operands of these shapes.
