@@ -191,11 +191,12 @@ def _marked(layer: BinaryConv | BinaryDense, product: Product) -> Array:
     """Compute a product by XLA, with the marks of its activations and of itself."""
     x = product.binarize(product.x)
     after = replace(product, binarize=identity, geometry=None)
+    name, settings = BINARY_DENSE, {}
+    if isinstance(layer, BinaryConv):
+        padding = same_padding(layer.kernel_size)
+        name, settings = BINARY_CONV, {"strides": layer.strides, "padding": padding}
     operands = (x, product.kernel, product.alpha)
-    if isinstance(layer, BinaryDense):
-        return mark(BINARY_DENSE, after.compute, *operands)
-    padding = same_padding(layer.kernel_size)
-    return mark(BINARY_CONV, after.compute, *operands, strides=layer.strides, padding=padding)
+    return mark(name, after.compute, *operands, scaled=product.scaled, **settings)
 
 
 def native_geometry(

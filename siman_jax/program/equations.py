@@ -44,20 +44,21 @@ def _mark(reader: Reader, equation: JaxprEqn, inputs: list[Any]) -> Result:
     _, kernel, alpha = inputs
     if isinstance(kernel, Result) or isinstance(alpha, Result):
         raise reader.refusal("the kernel of a binary layer depends on the images")
-    scales = filter_scales(kernel)
+    scales = filter_scales(kernel) if settings["scaled"] else jnp.ones(kernel.shape[-1])
     if alpha.size:
         scales = scales * alpha
-    # A filter with a negative scale has its bits inverted, so that a scale may follow a max pool.
+    # A filter with a negative scale has its bits inverted, so that the scale may follow a max pool.
     words = jnp.moveaxis(pack(jnp.moveaxis((kernel > 0) ^ (scales < 0), -2, -1)), -1, -2)
     if name == BINARY_CONV:
-        strides = (settings["strides"],) * 2
-        y = reader.add(op.BinaryConv, x, words=words, strides=strides, padding=settings["padding"])
+        strides, padding = (settings["strides"],) * 2, settings["padding"]
+        y = reader.add(op.BinaryConv, x, words=words, strides=strides, padding=padding)
     else:
         y = reader.add(op.BinaryDense, x, words=words)
+    if not (settings["scaled"] or alpha.size):
+        return y
     return reader.add(op.Affine, y, scale=jnp.abs(scales).astype(jnp.float32))
 
 
-_HWIO = (3, 2, 0, 1)  # places of output, input, height and width
 _NHWC = (0, 3, 1, 2)
 
 

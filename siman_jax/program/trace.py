@@ -10,7 +10,6 @@ The batch is always the first axis, and no operation may touch it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +24,7 @@ from siman_jax.errors import UsageError, first_line
 from siman_jax.native.dispatch import native
 from siman_jax.program.equations import READERS
 from siman_jax.program.operations import Program
+from siman_jax.program.passes import Pass, simplify
 from siman_jax.program.reader import Reader, Result, Untraceable
 from siman_jax.program.walk import name_module
 from siman_jax.rules.marks import marking
@@ -46,24 +46,30 @@ class Traced:
     variables: list[Any]
 
 
-def trace(model: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]) -> Program:
-    """Read the program that a network computes in evaluation, as it stands in its source.
+def trace(
+    model: nn.Module,
+    variables: Mapping,
+    image_shape: tuple[int, int, int],
+    then: Pass = simplify,
+) -> Program:
+    """Read the program that a network computes in evaluation.
 
     Args:
-      model: called as `model(images, train=False)`, with `[batch, classes]` as its result.
+      model: called as `model(images, train=False)`, with logits `[batch, classes]` as its result.
       variables: all collections that it needs.
       image_shape: height, width and channels.
+      then: what is done with the program as it stands in the source.
 
     Returns:
-      The program, not simplified, with NumPy arrays as weights. The `origin` of each operation is
-      the number of the equation whose result it has, in the order of `Reader`.
+      The program, with NumPy arrays as weights.
 
     Raises:
       Untraceable: it cannot be called so, or computes what is not among the operations.
     """
     traced = traced_network(model, variables, image_shape, _BATCH)
-    build = jax.jit(partial(read, traced.jaxpr))
-    return jax.tree.map(np.asarray, build(traced.variables))
+    # Compiled, so that weights round as in evaluation.
+    program = jax.jit(lambda variables: then(read(traced.jaxpr, variables)))(traced.variables)
+    return jax.tree.map(np.asarray, program)
 
 
 def traced_network(
