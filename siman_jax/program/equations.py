@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from siman_jax.models.batch_norm import per_channel
 from siman_jax.program import operations as op
 from siman_jax.program.bits import pack
 from siman_jax.program.reader import Exponential, Function, Reader, Result, Test, depends, scalar
@@ -48,7 +49,8 @@ def _mark(reader: Reader, equation: JaxprEqn, inputs: list[Any]) -> Result:
     if alpha.size:
         scales = scales * alpha
     # A filter with a negative scale has its bits inverted, so that the scale may follow a max pool.
-    words = jnp.moveaxis(pack(jnp.moveaxis((kernel > 0) ^ (scales < 0), -2, -1)), -1, -2)
+    bits = (kernel > 0) ^ per_channel(scales < 0, kernel > 0)
+    words = jnp.moveaxis(pack(jnp.moveaxis(bits, -2, -1)), -1, -2)
     if name == BINARY_CONV:
         strides, padding = (settings["strides"],) * 2, settings["padding"]
         y = reader.add(op.BinaryConv, x, words=words, strides=strides, padding=padding)

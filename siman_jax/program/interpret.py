@@ -67,7 +67,7 @@ def result_of(
         of_signs = isinstance(program.operations[operation.inputs[0]], op.Signs)
         return _binary_product(operation, *operands, of_signs=of_signs, native=native)
     if isinstance(operation, op.Constant):
-        return jnp.broadcast_to(operation.value, (len(images), *operation.value.shape))
+        return jnp.broadcast_to(operation.value, (images.shape[0], *operation.value.shape))
     return _FUNCTIONS[type(operation)](operation, *operands)
 
 
@@ -151,7 +151,9 @@ def _pad(operation: op.Pad, x: Array) -> Array:
 
 
 def _slice(operation: op.Slice, x: Array) -> Array:
-    return lax.slice(x, (0, *operation.starts), (len(x), *operation.stops), (1, *operation.strides))
+    return lax.slice(
+        x, (0, *operation.starts), (x.shape[0], *operation.stops), (1, *operation.strides)
+    )
 
 
 def _after_batch(axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -177,7 +179,7 @@ _FUNCTIONS: dict[type[Operation], Callable[..., Array]] = {
     op.Concatenate: _concatenate,
     op.Pad: _pad,
     op.Slice: _slice,
-    op.Reshape: lambda operation, x: x.reshape(len(x), *operation.shape),
+    op.Reshape: lambda operation, x: x.reshape(x.shape[0], *operation.shape),
     op.Transpose: lambda operation, x: x.transpose(0, *_after_batch(operation.axes)),
-    op.Broadcast: lambda operation, x: jnp.broadcast_to(x, (len(x), *operation.shape)),
+    op.Broadcast: lambda operation, x: jnp.broadcast_to(x, (x.shape[0], *operation.shape)),
 }

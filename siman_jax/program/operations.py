@@ -326,6 +326,8 @@ class Signs(Operation):
     threshold: Weight = field(default=None, metadata=_WEIGHT)
 
     def _shape_of(self, *shapes: Shape) -> Shape:
+        alone = self.threshold is None and math.prod(shapes[0]) < 2
+        _expect(not alone, "signs about the mean of single numbers")
         return _by_channel(shapes[0], threshold=self.threshold)
 
 

@@ -225,5 +225,7 @@ def _is_zero(threshold: Any) -> bool:
 def _inverted(words: Any, filters: Any, channels: int) -> Any:
     """Invert the bits of some filters: words `[..., words, out]`, filters bool `[out]`."""
     used = jnp.arange(words.shape[-2] * WORD_BITS) < channels
-    mask = pack(used.reshape(words.shape[-2], WORD_BITS))  # [words, 1]
+    mask = pack(used.reshape(words.shape[-2], WORD_BITS))
+    mask = mask.reshape((1,) * (words.ndim - 2) + mask.shape)  # [..., words, 1]
+    filters = filters.reshape((1,) * (words.ndim - 1) + filters.shape)
     return jnp.where(filters, words ^ mask, words)

@@ -16,17 +16,20 @@ from jax import Array
 from jax.extend.core import JaxprEqn
 
 from siman_jax.errors import UsageError
+from siman_jax.models.batch_norm import per_channel
 from siman_jax.program import operations as op
 from siman_jax.program.interpret import result_of
 from siman_jax.program.operations import NAMES, Operation, Program
 from siman_jax.program.passes import simplify
-from siman_jax.program.trace import Traced, read, traced_network
+from siman_jax.program.trace import Traced, read, trace, traced_network
 from siman_jax.program.walk import Walker, evaluate
 
 # Largest difference of real numbers, relative to the largest number of the result.
 _TOLERANCE = 1e-5
 # Bits may differ as far from their threshold, in deviations of the sample.
 _NEAR = 1e-5
+
+_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,25 @@ class Unequal(UsageError):  # noqa: N818
     """A program computes something else than its network; the message says where."""
 
 
+def proven_program(
+    model: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]
+) -> tuple[Program, Proof]:
+    """Trace a network, and prove the program on a few images of noise.
+
+    Args:
+      model: the network, in float32.
+      variables: all collections that it needs.
+      image_shape: height, width and channels.
+
+    Raises:
+      Untraceable: it computes what is not among the operations.
+      Unequal: the program computes something else.
+    """
+    program = trace(model, variables, image_shape)
+    images = jax.random.normal(jax.random.key(0), (_IMAGES, *image_shape), jnp.float32)
+    return program, prove(program, model, variables, images)
+
+
 def prove(program: Program, model: nn.Module, variables: Mapping, images: Array) -> Proof:
     """Compare every operation of a program with the network that it was traced from.
 
@@ -74,7 +96,8 @@ def prove(program: Program, model: nn.Module, variables: Mapping, images: Array)
     """
     traced = traced_network(model, variables, program.image_shape, len(images))
     again = jax.eval_shape(lambda leaves: simplify(read(traced.jaxpr, leaves)), traced.variables)
-    if jax.tree.structure(again) != jax.tree.structure(program):
+    structures: list[Any] = [jax.tree.structure(again), jax.tree.structure(program)]
+    if structures[0] != structures[1]:
         raise Unequal(
             "the network computes something else for another number of images in a batch. Write it"
             " so that each image is treated alone."
@@ -182,7 +205,9 @@ def _finding(
     largest = jnp.max(jnp.abs(expected))
     if isinstance(operation, op.Affine) and operation.scale is not None:
         # What is subtracted may be much larger than the difference.
-        largest = jnp.maximum(largest, jnp.max(jnp.abs(operands[0] * operation.scale)))
+        (x,) = operands
+        scaled = x * per_channel(operation.scale, x)
+        largest = jnp.maximum(largest, jnp.max(jnp.abs(scaled)))
     difference = jnp.max(jnp.abs(result - expected))
     if passed is None:
         passed = difference <= _TOLERANCE * largest
@@ -196,7 +221,7 @@ def _is_near(operation: op.Signs, x: Array) -> Array:
     threshold = jnp.mean(x, axes, keepdims=True)
     deviation = jnp.std(x, axes, keepdims=True)
     if operation.threshold is not None:
-        threshold = operation.threshold.reshape((1,) * (x.ndim - 1) + (-1,))
+        threshold = per_channel(operation.threshold, x)
     return jnp.abs(x - threshold) <= _NEAR * deviation
 
 

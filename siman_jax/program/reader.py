@@ -133,12 +133,12 @@ class Reader(Walker):
         """Return the results of an equation, and make its operations."""
         if not any(map(depends, inputs)):
             return evaluate(equation, inputs)
-        for variable in equation.outvars:
-            self._check_result(equation, variable.aval)
         name = equation.primitive.name
         function = self.readers.get(name)
         if function is None:
             raise self.refusal(f"it computes {name} of activations{_HINTS.get(name, '')}")
+        for variable in equation.outvars:
+            self._check_result(equation, variable.aval)
         before = len(self.operations)
         results = function(self, equation, inputs)
         results = results if isinstance(results, list) else [results]
