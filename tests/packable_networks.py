@@ -88,7 +88,8 @@ class AveragePoolShortcut(_Net):
     @nn.compact
     def __call__(self, x, *, train):
         x = nn.Conv(6, (3, 3))(x)
-        shortcut = nn.avg_pool(x, (2, 2), (2, 2))
+        with jax.numpy_dtype_promotion("standard"):  # Flax divides by an integer
+            shortcut = nn.avg_pool(x, (2, 2), (2, 2))
         y = self.binary(12, strides=2, name="down")(x)
         x = jnp.concatenate([shortcut, shortcut], -1) + BatchNorm()(y, train)
         shortcut = nn.avg_pool(x, (3, 3), (1, 1), padding="SAME", count_include_pad=False)

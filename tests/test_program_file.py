@@ -1,10 +1,14 @@
 """Version 2 of the model file: programs come back as they were, and bad files are refused."""
 
 import json
+from dataclasses import fields
+from pathlib import Path
 
 import jax
 import numpy as np
+import numpy_reader
 import pytest
+from cli import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_example import packed_network
@@ -88,6 +92,26 @@ def test_a_loaded_model_predicts_and_says_what_it_costs(tmp_path, capsys):
     exported = export_program(model.network, model.notes)
     found = jax.export.deserialize(bytearray(exported)).call(images)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_numpy_alone_reads_and_runs_the_file():
+    """The reader is written from the page about the model file, and not from the package."""
+    images = np.random.default_rng(2).integers(0, 256, (4, 6, 6, 3), np.uint8)
+    normalized = normalize(images, NOTES["mean"], NOTES["std"])
+    expected = jax.jit(interpret)(PROGRAM, normalized)
+    np.testing.assert_allclose(numpy_reader.run(DATA, images), expected, rtol=1e-5, atol=1e-6)
+    source = Path(numpy_reader.__file__).read_text()
+    assert len(source.splitlines()) <= 150
+    assert "siman_jax" not in source
+
+
+def test_the_page_lists_all_operations_with_their_settings():
+    page = (REPOSITORY / "docs" / "model_file.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    for name, kind in OPERATIONS.items():
+        (row,) = (row for row in rows if f"`{name}`" in row.split("|")[1])
+        names = {f.name for f in fields(kind)} - {"inputs", "path", "line", "origin"}
+        assert all(f"`{entry}`" in row for entry in names), name
 
 
 def changed(change):

@@ -151,9 +151,8 @@ def _pad(operation: op.Pad, x: Array) -> Array:
 
 
 def _slice(operation: op.Slice, x: Array) -> Array:
-    return lax.slice(
-        x, (0, *operation.starts), (x.shape[0], *operation.stops), (1, *operation.strides)
-    )
+    starts, stops = (0, *operation.starts), (x.shape[0], *operation.stops)
+    return lax.slice(x, starts, stops, (1, *operation.strides))
 
 
 def _after_batch(axes: tuple[int, ...]) -> tuple[int, ...]:
