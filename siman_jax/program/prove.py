@@ -51,8 +51,10 @@ class Proof:
     def __str__(self) -> str:
         """Say it in a line."""
         text = f"{self.operations} operations compute the same on {self.images} images"
-        if self.bits:
-            text += f"; {self.near} of {self.bits:,} bits differ, all next to their threshold"
+        if self.near:
+            text += f"; {self.near} of {self.bits:,} bits differ, each next to its threshold"
+        elif self.bits:
+            text += f", with {self.bits:,} equal bits"
         return text
 
 
