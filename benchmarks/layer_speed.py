@@ -1,6 +1,6 @@
 """Measures single binary convolutions, and the machine's speed of xor and population count.
 
-The convolutions are calls of `packed.kernels.binary_conv`, from bools to integers; times include
+The convolutions are calls of `program.kernels.binary_conv`, from bools to integers; times include
 packing, padding and dispatch. The ceilings are those of simple loops over words that are already
 packed: in XLA, the best of several shapes, and in C, for a tile that fits the first cache. A kernel
 that keeps more sums in registers per loaded word can exceed them.
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from siman_jax.packed.kernels import binary_conv, pack_kernel
+from siman_jax.program.kernels import binary_conv, pack_kernel
 
 # Image size, input channels, output channels and stride of all 3x3 convolutions in ImageNet's
 # ResNet-18.
@@ -37,7 +37,7 @@ LAYERS = (
 )
 PADDING = ((1, 1), (1, 1))
 
-# Rows, words and columns of XLA's products; `packed.kernels` sums 16 words in one loop.
+# Rows, words and columns of XLA's products; `program.kernels` sums 16 words in one loop.
 PRODUCTS = ((49, 16, 512), (196, 16, 256), (784, 16, 128), (3136, 18, 64), (784, 36, 128))
 
 # Sizes in popcount.c.

@@ -8,6 +8,8 @@ status: 0 if all went well, 2 for bad arguments or input.
 """
 
 import importlib.util
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,17 @@ from siman_jax.packed.inference import export_program
 from siman_jax.packed.layers import WORDS
 from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes
+from siman_jax.packed.program_file import PackedProgram, write_program
 from siman_jax.paths import local_path
+from siman_jax.program.prove import proven_program
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.model_notes import notes_from_config
-from siman_jax.runs.stored_run import load_run
+from siman_jax.runs.stored_run import load_run, with_stored_classes
 from siman_jax.runs.trained_on import check_classes, read_trained_on
 from siman_jax.runs.workdir import config_digest, read_config
 from siman_jax.terminal import shown
 from siman_jax.training.metrics import METRICS
-from siman_jax.training.task import activation_rule, image_shape
+from siman_jax.training.task import activation_rule, image_shape, model_from_config
 
 # Other commands have flags of some of these names, and tests import several commands.
 _OUT = flags.DEFINE_string("out", None, "Model file to write.", allow_override=True)
@@ -72,16 +76,15 @@ def main(argv: list[str]) -> None:
         if program.absolute() == out.absolute():
             raise UsageError("--out and --stablehlo name the same file; name two different files.")
     config = read_config(workdir)
-    if is_outside(config.model.name):
-        raise UsageError(
-            f"{workdir} holds the network {config.model.name}; only networks of siman_jax.models"
-            " can be packed so far."
-        )
     # The same file on every machine; and a TPU that is training is not disturbed.
     jax.config.update("jax_platforms", "cpu")
     network, notes = pack_run(config, workdir, best=_CHECKPOINT.value == "best")
     stablehlo = export_program(network, notes) if program else b""
-    write_network(out, network, np.float16 if _FLOAT16.value else np.float32)
+    float_dtype = np.float16 if _FLOAT16.value else np.float32
+    if isinstance(network, PackedProgram):
+        write_program(out, network, float_dtype)
+    else:
+        write_network(out, network, float_dtype)
     if program:
         write_whole(program, stablehlo)
     print(shown(describe(out, network, notes), keep="\n"))
@@ -96,7 +99,9 @@ def main(argv: list[str]) -> None:
         print(shown(f"{program}: {size:,} bytes, StableHLO for cpu, cuda and tpu"))
 
 
-def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNetwork, Notes]:
+def pack_run(
+    config: ConfigDict, workdir: Path, *, best: bool
+) -> tuple[PackedNetwork | PackedProgram, Notes]:
     """Pack a checkpoint of a run.
 
     Args:
@@ -105,21 +110,30 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNe
       best: use the checkpoint with the best test accuracy instead of the last.
 
     Raises:
-      UsageError: `workdir` holds no readable checkpoint, or that of another network.
+      UsageError: `workdir` holds no readable checkpoint, or that of another network; or the
+        network cannot be packed.
     """
     state = load_run(config, workdir, make_mesh(1), best=best).progress.state
+
+    def notes_for(classes: int) -> Notes:
+        return notes_from_config(
+            config.data,
+            class_names=_class_names(config, workdir, classes),
+            accuracy=_accuracy(workdir, int(state.step)),
+            config_sha256=config_digest(config),
+        )
+
+    if is_outside(config.model.name):
+        own = _pack_own(config, workdir, state.variables())
+        notes = notes_for(own.num_classes)
+        return replace(own, notes=notes.as_json()), notes
     arguments = {
         "num_classes": state.params["fc"]["bias"].shape[0],
         "width": config.model.width,
         "weight_rule": config.model.weight_rule,
         "activation_rule": activation_rule(config),
     }
-    notes = notes_from_config(
-        config.data,
-        class_names=_class_names(config, workdir, arguments["num_classes"]),
-        accuracy=_accuracy(workdir, int(state.step)),
-        config_sha256=config_digest(config),
-    )
+    notes = notes_for(arguments["num_classes"])
     model = build_model(config.model.name, **arguments)
     packed = pack_variables(model, state.variables(), image_shape(config))
     network = PackedNetwork(
@@ -128,10 +142,23 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedNe
     return network, notes
 
 
-def describe(path: Path, network: PackedNetwork, notes: Notes) -> str:
+def _pack_own(config: ConfigDict, workdir: Path, variables: Mapping) -> PackedProgram:
+    """Pack a network from outside the package, and print what was proven."""
+    config = with_stored_classes(config, workdir).copy_and_resolve_references()
+    config.model.dtype = "float32"
+    model = model_from_config(config)
+    program, proof = proven_program(model, variables, image_shape(config))
+    print(shown(f"{config.model.name}: {proof}"))
+    return PackedProgram(program)
+
+
+def describe(path: Path, network: PackedNetwork | PackedProgram, notes: Notes) -> str:
     """Describe the file: its size, the share of binary weights, and the network's accuracy."""
-    leaves = flatten_dict(network.variables["params"])
-    words = sum(leaf.nbytes for name, leaf in leaves.items() if name[-1] == WORDS)
+    if isinstance(network, PackedProgram):
+        words = sum(array.nbytes for _, name, array in network.program.tensors() if name == WORDS)
+    else:
+        leaves = flatten_dict(network.variables["params"])
+        words = sum(leaf.nbytes for name, leaf in leaves.items() if name[-1] == WORDS)
     size = path.stat().st_size
     lines = [
         f"{path}: {size:,} bytes; {100 * words / size:.1f} % are 1-bit weights, the rest real"

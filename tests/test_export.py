@@ -23,9 +23,9 @@ from siman_jax.export import main as export
 from siman_jax.models.folding import fold, folded_twin
 from siman_jax.models.leaves import binary_bits
 from siman_jax.models.normalization import normalize
-from siman_jax.packed.kernels import unpack_kernel
 from siman_jax.packed.model import PackedModel
 from siman_jax.packed.notes import parse_notes
+from siman_jax.program.kernels import unpack_kernel
 from siman_jax.runs.log import best_row, read_rows
 from siman_jax.runs.model_notes import notes_from_config
 from siman_jax.runs.stored_run import create_run, load_run

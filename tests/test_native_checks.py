@@ -12,9 +12,9 @@ from siman_jax.native.convolution import ONE, Geometry
 from siman_jax.native.dispatch import native
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
-from siman_jax.packed import bits as packed_bits
 from siman_jax.packed import layers
-from siman_jax.packed.kernels import (
+from siman_jax.program import bits as packed_bits
+from siman_jax.program.kernels import (
     PackedKernel,
     binary_conv,
     binary_dense,

@@ -1,15 +1,25 @@
 """Networks outside the package, by `--config.model.name=PACKAGE.MODULE:FUNCTION`."""
 
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from cli import TINY, call, run
+from cli import REPOSITORY, TINY, call, run
 from PIL import Image
 from small_runs import small_config
 
+import siman_jax
 from siman_jax import export, models
 from siman_jax.configs import image_folder
+from siman_jax.data import load_dataset
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
+from siman_jax.models.normalization import normalize
 from siman_jax.models.own import build_own
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.stored_run import load_run
@@ -80,9 +90,35 @@ def test_its_summary_names_its_layers():
     assert all(name in done.stdout for name in ("left", "right", "dense", "classifier"))
 
 
-def test_packing_is_refused_plainly(trained, tmp_path):
-    with pytest.raises(UsageError, match=r"only networks of siman_jax\.models can be packed"):
-        call(export.main, trained[0], f"--out={tmp_path / 'model.safetensors'}")
+PREDICT = """
+import sys
+import numpy as np
+import siman_jax
+model = siman_jax.load(sys.argv[1])
+model.summary()
+np.save(sys.argv[3], model(np.load(sys.argv[2])))
+assert not any("own_networks" in name for name in sys.modules)
+"""
+
+
+def test_it_is_packed_and_predicts_the_same_without_its_code(trained, tmp_path):
+    workdir, results = trained
+    config = config_of(BRANCHES)
+    model, images, logits = (tmp_path / name for name in ("m.safetensors", "x.npy", "y.npy"))
+    call(export.main, workdir, f"--out={model}")
+    np.save(images, load_dataset(config.data).test.images)
+    command = [sys.executable, "-c", PREDICT, model, images, logits]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert all(layer in done.stdout for layer in ("left", "right", "dense", "binary_conv"))
+    variables = load_run(config, workdir, make_mesh(1)).progress.state.variables()
+    network = build_own(BRANCHES, 10, weight_rule="half_half")
+    normalized = normalize(jnp.asarray(np.load(images)), config.data.mean, config.data.std)
+    expected = jax.jit(partial(network.apply, train=False))(variables, normalized)
+    np.testing.assert_array_equal(np.load(logits).argmax(1), expected.argmax(1))
+    assert siman_jax.load(model).notes.accuracy["top1"] == results["last"]["top1"]
 
 
 def test_a_network_without_batch_norm_or_bits_trains(tmp_path):

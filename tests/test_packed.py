@@ -31,16 +31,18 @@ from siman_jax.models.folding import fold, folded_twin
 from siman_jax.models.layers import BinaryDense
 from siman_jax.models.leaves import BINARY_KERNEL, BITS, binary_bits
 from siman_jax.native import library
-from siman_jax.packed import kernels, native
-from siman_jax.packed.bits import dot, pack, signs, unpack, word_count
+from siman_jax.native import packed_calls as native
 from siman_jax.packed.layers import (
     CORNER_SUMS,
     DERIVED,
     WORDS,
     PackedDense,
-    max_pool,
 )
 from siman_jax.packed.network import pack_unchecked, packed_logits, packed_twin
+from siman_jax.program import kernels
+from siman_jax.program.bits import dot, pack, signs, unpack
+from siman_jax.program.operations import word_count
+from siman_jax.program.pools import max_pool
 from siman_jax.pytorch.names import variables_from_torch
 from siman_jax.rules import ACTIVATION_RULES
 from siman_jax.rules.siman import siman_activation
@@ -162,7 +164,7 @@ def test_convolution_is_exact_beyond_one_block(name, channels, features):
 
 WITHOUT_LIBRARY = """
 import numpy as np
-from siman_jax.packed import kernels
+from siman_jax.program import kernels
 
 rng = np.random.default_rng(0)
 bits, kernel = rng.random((1, 4, 5, 40)) < 0.5, rng.random((3, 3, 40, 6)) < 0.5

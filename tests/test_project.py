@@ -51,7 +51,8 @@ ROOMS = {
     "native": "",
     "rules": "errors native",
     "models": "errors outside terminal native rules",
-    "packed": "errors output paths native rules models",
+    "program": "errors native rules models",
+    "packed": "errors output paths native rules models program",
     "pytorch": "errors paths models",
     "devices": "errors stop",
     "data": "errors outside output paths devices",
@@ -65,8 +66,8 @@ ROOMS = {
     "report": "errors output paths terminal devices training analysis runs command",
     "main": "errors stop streams paths terminal models devices training runs command",
     "sweep": "errors stop streams output paths terminal shipped devices training runs command",
-    "export": "errors outside output paths terminal models packed devices data training runs"
-    " command",
+    "export": "errors outside output paths terminal models program packed devices data training"
+    " runs command",
     "convert": "errors output paths terminal models packed pytorch devices data training runs"
     " configs command",
     "predict": "errors paths terminal packed data command",
@@ -155,7 +156,7 @@ def test_a_room_imports_only_rooms_before_it():
 
 
 RULES = {"rules", "errors", "native"}
-PACKED = RULES | {"packed", "models"}
+PACKED = RULES | {"packed", "models", "program"}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ PACKED = RULES | {"packed", "models"}
         ("siman_jax.models.batch_norm", RULES),
         ("siman_jax.models.layers", RULES | {"models"}),
         ("siman_jax.models", RULES | {"models"}),
-        ("siman_jax.packed.kernels", {"packed", "native"}),
+        ("siman_jax.program.kernels", {"program", "native"}),
         ("siman_jax.models.folding", RULES | {"models"}),
         ("siman_jax.packed.network", PACKED),
         ("siman_jax.packed.file", PACKED | {"output", "paths"}),

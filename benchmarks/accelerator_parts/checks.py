@@ -28,7 +28,7 @@ from siman_jax.configs import cifar10
 from siman_jax.models import build_model
 from siman_jax.models.leaves import CHOSEN
 from siman_jax.native.dispatch import native
-from siman_jax.packed.kernels import binary_conv, pack_kernel
+from siman_jax.program.kernels import binary_conv, pack_kernel
 from siman_jax.rules import ACTIVATION_RULES
 from siman_jax.rules.magnitude_bits import half_half_bits
 from siman_jax.rules.siman import project_and_choose, siman_activation

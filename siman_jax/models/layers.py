@@ -16,6 +16,8 @@ as by XLA, and gradients differ only by rounding.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -34,7 +36,7 @@ from siman_jax.models.initializers import (
 from siman_jax.models.leaves import BINARY_KERNEL, BITS, CHOSEN, ROTATIONS, SCHEDULE
 from siman_jax.models.product import Product, absent, computed, convolution, same_padding
 from siman_jax.native import convolution as native_convolution
-from siman_jax.native.dispatch import available
+from siman_jax.native.dispatch import available, native
 from siman_jax.rules import (
     ACTIVATION_RULES,
     AT_THE_END,
@@ -47,6 +49,7 @@ from siman_jax.rules import (
     WeightRule,
     identity,
 )
+from siman_jax.rules.marks import BINARY_CONV, BINARY_DENSE, is_marking, mark
 from siman_jax.rules.precision import wide
 from siman_jax.rules.rbnn import matrix_shape
 
@@ -145,12 +148,15 @@ def _binary_product(
     latent = layer.param(BINARY_KERNEL, layer.kernel_init, shape, jnp.float32)
     alpha = _alpha(layer, weight_rule, shape)
     given = {**_schedule(layer), **_inputs(layer, weight_rule, shape)}
+    # A trace with marks is of activations by XLA; kernels may be computed in any way.
+    kernels = native(True) if is_marking() else nullcontext()
     sign = None
     if layer.has_variable(BITS, BINARY_KERNEL):
         bits: Array = layer.get_variable(BITS, BINARY_KERNEL)
         sign = 2 * bits.astype(layer.dtype) - 1
     if weight_rule.scaled:
-        kernel = weight_rule(latent, given)
+        with kernels:
+            kernel = weight_rule(latent, given)
         if sign is not None:
             kernel = jnp.abs(kernel) * sign.astype(kernel.dtype)
     elif sign is not None:
@@ -158,7 +164,8 @@ def _binary_product(
     else:
         if layer.has_variable(CHOSEN, BINARY_KERNEL):
             given["bits"] = layer.get_variable(CHOSEN, BINARY_KERNEL)
-        kernel = weight_rule(latent, given).astype(layer.dtype)
+        with kernels:
+            kernel = weight_rule(latent, given).astype(layer.dtype)
 
     binarize = _binarize(layer)
     geometry = native_geometry(layer, x, kernel)
@@ -167,7 +174,7 @@ def _binary_product(
 
     terms = math.prod(shape[:-1])
     whole = layer.activation_rule != REAL and terms <= jnp.iinfo(jnp.int16).max
-    return Product(
+    delayed = Product(
         x,
         kernel,
         absent() if alpha is None else alpha,
@@ -177,6 +184,19 @@ def _binary_product(
         KeptSums(product, jnp.int16 if whole else layer.dtype),
         geometry,
     )
+    return _marked(layer, delayed) if is_marking() else delayed
+
+
+def _marked(layer: BinaryConv | BinaryDense, product: Product) -> Array:
+    """Compute a product by XLA, with the marks of its activations and of itself."""
+    x = product.binarize(product.x)
+    after = replace(product, binarize=identity, geometry=None)
+    name, settings = BINARY_DENSE, {}
+    if isinstance(layer, BinaryConv):
+        padding = same_padding(layer.kernel_size)
+        name, settings = BINARY_CONV, {"strides": layer.strides, "padding": padding}
+    operands = (x, product.kernel, product.alpha)
+    return mark(name, after.compute, *operands, scaled=product.scaled, **settings)
 
 
 def native_geometry(

@@ -1,16 +1,16 @@
-"""The model file: a packed network with everything needed to build it again.
+"""Version 1 of the model file: a packed network of `models`, by its name, and its variables.
 
 Binary kernels are stored as bits in 32-bit words, everything else as float32 or float16. Values
 computed from the words are not stored. The metadata describe the layout of the words; see
-`_LAYOUT`.
+`LAYOUT`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -23,18 +23,20 @@ from siman_jax.errors import UsageError
 from siman_jax.models import build_model
 from siman_jax.models.leaves import BINARY_KERNEL
 from siman_jax.output import write_whole
-from siman_jax.packed.bits import WORD_BITS
-from siman_jax.packed.kernels import corner_sums
 from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
 from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.safetensors import decoding, encode, parse_json
 from siman_jax.paths import read_file
+from siman_jax.program.kernels import corner_sums
+from siman_jax.program.operations import WORD_BITS
+
+T = TypeVar("T")
 
 FORMAT = "siman-jax packed network"
 VERSION = "1"
 
 # The meaning of the bits. A file with another layout has to say so.
-_LAYOUT = {
+LAYOUT = {
     "word_bits": "32",
     "bit_order": "little-endian, input channel i is bit i % 32 of word i // 32",
     "polarity": "bit 1 is +1, bit 0 is -1",
@@ -64,6 +66,11 @@ class PackedNetwork:
     variables: dict
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def num_classes(self) -> int:
+        """How many logits it has."""
+        return self.arguments["num_classes"]
+
     def model(self) -> nn.Module:
         """Build the network that was packed."""
         return build_model(self.network, **self.arguments)
@@ -85,16 +92,16 @@ def encode_network(packed: PackedNetwork, float_dtype: DTypeLike = np.float32) -
         if path[-1] != WORDS:
             with np.errstate(over="ignore"):  # reported by the check below
                 array = array.astype(float_dtype)
-        _check_finite("/".join(path), array)
+        check_finite("/".join(path), array)
         tensors["/".join(path)] = array
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        **_LAYOUT,
+        **LAYOUT,
         "network": packed.network,
-        "arguments": _json(packed.arguments),
-        "image_shape": _json(list(packed.image_shape)),
-        "notes": _json(packed.notes),
+        "arguments": as_json(packed.arguments),
+        "image_shape": as_json(list(packed.image_shape)),
+        "notes": as_json(packed.notes),
     }
     return encode(tensors, metadata)
 
@@ -106,20 +113,33 @@ def decode_network(data: bytes) -> PackedNetwork:
       UsageError: the file is damaged, or of another kind or version.
     """
     with decoding(data) as (tensors, metadata):
-        return _network(tensors, metadata)
+        return network_of(tensors, metadata)
 
 
-def _network(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> PackedNetwork:
-    """The network that arrays and metadata describe, after checking all of it."""
-    for name, expected in {"format": FORMAT, "version": VERSION, **_LAYOUT}.items():
+def check_metadata(metadata: Mapping[str, str], version: str, content: set[str]) -> None:
+    """Check that a file's metadata are those of a version, with these entries and no others.
+
+    Raises:
+      UsageError: they are not.
+    """
+    for name, expected in {"format": FORMAT, "version": version, **LAYOUT}.items():
         if metadata.get(name) != expected:
             raise UsageError(f"its {name} is {metadata.get(name)!r}; expected {expected!r}.")
-    missing = _CONTENT - metadata.keys()
+    missing = content - metadata.keys()
     if missing:
         raise UsageError(f"its metadata lack {', '.join(sorted(missing))}.")
-    unknown = metadata.keys() - _CONTENT - _LAYOUT.keys() - {"format", "version"}
+    unknown = metadata.keys() - content - LAYOUT.keys() - {"format", "version"}
     if unknown:  # for example a misspelled digest, which would not be checked
         raise UsageError(f"its metadata hold {sorted(unknown)[0]!r}, which is unknown.")
+
+
+def network_of(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> PackedNetwork:
+    """Return the network that arrays and metadata describe, after checking all of it.
+
+    Raises:
+      UsageError: something is missing or does not fit.
+    """
+    check_metadata(metadata, VERSION, _CONTENT)
     values = {
         name: parse_json(metadata[name], f"its {name}")
         for name in ("arguments", "image_shape", "notes")
@@ -143,10 +163,19 @@ def write_network(
 
 
 def read_network(path: str | Path) -> PackedNetwork:
-    """Read the model file `path`.
+    """Read the model file `path` of version 1.
 
     Raises:
       UsageError: the file is missing, damaged, or of another kind or version.
+    """
+    return read_decoded(path, decode_network)
+
+
+def read_decoded(path: str | Path, decode: Callable[[bytes], T]) -> T:
+    """Read a model file and decode its bytes.
+
+    Raises:
+      UsageError: the file is missing or cannot be read, or `decode` refuses it.
     """
     path = Path(path)
     if path.is_dir():
@@ -154,14 +183,15 @@ def read_network(path: str | Path) -> PackedNetwork:
     if not path.exists():
         raise UsageError(f"there is no file {path}.")
     try:
-        return decode_network(read_file(path, _MOST_BYTES))
+        return decode(read_file(path, _MOST_BYTES))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except UsageError as error:
         raise UsageError(f"{path} is not a usable model file: {error}") from error
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Encode a value as JSON; equal values give equal texts."""
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
@@ -221,10 +251,15 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Any
             raise UsageError(f"{name!r} has shape {array.shape}; expected {expected[name].shape}.")
         if (array.dtype == np.uint32) != (expected[name].dtype == np.uint32):
             raise UsageError(f"{name!r} has dtype {array.dtype}; expected {expected[name].dtype}.")
-        _check_finite(name, array)
+        check_finite(name, array)
 
 
-def _check_finite(name: str, array: np.ndarray) -> None:
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Check that an array of floats holds only finite ones.
+
+    Raises:
+      UsageError: it does not.
+    """
     if array.dtype != np.uint32 and not np.isfinite(array).all():
         raise UsageError(f"{name!r} holds a value that is not finite in {array.dtype}.")
 

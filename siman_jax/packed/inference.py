@@ -13,10 +13,16 @@ from siman_jax.models.normalization import normalize
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.network import packed_logits, packed_twin
 from siman_jax.packed.notes import Notes
+from siman_jax.packed.program_file import PackedProgram
+from siman_jax.program.interpret import interpret
 
 
 def inference(
-    network: PackedNetwork, notes: Notes, *, exact: bool = False, portable: bool = False
+    network: PackedNetwork | PackedProgram,
+    notes: Notes,
+    *,
+    exact: bool = False,
+    portable: bool = False,
 ) -> Callable[[Array], Array]:
     """Build a pure function from images to logits that contains the weights.
 
@@ -26,23 +32,32 @@ def inference(
     Args:
       network: the packed network.
       notes: its notes, for the normalization.
-      exact: round as evaluation does; see `network.packed_logits`.
+      exact: round as evaluation does; see `network.packed_logits`. Programs always do.
       portable: do not tune for this machine: no native library, and no splitting of the batch.
     """
-    model = network.model()
-    apply: Callable[..., Any] = partial(packed_logits, model, exact=exact)
-    if portable:
-        apply = partial(packed_twin(model, native=False).apply, train=False)
+    apply = _logits_of(network, exact=exact, portable=portable)
 
     def logits(images: Array) -> Array:
         if jnp.issubdtype(images.dtype, jnp.floating):
             images = images.astype(jnp.float32) * 255
-        return apply(network.variables, normalize(images, notes.mean, notes.std))
+        return apply(normalize(images, notes.mean, notes.std))
 
     return logits
 
 
-def export_program(network: PackedNetwork, notes: Notes) -> bytes:
+def _logits_of(
+    network: PackedNetwork | PackedProgram, *, exact: bool, portable: bool
+) -> Callable[[Array], Any]:
+    """Return the function from normalized images to logits."""
+    if isinstance(network, PackedProgram):
+        return partial(interpret, network.program, native=not portable)
+    model = network.model()
+    if portable:
+        return partial(packed_twin(model, native=False).apply, network.variables, train=False)
+    return partial(packed_logits, model, network.variables, exact=exact)
+
+
+def export_program(network: PackedNetwork | PackedProgram, notes: Notes) -> bytes:
     """Serialize the network as one StableHLO program, with its weights and normalization.
 
     The program maps uint8 `[batch, height, width, channels]` to float32 `[batch, classes]`, for

@@ -4,9 +4,6 @@ Each replaces the layer that it derives from and has the same attributes, so tha
 definition of a network builds either. `train` is always False here.
 """
 
-from collections.abc import Sequence
-from functools import reduce
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -15,14 +12,14 @@ from siman_jax.errors import choose
 from siman_jax.models.batch_norm import per_channel
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.models.product import same_padding
-from siman_jax.packed.bits import word_count
-from siman_jax.packed.kernels import (
+from siman_jax.program.kernels import (
     PackedKernel,
     binary_conv,
     binary_dense,
     weight_only_conv,
     weight_only_dense,
 )
+from siman_jax.program.operations import word_count
 from siman_jax.rules import ACTIVATION_RULES, REAL
 from siman_jax.rules.precision import wide
 
@@ -73,43 +70,6 @@ class PackedDense(BinaryDense):
         else:
             y = binary_dense(_bits(self, x), kernel, native=self.native).astype(wide(self.dtype))
         return (y * per_channel(alpha, y)).astype(self.dtype)
-
-
-def max_pool(
-    x: Array,
-    window_shape: Sequence[int],
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]] | str = "VALID",
-) -> Array:
-    """Do what `nn.max_pool` does, also for integers, as a maximum of shifted slices.
-
-    XLA's CPU backend vectorizes slices but not `reduce_window`, which takes three times as long.
-
-    Args:
-      x: `[batch, height, width, channels]`, int32 or floating.
-      window_shape: height and width of the window.
-      strides: steps in height and width.
-      padding: before and after, for height and width; "VALID" for none.
-
-    Raises:
-      ValueError: a window is larger than the padded input.
-
-    >>> max_pool(jnp.arange(4).reshape(1, 2, 2, 1), (2, 2), (2, 2)).ravel()
-    Array([3], dtype=int32)
-    """
-    if padding != "VALID":
-        info = jnp.iinfo if jnp.issubdtype(x.dtype, jnp.integer) else jnp.finfo
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=info(x.dtype).min)
-    if any(window > size for size, window in zip(x.shape[1:3], window_shape, strict=True)):
-        raise ValueError(f"windows of {tuple(window_shape)} are larger than the input {x.shape}.")
-    spans = [
-        [
-            slice(start, start + (size - window) // stride * stride + 1, stride)
-            for start in range(window)
-        ]
-        for size, window, stride in zip(x.shape[1:3], window_shape, strides, strict=True)
-    ]
-    return reduce(jnp.maximum, [x[:, rows, columns] for rows in spans[0] for columns in spans[1]])
 
 
 def _bits(layer: BinaryConv | BinaryDense, x: Array) -> Array:

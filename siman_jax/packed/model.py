@@ -11,9 +11,10 @@ from jax.typing import ArrayLike
 
 from siman_jax.errors import UsageError
 from siman_jax.models.summary import print_summary
-from siman_jax.packed.file import PackedNetwork, read_network
+from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.inference import inference
 from siman_jax.packed.notes import Notes, parse_notes
+from siman_jax.packed.program_file import PackedProgram, read_model
 from siman_jax.packed.summary import summarize_packed
 
 
@@ -41,11 +42,9 @@ class PackedModel:
       notes: the file's notes, checked.
     """
 
-    def __init__(self, network: PackedNetwork, *, exact: bool = False) -> None:
+    def __init__(self, network: PackedNetwork | PackedProgram, *, exact: bool = False) -> None:
         self.network = network
-        self.notes: Notes = parse_notes(
-            network.notes, network.image_shape, network.arguments["num_classes"]
-        )
+        self.notes: Notes = parse_notes(network.notes, network.image_shape, network.num_classes)
         self._logits = jax.jit(inference(network, self.notes, exact=exact))
 
     def __call__(self, images: ArrayLike) -> Array:
@@ -130,7 +129,7 @@ def load_model(path: str | Path, *, exact: bool = False) -> PackedModel:
       UsageError: the file is missing, damaged, of another kind or version, or lacks notes that
         prediction needs.
     """
-    network = read_network(path)
+    network = read_model(path)
     try:
         return PackedModel(network, exact=exact)
     except UsageError as error:

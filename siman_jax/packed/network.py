@@ -20,15 +20,15 @@ from siman_jax.errors import UsageError
 from siman_jax.models.folding import COMPARED, FoldedNorm, NotFoldable, fold, same_logits
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.leaves import BINARY_KERNEL, BITS, leaves_by_module
-from siman_jax.packed.kernels import pack_kernel
 from siman_jax.packed.layers import (
     CORNER_SUMS,
     DERIVED,
     WORDS,
     PackedConv,
-    max_pool,
 )
 from siman_jax.packed.residual import covers, residual_logits
+from siman_jax.program.kernels import pack_kernel
+from siman_jax.program.pools import max_pool
 from siman_jax.rules import REAL
 
 # On a CPU a batch is split so that its largest activation has at most this many numbers and stays

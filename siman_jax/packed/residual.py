@@ -15,9 +15,9 @@ from jax import Array
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.resnet import ResNet, TwoShortcutBlock, pad_shortcut, real_shortcut
 from siman_jax.native import library
-from siman_jax.packed import native
+from siman_jax.native import packed_calls as native
+from siman_jax.native.packed_calls import whole_lanes
 from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
-from siman_jax.packed.native import whole_lanes
 from siman_jax.rules import ACTIVATION_RULES, REAL
 
 

@@ -22,6 +22,7 @@ from siman_jax.errors import choose
 from siman_jax.native.convolution import APPROX, STRAIGHT_THROUGH
 from siman_jax.rules.estimators import approx_sign, ste_sign, swish_sign, tanh_sign
 from siman_jax.rules.magnitude_bits import BIT_RULES
+from siman_jax.rules.marks import SIGNS, mark
 from siman_jax.rules.rbnn import rbnn_activation, rbnn_kernel
 from siman_jax.rules.sign_kernels import (
     bi_real_kernel,
@@ -117,7 +118,10 @@ class ActivationRule:
 
     def __call__(self, x: Array, given: Mapping[str, Array | float]) -> Array:
         """Return the activations that are multiplied; `given` is as for `WeightRule`."""
-        return self.function(x, *(given[name] for name in self.inputs))
+        further = [given[name] for name in self.inputs]
+        if self.function is identity:
+            return x
+        return mark(SIGNS, lambda x: self.function(x, *further), x, centred=self.centred)
 
     def bits(self, x: Array) -> Array:
         """Tell where a binary rule gives +1: bool, shape of `x` `[batch, ..., channels]`."""

@@ -150,7 +150,7 @@ def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
       UsageError: the config is of another version.
     """
     try:
-        config = _with_stored_classes(config, workdir)
+        config = with_stored_classes(config, workdir)
         return abstract_snapshot(config, model_from_config(config), _optimizer(config), mesh)
     except UsageError:
         raise
@@ -162,7 +162,7 @@ def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
         ) from error
 
 
-def _with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
+def with_stored_classes(config: ConfigDict, workdir: Path) -> ConfigDict:
     """If the config has no number of classes, take the number that the run was trained with.
 
     Training counts the class folders instead, which need not be on this machine.

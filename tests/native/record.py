@@ -24,9 +24,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from siman_jax.models import build_model
 from siman_jax.models.leaves import BINARY_KERNEL, BITS
 from siman_jax.models.product import same_padding
+from siman_jax.native import packed_calls as native
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH
 from siman_jax.native.norm import HARD_TANH, NONE, PRELU
-from siman_jax.packed import native, residual
+from siman_jax.packed import residual
 from siman_jax.packed.network import pack_unchecked, packed_twin
 
 EPSILON = 1e-5  # added to the variance of a sample

@@ -19,8 +19,9 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from siman_jax.native import library
-from siman_jax.packed import native as cpp
-from siman_jax.packed.bits import pack, signs, unpack, word_count
+from siman_jax.native import packed_calls as cpp
+from siman_jax.program.bits import pack, signs, unpack
+from siman_jax.program.operations import word_count
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 

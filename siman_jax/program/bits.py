@@ -9,16 +9,7 @@ vector.
 import jax.numpy as jnp
 from jax import Array, lax
 
-WORD_BITS = 32
-
-
-def word_count(length: int) -> int:
-    """Return how many words hold `length` bits.
-
-    >>> [word_count(length) for length in (1, 32, 33)]
-    [1, 1, 2]
-    """
-    return -(-length // WORD_BITS)
+from siman_jax.program.operations import WORD_BITS, word_count
 
 
 def pack(bits: Array) -> Array:
