@@ -111,7 +111,10 @@ def _load() -> ctypes.CDLL | None:
     paths = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        _warn("siman-jax was built without its native library, since there was no C++ compiler")
+        _warn(
+            "siman-jax was built without its native library: there was no C++ compiler, or it"
+            " failed; pip install -v shows why"
+        )
         return None
     try:
         return ctypes.CDLL(str(path))
