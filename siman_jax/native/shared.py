@@ -18,7 +18,10 @@ def load() -> ctypes.CDLL | None:
     """Load the library; None, with a warning, if it was not built or cannot be loaded."""
     found = path()
     if found is None:
-        warn("siman-jax was built without its native library, since there was no C++ compiler")
+        warn(
+            "siman-jax was built without its native library: there was no C++ compiler, or it"
+            " failed; pip install -v shows why"
+        )
         return None
     try:
         return ctypes.CDLL(str(found))
