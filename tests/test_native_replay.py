@@ -23,7 +23,11 @@ def has_sanitizers(directory):
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     path = tmp_path_factory.mktemp("cases") / "cases"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests",
+    }
     subprocess.run([sys.executable, SCRIPTS / "record.py", path], env=environment, check=True)
     return path
 

@@ -162,7 +162,7 @@ PACKED = RULES | {"packed", "models", "program"}
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("siman_jax.native.library", set()),
+        ("siman_jax.native.library", {"native"}),
         ("siman_jax.rules.siman", RULES),
         ("siman_jax.rules", RULES),
         ("siman_jax.models.batch_norm", RULES),

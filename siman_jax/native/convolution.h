@@ -23,7 +23,9 @@ struct Convolution {
   int64_t taps_down, taps_across;
   int64_t rows, columns, out;  // of the result
   int64_t top, left, stride;
+  int64_t other_stride = 0;  // across, where it is not `stride`
 
+  int64_t stride_across() const { return other_stride == 0 ? stride : other_stride; }
   int64_t image_row() const { return padded_width * depth; }
   int64_t padded_size() const { return padded_height * image_row(); }
   int64_t results() const { return rows * columns; }
@@ -72,7 +74,8 @@ void FirstTaps(const Convolution& n, const Group& group, const Value* padded,
                const Value* (&seen)[kPixels]) {
   for (int64_t p = 0; p < kPixels; ++p)
     seen[p] = padded + group.samples[p] * n.padded_size() +
-              group.rows[p] * n.stride * n.image_row() + group.columns[p] * n.stride * n.depth;
+              group.rows[p] * n.stride * n.image_row() +
+              group.columns[p] * n.stride_across() * n.depth;
 }
 
 // Corrects the result at (row, column) for padding. Padding has all bits 0, which counted as -1, so
@@ -81,7 +84,7 @@ void FirstTaps(const Convolution& n, const Group& group, const Value* padded,
 inline void AddPadding(const Variant& variant, const Convolution& n, int64_t row, int64_t column,
                        const int32_t* corner_sums, int64_t filters, int32_t* y) {
   row *= n.stride;
-  column *= n.stride;
+  column *= n.stride_across();
   if (row >= n.top && row + n.taps_down <= n.top + n.height && column >= n.left &&
       column + n.taps_across <= n.left + n.width)
     return;

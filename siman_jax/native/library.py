@@ -1,21 +1,21 @@
-"""Loads the native library and registers its functions with XLA."""
+"""Registers the functions of the native library with XLA."""
 
 import ctypes
 import functools
-import logging
 import os
-from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import count, takewhile
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
+from siman_jax.native.shared import load, warn
+
 # Names of the functions that XLA calls.
 BINARY_CONV = "siman_binary_conv"
 RESIDUAL_LOGITS = "siman_residual_logits"
+NETWORK_CALL = "siman_network_call"
 CONV_FORWARD, CONV_BACKWARD = "siman_conv_forward", "siman_conv_backward"
 REAL_FORWARD, REAL_KERNEL_GRADIENT = "siman_real_forward", "siman_real_kernel_gradient"
 EXCEEDS_KTH, KTH_OF_ALL = "siman_exceeds_kth", "siman_kth_of_all"
@@ -28,6 +28,7 @@ MAX_POOL, MAX_POOL_GRADIENT = "siman_max_pool", "siman_max_pool_gradient"
 _TARGETS = (
     BINARY_CONV,
     RESIDUAL_LOGITS,
+    NETWORK_CALL,
     CONV_FORWARD,
     CONV_BACKWARD,
     REAL_FORWARD,
@@ -55,14 +56,14 @@ def variants() -> tuple[str, ...]:
 @functools.cache
 def indices() -> dict[str, int]:
     """Load the library, register its functions, and return the index of each usable variant."""
-    library = _load()
+    library = load()
     if library is None:
         return {}
     try:
         for target in _TARGETS:
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, target)), "cpu")
     except (AttributeError, RuntimeError) as error:  # built for another JAX
-        _warn(f"the native library cannot be used; install siman-jax again to build it ({error})")
+        warn(f"the native library cannot be used; install siman-jax again to build it ({error})")
         return {}
     library.siman_variant_name.restype = ctypes.c_char_p
     names = takewhile(lambda name: name is not None, map(library.siman_variant_name, count()))
@@ -80,7 +81,7 @@ def keep_freed_memory() -> None:
     time takes a quarter of a step. This affects only threads started later, so call it before the
     first computation. Without the library, or without glibc, it does nothing.
     """
-    library = _load()
+    library = load()
     if library is not None:
         library.siman_keep_memory()
 
@@ -104,24 +105,3 @@ def call(target: str, result: Any, *operands: Array, **attributes: Any) -> Any:
     given = {"variant": indices()[variants()[0]], **attributes}
     given = {name: np.int64(x) if type(x) is int else x for name, x in given.items()}
     return jax.ffi.ffi_call(target, result)(*operands, **given)
-
-
-@functools.cache
-def _load() -> ctypes.CDLL | None:
-    paths = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        _warn("siman-jax was built without its native library, since there was no C++ compiler")
-        return None
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:  # built for another system
-        _warn(f"the native library cannot be used; install siman-jax again to build it ({error})")
-        return None
-
-
-def _warn(reason: str) -> None:
-    logging.getLogger(__name__).warning(
-        "%s. Packed inference and training run by XLA instead, with the same integers but slower.",
-        reason,
-    )

@@ -31,7 +31,8 @@ struct Stem {
   Convolution conv;     // depth: channels of the image
   const float* kernel;  // if pooled, the kernels of the four sums, one after another
   Norm norm;
-  bool pooled;  // 7x7 with stride 2, then 3x3 maxima with stride 2
+  bool pooled;      // 7x7 with stride 2, then 3x3 maxima with stride 2
+  float least = 0;  // of the norm's results
 
   static constexpr int kSums = 4;
   static constexpr int64_t kTaps[kSums] = {3, 2, 2, 3};  // taps in a row, for each sum
@@ -156,7 +157,7 @@ inline void StemRow(const Variant& run, const Stem& stem, int64_t row, const Ste
   const Convolution& n = stem.conv;
   const float* seen = memory.image + stem.padded_row();
   (stem.pooled ? MultiplyPairs : Multiply)(run, stem, row, seen, y);
-  run.normalize(n.columns, n.out, stem.norm.gain, stem.norm.offset, 0, y);
+  run.normalize(n.columns, n.out, stem.norm.gain, stem.norm.offset, stem.least, y);
 }
 
 inline void PoolAcross(const Variant& run, const Stem& stem, const float* row, float* y) {

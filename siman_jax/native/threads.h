@@ -30,18 +30,22 @@ struct Phase {
 // How many threads `RunPhases` may use.
 inline int64_t Workers(const Pool& pool) { return std::max<int64_t>(1, pool.threads); }
 
+// Lets the processor rest for a moment.
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
 // Waits until `count` reaches `goal`; after a few thousand checks it yields to other threads.
 inline void WaitFor(const std::atomic<int64_t>& count, int64_t goal) {
   for (int looks = 0; count.load(std::memory_order_acquire) < goal; ++looks) {
-    if (looks > 4000) {
+    if (looks > 4000)
       std::this_thread::yield();
-      continue;
-    }
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
+    else
+      Pause();
   }
 }
 

@@ -28,6 +28,13 @@ struct Taps {
   int64_t out;        // values between two values of one filter: how many filters there are
 };
 
+// What follows a product: y = clip(PReLU(gain * sum + offset + more)), for each filter. A slope of
+// 1 leaves numbers as they are, and so do infinite limits.
+struct Finish {
+  const float *gain, *offset, *slope;
+  float least, most;
+};
+
 // Lengths and numbers of filters are multiples of kLanes.
 struct Variant {
   const char* name;
@@ -51,6 +58,15 @@ struct Variant {
                       const float* gain, const float* offset, const float* slope, float* const* y,
                       float* totals);
 
+  // y[p] = what `finish` makes of sums[p] and, unless `more` is null, more[p]; adds all of y to
+  // kLanes totals. `more` may be y.
+  void (*finish_sums)(const Finish& finish, int64_t pixels, int64_t filters,
+                      const int32_t* const* sums, const float* const* more, float* const* y,
+                      float* totals);
+  void (*finish_floats)(const Finish& finish, int64_t pixels, int64_t filters,
+                        const float* const* sums, const float* const* more, float* const* y,
+                        float* totals);
+
   // x = max(gain * x + offset, least), for `filters` channels of each of `pixels` pixels.
   void (*normalize)(int64_t pixels, int64_t filters, const float* gain, const float* offset,
                     float least, float* x);
@@ -73,8 +89,9 @@ struct Variant {
 };
 
 // The functions of a namespace for these fields, in order.
-#define SIMAN_LOOPS \
-  MultiplyBits, MultiplyFloats, AddBorder, FinishUnit, Normalize, Pack, Max3, JoinPair, Add
+#define SIMAN_LOOPS                                                                               \
+  MultiplyBits, MultiplyFloats, AddBorder, FinishUnit, FinishSums, FinishFloats, Normalize, Pack, \
+      Max3, JoinPair, Add
 
 }  // namespace siman
 

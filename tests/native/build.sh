@@ -18,8 +18,8 @@ compile() { # OBJECT SOURCE [FLAG...]
 }
 
 compile replay "$here/replay.cc"
-for variant in amx avx2 avx512 neon; do
-    compile "$variant" "$library/$variant.cc"
+for file in amx avx2 avx512 neon process; do
+    compile "$file" "$library/$file.cc"
 done
 for bytes in 16 64; do
     name=portable$bytes

@@ -19,7 +19,7 @@ fi
 
 cases=${1:-$scratch/cases}
 if [ $# -eq 0 ]; then
-    JAX_PLATFORMS=cpu PYTHONPATH=$here/../.. "${PYTHON:-python}" "$here/record.py" "$cases"
+    JAX_PLATFORMS=cpu PYTHONPATH=$here/../..:$here/.. "${PYTHON:-python}" "$here/record.py" "$cases"
 fi
 
 "$here/build.sh" "$scratch/replay" aarch64-linux-gnu-g++ -O2 -static -fsanitize=undefined \

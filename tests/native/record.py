@@ -17,6 +17,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import native_networks
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -581,6 +582,38 @@ def networks() -> Iterator[Case]:
         )
 
 
+def network_case(name, operations, images, expected) -> Case:
+    """Record a network of `siman.h`; `expected` is the result of its last operation."""
+    given = {"images": images}
+    for place, (kind, inputs, numbers, weights) in enumerate(operations):
+        given[f"kind {place}"] = np.frombuffer(kind.encode(), np.uint8)
+        given[f"inputs {place}"] = np.int64(inputs)
+        given[f"numbers {place}"] = np.int64(numbers)
+        given[f"weights {place}"] = np.zeros(len(weights), np.uint8)
+        for index, weight in enumerate(weights):
+            if weight is not None:
+                given[f"weight {place} {index}"] = weight
+    expected = np.float32(expected).reshape(len(images), -1)
+    return Case(
+        f"network {name}", {"operations": len(operations)}, given, {"results": expected[None]}
+    )
+
+
+def planned_networks() -> Iterator[Case]:
+    """Networks of all operations, each with the first images for which rounding decides no bit."""
+    for seed in range(24):
+        build = native_networks.random_network(seed, 14)
+        rng = random("network", seed)
+        for _ in range(20):
+            images = floats(rng, 5, *build.shapes[0])
+            try:
+                *_, expected = native_networks.results(build.operations, images)
+            except native_networks.Undecided:
+                continue
+            yield network_case(f"{seed}", build.operations, images, expected)
+            break
+
+
 def write(file: BinaryIO, cases: list[Case]) -> None:
     def integer(number: int) -> None:
         file.write(struct.pack("<q", number))
@@ -610,7 +643,7 @@ def write(file: BinaryIO, cases: list[Case]) -> None:
 def all_cases() -> list[Case]:
     parts = (
         binary_convolutions, real_convolutions, norms, poolings, selections, latent_kernels,
-        packed_convolutions, networks,
+        packed_convolutions, networks, planned_networks,
     )  # fmt: skip
     return [case for part in parts for case in part()]
 

@@ -27,9 +27,13 @@
 #include <vector>
 
 #include "binary_conv.h"
+#include "executor.h"
 #include "network.h"
 #include "norms.h"
+#include "planner.h"
 #include "pooling.h"
+#include "process.h"
+#include "program.h"
 #include "real_conv.h"
 #include "select.h"
 #include "training_conv.h"
@@ -165,6 +169,7 @@ class Call {
   const T* Data(const char* name) const {
     return In(name).data<T>();
   }
+  bool Has(const std::string& name) const { return own_.arrays.count(name) != 0; }
   bool Expects(const char* name) const { return own_.arrays.count(kExpected + std::string(name)); }
   const int64_t* Sizes(const char* name) const {
     return In(kExpected + std::string(name)).sizes.data();
@@ -356,6 +361,48 @@ void RunResidual(Call& call) {
              sizes[1] * sizes[2] * sizes[3], images.data<float>(), call.Out<float>("logits"));
 }
 
+// A planned network, on the threads of the case and on those of the process.
+void RunPlanned(Call& call) {
+  struct Parts {
+    std::string kind;
+    std::vector<siman_array> weights;
+  };
+  const int64_t count = call.Number("operations");
+  std::vector<Parts> parts(count);
+  std::vector<siman_operation> operations;
+  for (int64_t i = 0; i < count; ++i) {
+    const std::string place = std::to_string(i);
+    const Array &kind = call.In("kind " + place), &inputs = call.In("inputs " + place),
+                &numbers = call.In("numbers " + place);
+    Parts& own = parts[i];
+    own.kind.assign(kind.data<char>(), kind.bytes.size());
+    for (int64_t index = 0; index < call.In("weights " + place).sizes[0]; ++index) {
+      const std::string name = "weight " + place + " " + std::to_string(index);
+      if (!call.Has(name)) {
+        own.weights.push_back({});
+        continue;
+      }
+      const Array& weight = call.In(name);
+      own.weights.push_back({weight.bytes.data(),
+                             weight.type == "u4" ? SIMAN_UINT32 : SIMAN_FLOAT32,
+                             static_cast<int64_t>(weight.sizes.size()), weight.sizes.data()});
+    }
+    operations.push_back({own.kind.c_str(), inputs.sizes[0], inputs.data<int64_t>(),
+                          numbers.sizes[0], numbers.data<int64_t>(),
+                          static_cast<int64_t>(own.weights.size()), own.weights.data()});
+  }
+  const Program program = ProgramReader::Read(count, operations.data(), count - 1);
+  Executor executor(Planner::Make(*call.variant, program));
+  const Array& images = call.In("images");
+  auto* results = call.Out<float>("results");
+  executor.Run(call.pool, images.sizes[0], images.data<float>(), results);
+  std::vector<float> again(call.results.at("results").bytes.size() / sizeof(float));
+  for (int64_t threads = 1; threads <= 3; ++threads) {
+    executor.Run(ProcessPool(threads), images.sizes[0], images.data<float>(), again.data());
+    if (!std::equal(again.begin(), again.end(), results)) Fail("other results on own threads");
+  }
+}
+
 const std::map<std::string, void (*)(Call&)> kCalls = {
     {"conv_forward", RunConvForward},
     {"conv_backward", RunConvBackward},
@@ -369,6 +416,7 @@ const std::map<std::string, void (*)(Call&)> kCalls = {
     {"magnitude_code", RunMagnitudeCode},
     {"bits", RunBits},
     {"residual", RunResidual},
+    {"network", RunPlanned},
 };
 
 // Compares floats up to `kTolerance`; arrays with two sizes row by row.

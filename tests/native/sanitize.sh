@@ -13,7 +13,7 @@ compiler=${CXX:-g++}
 
 cases=${1:-$scratch/cases}
 if [ $# -eq 0 ]; then
-    JAX_PLATFORMS=cpu PYTHONPATH=$here/../.. "${PYTHON:-python}" "$here/record.py" "$cases"
+    JAX_PLATFORMS=cpu PYTHONPATH=$here/../..:$here/.. "${PYTHON:-python}" "$here/record.py" "$cases"
 fi
 
 "$here/build.sh" "$scratch/memory" "$compiler" -O1 -fsanitize=address,undefined \
