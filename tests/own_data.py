@@ -1,10 +1,12 @@
 """A data source outside the package, as a user would write it."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
-from siman_jax.data.dataset import Dataset, Split
+from siman_jax.data.dataset import Dataset, Record, Split
 
 
 def stripes(config):
@@ -45,3 +47,34 @@ fewer = changed(labels=np.zeros(99, np.int32))
 fractions = changed(labels=np.zeros(100))
 beyond = changed(labels=np.full(100, 2, np.int32))
 negative = changed(labels=np.full(100, -1, np.int32))
+
+
+class Encoded:
+    """Images as PNG files in memory; one of them has another label."""
+
+    def __init__(self, split, label=None):
+        self.split, self.label = split, label
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, index):
+        file = io.BytesIO()
+        Image.fromarray(self.split.images[index, ..., 0]).save(file, "PNG")
+        label = self.split.labels[index] if self.label is None or index != 7 else self.label
+        return Record(file.getvalue(), int(label), f"image {index}")
+
+
+def encoded(config):
+    data = stripes(config)
+    return replace(data, train=Encoded(data.train), test=Encoded(data.test))
+
+
+def encoded_beyond(config):
+    data = stripes(config)
+    return replace(data, train=Encoded(data.train), test=Encoded(data.test, 2))
+
+
+def encoded_negative(config):
+    data = stripes(config)
+    return replace(data, train=Encoded(data.train, -1), test=Encoded(data.test))

@@ -10,6 +10,7 @@ from small_runs import small_config
 import siman_jax
 from siman_jax.data import class_names, load_dataset
 from siman_jax.data.arrays import config_for, dataset_of
+from siman_jax.data.defaults import image_files
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.runs.train import evaluate_run, train
@@ -124,6 +125,30 @@ def test_sources_that_do_not_fit_are_refused(source, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         train(config, tmp_path / "run", make_mesh(1))
     assert not (tmp_path / "run").exists()
+
+
+def config_of_encoded(source, *, resident):
+    config = config_of_stripes()
+    config.data = image_files()
+    config.data.source = f"tests.own_data:{source}"
+    config.data.num_classes, config.data.resident, config.data.workers = 2, resident, 1
+    config.data.image_size, config.data.shorter_side, config.data.channels = 8, 8, 1
+    config.data.mean = config.data.std = (0.5,)
+    return config
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize(("source", "label"), [("encoded_beyond", 2), ("encoded_negative", -1)])
+def test_labels_of_encoded_images_are_checked_as_they_are_read(source, label, resident, tmp_path):
+    config = config_of_encoded(source, resident=resident)
+    with pytest.raises(UsageError, match=f"image 7 has the label {label}; expected 0 to 1"):
+        train(config, tmp_path / "run", make_mesh(1))
+
+
+def test_encoded_images_of_a_source_are_streamed(tmp_path):
+    config = config_of_encoded("encoded", resident=False)
+    results = train(config, tmp_path / "run", make_mesh(1))
+    assert evaluate_run(config, tmp_path / "run", make_mesh(1)) == results
 
 
 def test_importing_the_package_imports_neither_jax_nor_flax():

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from siman_jax.data import arrays, digits, image_folder, tfds
-from siman_jax.data.dataset import Dataset, Records, Split, evenly_spaced
+from siman_jax.data.dataset import Dataset, Labelled, Records, Split, evenly_spaced
 from siman_jax.data.defaults import are_files
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
@@ -82,6 +82,8 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
                 " fields for them; make config.data with siman_jax.data.defaults.image_files()."
             )
         _check_background(config.background)
+        if is_outside(config.source):
+            dataset = _labelled(dataset)
         if config.resident:
             dataset = decode_dataset(dataset, config)
     for name, split in (("training", dataset.train), ("test", dataset.test)):
@@ -120,6 +122,15 @@ def _check_background(level: int) -> None:
             f"--config.data.background is {level}; it must be a whole number from 0 (black) to 255"
             " (white)."
         )
+
+
+def _labelled(dataset: Dataset) -> Dataset:
+    """Return the data set, with labels that are checked where they are read one by one."""
+    train, test = (
+        part if isinstance(part, Split) else Labelled(part, len(dataset.classes))
+        for part in (dataset.train, dataset.test)
+    )
+    return replace(dataset, train=train, test=test)
 
 
 def _check_split(name: str, split: Split, config: ConfigDict, classes: int) -> None:

@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from siman_jax.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Split:
@@ -64,6 +66,37 @@ class Records(Protocol):
 def steps_in_epoch(split: Split | Records, batch_size: int) -> int:
     """Number of full batches in a split; the remaining examples are left out of an epoch."""
     return len(split) // batch_size
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Records from outside the package, whose labels are checked as they are read.
+
+    Attributes:
+      records: the records.
+      classes: how many classes there are.
+    """
+
+    records: Records
+    classes: int
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        """Read a record.
+
+        Raises:
+          UsageError: its label is not that of a class.
+        """
+        record = self.records[index]
+        if not 0 <= record.label < self.classes:
+            raise UsageError(
+                f"{record.name} has the label {record.label}; expected 0 to {self.classes - 1}, the"
+                f" last of {self.classes} classes."
+            )
+        return record
 
 
 @dataclass(frozen=True)
