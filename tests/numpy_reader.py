@@ -130,7 +130,7 @@ FUNCTIONS = {
     "affine": lambda o, x, scale=1, shift=0: x * scale + shift,
     "prelu": lambda o, x, slope: np.where(x > 0, x, slope * x),
     "clip": lambda o, x: np.clip(x, float(o["low"]), float(o["high"])),
-    "sigmoid": lambda o, x: 1 / (1 + np.exp(-x)),
+    "sigmoid": lambda o, x: 0.5 + np.tanh(x / 2) / 2,  # exp(-x) may overflow
     "tanh": lambda o, x: np.tanh(x),
     "softmax": softmax,
     "signs": signs,
