@@ -11,8 +11,10 @@ from packable_networks import PACKABLE, REFUSED, PlainCnn, Refused
 from small_networks import DRAWS, trained, two_convolutions, with_random_bits
 
 from siman_jax.models import MODELS
+from siman_jax.native import library
 from siman_jax.program import operations as op
 from siman_jax.program.interpret import interpret
+from siman_jax.program.native import native_network
 from siman_jax.program.operations import Program, packed_bits, unpacked_bits
 from siman_jax.program.passes import simplify, without_unused
 from siman_jax.program.prove import Unequal, prove
@@ -116,6 +118,11 @@ def test_networks_of_one_s_own(name):
     images = images_of()
     program = check(model, drawn(model, images), images)
     assert program.image_shape == (8, 8, 3)
+    if library.variants():
+        found = native_network(program)(np.asarray(images))
+        expected = jax.jit(interpret, compiler_options=FAST)(program, images)
+        close = np.abs(found - expected).max(1) <= 1e-4 * np.abs(expected).max()
+        assert close.mean() >= 0.6  # rounding may change a bit
     lines = {one.line.partition(":")[0] for one in program.operations[1:]}
     assert lines == {"packable_networks.py"}
 

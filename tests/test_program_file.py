@@ -85,7 +85,8 @@ def test_a_loaded_model_predicts_and_says_what_it_costs(tmp_path, capsys):
     images = np.random.default_rng(1).integers(0, 256, (4, 6, 6, 3), np.uint8)
     normalized = normalize(images, NOTES["mean"], NOTES["std"])
     expected = jax.jit(interpret)(PROGRAM, normalized)
-    np.testing.assert_array_equal(model(images), expected)
+    np.testing.assert_array_equal(siman_jax.load(path, exact=True)(images), expected)
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-6)
     assert model.predict(images).names == [("a", "b", "é")[i] for i in expected.argmax(1)]
     model.summary()
     assert "stem/conv" in capsys.readouterr().out

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from siman_jax.models.normalization import normalize
+from siman_jax.native import library
+from siman_jax.native.network_call import network_call
 from siman_jax.packed.file import PackedNetwork
 from siman_jax.packed.network import packed_logits, packed_twin
 from siman_jax.packed.notes import Notes
 from siman_jax.packed.program_file import PackedProgram
 from siman_jax.program.interpret import interpret
+from siman_jax.program.native import native_network
 
 
 def inference(
@@ -32,7 +35,8 @@ def inference(
     Args:
       network: the packed network.
       notes: its notes, for the normalization.
-      exact: round as evaluation does; see `network.packed_logits`. Programs always do.
+      exact: round as evaluation does; see `network.packed_logits`. For a program, run it by JAX
+        instead of as one native call.
       portable: do not tune for this machine: no native library, and no splitting of the batch.
     """
     apply = _logits_of(network, exact=exact, portable=portable)
@@ -50,7 +54,11 @@ def _logits_of(
 ) -> Callable[[Array], Any]:
     """Return the function from normalized images to logits."""
     if isinstance(network, PackedProgram):
-        return partial(interpret, network.program, native=not portable)
+        by_jax = partial(interpret, network.program, native=not portable)
+        if exact or portable or not library.variants():
+            return by_jax
+        on_cpu = partial(network_call, native_network(network.program))
+        return partial(jax.lax.platform_dependent, cpu=on_cpu, default=by_jax)
     model = network.model()
     if portable:
         return partial(packed_twin(model, native=False).apply, network.variables, train=False)
