@@ -13,6 +13,7 @@
 #include "epilogue.h"
 #include "plan.h"
 #include "program.h"
+#include "tasks.h"
 #include "variant.h"
 
 namespace siman {
@@ -188,26 +189,30 @@ class Pooling {
   int64_t rows() const { return y_.sizes[0]; }
   int64_t scratch_size() const { return y_.lanes; }
 
-  void Run(const Frame& frame, const float* x, float* y, int64_t begin, int64_t end) const {
+  // `totals` may be null; else it gets the sum of each row.
+  void Run(const Frame& frame, const float* x, float* y, float* totals, int64_t begin,
+           int64_t end) const {
     const Window& w = window_;
     const float* more = epilogue_.more(frame);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t top = row * w.stride_down - w.top;
       const int64_t first_row = std::max<int64_t>(0, top),
                     last_row = std::min(x_.sizes[0], top + w.down);
+      float sum[kLanes] = {};
       for (int64_t column = 0; column < y_.sizes[1]; ++column) {
         const int64_t left = column * w.stride_across - w.left;
         const int64_t first = std::max<int64_t>(0, left),
                       last = std::min(x_.sizes[1], left + w.across);
-        float *own = frame.scratch, unused[kLanes] = {};
+        float* own = frame.scratch;
         std::fill_n(own, x_.lanes, maximum_ ? -std::numeric_limits<float>::infinity() : 0.0f);
         for (int64_t r = first_row; r < last_row; ++r) Across(x, r, first, last, own);
         const int64_t place = (row * y_.sizes[1] + column) * y_.lanes;
         const float *sums = own, *added = more + (more == nullptr ? 0 : place);
         float* to = y + place;
         run_.finish_floats(epilogue_.from(0), 1, y_.lanes, &sums,
-                           more == nullptr ? nullptr : &added, &to, unused);
+                           more == nullptr ? nullptr : &added, &to, sum);
       }
+      if (totals != nullptr) totals[row] = Total(sum);
     }
   }
 

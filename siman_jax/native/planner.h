@@ -18,6 +18,7 @@
 #include "pooled_stem.h"
 #include "program.h"
 #include "real_product.h"
+#include "tasks.h"
 #include "variant.h"
 
 namespace siman {
@@ -396,8 +397,10 @@ class Planner {
                                           own.kind == Kind::kMaxPool, EpilogueOf(chain));
     Buffer* y = Write(place);
     NeedScratch(pool->scratch_size());
+    Buffer* totals = Totals(place, pool->rows());
     AddStage(pool->rows(), [=, from = x.place](const Frame& frame, int64_t begin, int64_t end) {
-      pool->Run(frame, frame.at(from), frame.at(y), begin, end);
+      pool->Run(frame, frame.at(from), frame.at(y), totals == nullptr ? nullptr : frame.at(totals),
+                begin, end);
     });
   }
 
@@ -410,18 +413,23 @@ class Planner {
     Buffer* y = Write(place, CanOverwrite(x, place) ? &x : more);
     // A few thousand numbers each.
     const int64_t pixels = x.pixels, lanes = x.lanes, part = 4096 / lanes + 1;
-    AddStage((pixels + part - 1) / part,
-             [=, &run = run_, from = x.place](const Frame& frame, int64_t begin, int64_t end) {
-               const float *own = frame.at(from), *added = epilogue->more(frame);
-               float unused[kLanes] = {};
-               for (int64_t pixel = begin * part; pixel < std::min(pixels, end * part); ++pixel) {
-                 const float *sums = own + pixel * lanes,
-                             *extra = added + (added == nullptr ? 0 : pixel * lanes);
-                 float* to = frame.at(y) + pixel * lanes;
-                 run.finish_floats(epilogue->from(0), 1, lanes, &sums,
-                                   added == nullptr ? nullptr : &extra, &to, unused);
-               }
-             });
+    const int64_t tasks = (pixels + part - 1) / part;
+    Buffer* totals = Totals(place, tasks);
+    AddStage(tasks, [=, &run = run_, from = x.place](const Frame& frame, int64_t begin,
+                                                     int64_t end) {
+      const float *own = frame.at(from), *added = epilogue->more(frame);
+      for (int64_t task = begin; task < end; ++task) {
+        float sum[kLanes] = {};
+        for (int64_t pixel = task * part; pixel < std::min(pixels, (task + 1) * part); ++pixel) {
+          const float *sums = own + pixel * lanes,
+                      *extra = added + (added == nullptr ? 0 : pixel * lanes);
+          float* to = frame.at(y) + pixel * lanes;
+          run.finish_floats(epilogue->from(0), 1, lanes, &sums, added == nullptr ? nullptr : &extra,
+                            &to, sum);
+        }
+        if (totals != nullptr) frame.at(totals)[task] = Total(sum);
+      }
+    });
   }
 
   // Sums of samples ---------------------------------------------------------------------------
@@ -434,6 +442,16 @@ class Planner {
     own.sums = NewBuffer(tasks);
     own.sum_count = tasks;
     return own.sums;
+  }
+
+  // In kLanes parts, which a compiler may compute at the same time.
+  static double RowSum(const float* row, int64_t length) {
+    float parts[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= length; i += kLanes)
+      for (int64_t lane = 0; lane < kLanes; ++lane) parts[lane] += row[i + lane];
+    for (int64_t lane = 0; i < length; ++i, ++lane) parts[lane] += row[i];
+    return Total(parts);
   }
 
   // Makes sure that there are sums of an operand, and that the current step can read them.
@@ -449,10 +467,8 @@ class Planner {
         for (int64_t index = begin; index < end; ++index) {
           double sum = 0;
           for (int64_t pixel = index * part; pixel < std::min(x.pixels, (index + 1) * part);
-               ++pixel) {
-            const float* row = frame.at(x.place) + pixel * x.lanes;
-            for (int64_t c = 0; c < x.channels; ++c) sum += row[c];
-          }
+               ++pixel)
+            sum += RowSum(frame.at(x.place) + pixel * x.lanes, x.channels);
           frame.at(to)[index] = static_cast<float>(sum);
         }
       });
