@@ -17,6 +17,7 @@ from siman_jax import rules
 from siman_jax.configs import cifar10
 from siman_jax.models import MODELS, build_model, norm_layer, product
 from siman_jax.models.batch_norm import Affine, KeptSums, Moments, Norm, Operands
+from siman_jax.models.layers import BinaryConv
 from siman_jax.models.leaves import BINARY_KERNEL, binary_bits
 from siman_jax.rules.estimators import approx_sign
 from siman_jax.rules.standardize import standardize
@@ -38,6 +39,24 @@ def test_step_lowers_for_accelerators(network, dtype, platform):
     assert not re.search(r"tensor<[\dx]*f64>", program)
     # One barrier for the magnitudes that have percentiles, and one for those that have medians.
     assert program.count("stablehlo.optimization_barrier") == 2
+
+
+@pytest.mark.parametrize(
+    ("channels", "kept"), [(3, np.int8), (15, np.int16), (28, np.int8), (30, np.int16)]
+)
+def test_largest_sums_are_kept_exactly(channels, kept):
+    """With an even number of channels, half a sum is kept: 126 and 135 for the last two."""
+    layer = BinaryConv(2, weight_rule="bnn", dtype=jnp.bfloat16, activation_rule="ste_sign")
+    images = jnp.ones((1, 4, 4, channels), jnp.bfloat16)
+    for sign in (1, -1):
+        kernel = jnp.full((3, 3, channels, 2), float(sign))
+        params = {"params": {BINARY_KERNEL: kernel}}
+        product = layer.apply(params, images, method="product")
+        sums = product.sums.forward(product.operands)
+        assert sums.dtype == kept
+        found = product.sums.read(sums, jnp.float32)[0, :, :, 0]
+        assert found[1, 1] == sign * 9 * channels
+        assert found[0, 0] == sign * 4 * channels
 
 
 def plain_kernel(kernel: Array, rule: str = "half_half", bits: Array | None = None) -> Array:

@@ -232,10 +232,17 @@ def test_activations_far_from_zero_keep_their_gradient(dtype, tolerance):
     assert error < tolerance * np.max(np.abs(expected))
 
 
-@pytest.mark.parametrize("moments", [moments_about_first, moments_about_mean])
-def test_moments_far_from_zero_keep_their_digits(moments):
+@pytest.mark.parametrize(
+    ("moments", "mean", "dtype"),
+    [
+        (moments_about_first, 300, jnp.float32),
+        (moments_about_mean, 300, jnp.float32),
+        (moments_about_mean, 10, jnp.bfloat16),
+    ],
+)
+def test_moments_far_from_zero_keep_their_digits(moments, mean, dtype):
     """Test both implementations: that for CPUs, and that for other devices."""
-    x = 300 + np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
+    x = jnp.asarray(mean + np.random.default_rng(0).standard_normal((3, 8, 8, 4)), dtype)
     mean, variance = jax.jit(moments)(x)
     exact = np.float64(x)
     np.testing.assert_allclose(mean, exact.mean((1, 2, 3), keepdims=True), rtol=1e-6)

@@ -4,7 +4,7 @@
 
 The derivative is written by hand, so that each direction reads its arrays only twice: once for all
 sums over the batch, and once for the result. The backward needs only y from the forward. If y is a
-product of bits, the product's sums are kept instead, as 16-bit integers.
+product of bits, the product's sums are kept instead, as integers of 8 or 16 bits.
 """
 
 import math
@@ -243,17 +243,25 @@ class KeptSums:
 
     Attributes:
       multiply: the product of two arrays of one dtype, such as a convolution.
-      kept: dtype that holds the sums exactly, such as int16; if there is none, the dtype to round
-        them to.
+      kept: dtype that holds the sums, divided by `unit`, exactly, such as int16; if there is none,
+        the dtype to round them to.
+      unit: 2 if all sums are even, which saves a bit; otherwise 1.
     """
 
     multiply: Callable[..., Array]
     kept: DTypeLike
+    unit: int = 1
 
     def forward(self, operands: Operands) -> Array:
-        """Compute the sums in float32, or in float64 if the operands are."""
+        """Compute the sums in float32, or in float64 if the operands are; return them in `kept`."""
         x, kernel, _ = operands
-        return self.multiply(x, kernel, preferred_element_type=wide(x.dtype)).astype(self.kept)
+        sums = self.multiply(x, kernel, preferred_element_type=wide(x.dtype))
+        return (sums if self.unit == 1 else sums / self.unit).astype(self.kept)
+
+    def read(self, kept: Array, dtype: DTypeLike) -> Array:
+        """Return the sums that `forward` kept, in a floating dtype."""
+        sums = kept.astype(dtype)
+        return sums if self.unit == 1 else sums * self.unit
 
     def gradients(self, dy: Array, dalpha: Array | None, operands: Operands) -> Operands:
         """Compute the cotangents of all operands from those of the scaled sums and of alpha.
@@ -279,7 +287,7 @@ def scaled_product(sums: KeptSums, operands: Operands) -> Array:
 def _scaled_product_fwd(sums: KeptSums, operands: Operands) -> tuple[Array, Any]:
     kept = sums.forward(operands)
     x, _, alpha = operands
-    y = kept.astype(wide(x.dtype))
+    y = sums.read(kept, wide(x.dtype))
     if alpha is not None:
         y = y * per_channel(alpha, y)
     return y.astype(x.dtype), (operands, None if alpha is None else kept)
@@ -288,7 +296,7 @@ def _scaled_product_fwd(sums: KeptSums, operands: Operands) -> tuple[Array, Any]
 def _scaled_product_bwd(sums: KeptSums, residuals: Any, g: Array) -> tuple[Operands]:
     operands, kept = residuals
     g = g.astype(wide(g.dtype))
-    dalpha = None if kept is None else jnp.sum(g * kept.astype(g.dtype), range(g.ndim - 1))
+    dalpha = None if kept is None else jnp.sum(g * sums.read(kept, g.dtype), range(g.ndim - 1))
     return (sums.gradients(g, dalpha, operands),)
 
 
@@ -308,8 +316,9 @@ def _product_norm_fwd(
 ) -> tuple[Any, Any]:
     kept = sums.forward(operands)
     alpha = operands.alpha
-    moments = norm.moments(kept, alpha, near)
-    out = norm.apply(kept, alpha, moments, affine)
+    x = sums.read(kept, wide(norm.dtype))
+    moments = norm.moments(x, alpha, near)
+    out = norm.apply(x, alpha, moments, affine)
     of_y = moments
     if alpha is not None:
         alpha = alpha.astype(moments.mean.dtype)[None]
@@ -321,7 +330,8 @@ def _product_norm_bwd(
     sums: KeptSums, norm: Norm, residuals: Any, g: tuple[Array, Moments]
 ) -> tuple:
     operands, affine, near, moments, kept = residuals
-    gradients = norm.gradients(g[0], kept, operands.alpha, moments, affine)
+    x = sums.read(kept, wide(norm.dtype))
+    gradients = norm.gradients(g[0], x, operands.alpha, moments, affine)
     cotangents = sums.gradients(gradients.y, gradients.scale, operands)
     return cotangents, gradients.affine, jnp.zeros_like(near)
 

@@ -172,8 +172,6 @@ def _binary_product(
     if geometry is not None and _activation_rule(layer).estimator is None:
         x, binarize = binarize(x), identity
 
-    terms = math.prod(shape[:-1])
-    whole = layer.activation_rule != REAL and terms <= jnp.iinfo(jnp.int16).max
     delayed = Product(
         x,
         kernel,
@@ -181,7 +179,7 @@ def _binary_product(
         weight_rule.scaled,
         result,
         binarize,
-        KeptSums(product, jnp.int16 if whole else layer.dtype),
+        _kept_sums(layer, product, shape),
         geometry,
     )
     return _marked(layer, delayed) if is_marking() else delayed
@@ -197,6 +195,21 @@ def _marked(layer: BinaryConv | BinaryDense, product: Product) -> Array:
         name, settings = BINARY_CONV, {"strides": layer.strides, "padding": padding}
     operands = (x, product.kernel, product.alpha)
     return mark(name, after.compute, *operands, scaled=product.scaled, **settings)
+
+
+def _kept_sums(
+    layer: BinaryConv | BinaryDense, product: Callable[..., Array], shape: tuple[int, ...]
+) -> KeptSums:
+    """Choose the smallest integers that hold the sums of a product with a kernel of `shape`.
+
+    Padding leaves out all channels of a pixel. So if their number is even, every sum has an even
+    number of terms of +-1, and is even itself.
+    """
+    terms, unit = math.prod(shape[:-1]), 1 if shape[-2] % 2 else 2
+    for kept in (jnp.int8, jnp.int16):
+        if layer.activation_rule != REAL and terms // unit <= jnp.iinfo(kept).max:
+            return KeptSums(product, kept, unit)
+    return KeptSums(product, layer.dtype)
 
 
 def native_geometry(
@@ -227,8 +240,14 @@ def _activation_rule(layer: BinaryConv | BinaryDense) -> ActivationRule:
 
 def _binarize(layer: BinaryConv | BinaryDense) -> Callable[[Array], Array]:
     rule, given = _activation_rule(layer), _schedule(layer)
-    # A sample's mean decides its bits, so it needs more precision than bfloat16.
-    return lambda x: rule(x.astype(wide(layer.dtype)), given).astype(layer.dtype)
+
+    def binarize(x: Array) -> Array:
+        # A sample's mean decides its bits, so it needs more precision than bfloat16.
+        if not (rule.widens and x.dtype == layer.dtype):
+            x = x.astype(wide(layer.dtype))
+        return rule(x, given).astype(layer.dtype)
+
+    return binarize
 
 
 def _schedule(layer: nn.Module) -> dict[str, Array | float]:

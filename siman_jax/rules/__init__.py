@@ -107,6 +107,8 @@ class ActivationRule:
       function: from `[batch, ..., channels]` and the `inputs` to the same shape.
       inputs: names of the further arguments of `function`: scheduled scalars.
       centred: whether signs are taken about each sample's mean instead of 0.
+      widens: whether `function` computes in float32 by itself where x is narrower; other rules are
+        given float32.
       estimator: what the native library calls the gradient, a constant of `native.convolution`;
         None for rules that it does not know, whose activations it receives already binarized.
     """
@@ -114,6 +116,7 @@ class ActivationRule:
     function: Callable[..., Array]
     inputs: tuple[str, ...] = ()
     centred: bool = False
+    widens: bool = False
     estimator: int | None = None
 
     def __call__(self, x: Array, given: Mapping[str, Array | float]) -> Array:
@@ -158,7 +161,7 @@ WEIGHT_RULES: dict[str, WeightRule] = {
 }
 
 ACTIVATION_RULES: dict[str, ActivationRule] = {
-    "siman": ActivationRule(siman_activation, centred=True, estimator=APPROX),
+    "siman": ActivationRule(siman_activation, centred=True, widens=True, estimator=APPROX),
     "approx_sign": ActivationRule(approx_sign, estimator=APPROX),
     "ste_sign": ActivationRule(ste_sign, estimator=STRAIGHT_THROUGH),
     "swish_sign": ActivationRule(swish_sign),

@@ -2,7 +2,8 @@
 
 On an accelerator a computation over one layer's kernel takes about as long as one over all layers'
 kernels. So the filters of all layers become the columns of one matrix, the shorter ones padded at
-the end, and `radix_selection` finds medians and percentiles in it.
+the end, and `radix_selection` finds medians and percentiles in it. Where that would be much
+padding, there are several matrices.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from siman_jax.rules import radix_selection
+
+# Numbers of padding in a matrix: 8 MB in float32, which the memory on a chip holds.
+_MOST_PADDING = 2**21
 
 
 def project_and_choose(
@@ -30,6 +34,34 @@ def project_and_choose(
       The projected kernels; their bits, bool of the same shapes; and the mean and deviation used
       to standardize each filter, `[1, ..., out]` for each kernel.
     """
+    found: dict[int, tuple[Array, ...]] = {}
+    for own in _divided(
+        [(kernel.size // kernel.shape[-1], kernel.shape[-1]) for kernel in kernels]
+    ):
+        lists = _in_one_matrix([kernels[i] for i in own], percent, accumulate, epsilon)
+        found.update(zip(own, zip(*lists, strict=True), strict=True))
+    projected, bits, mean, deviation = zip(*(found[i] for i in range(len(kernels))), strict=True)
+    return list(projected), list(bits), list(mean), list(deviation)
+
+
+def _divided(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Divide kernels of given lengths and columns among matrices with little padding: indices."""
+    parts, padding = list[list[int]](), 0
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i][0], reverse=True):
+        length, columns = sizes[i]
+        if parts:
+            padding += (sizes[parts[-1][0]][0] - length) * columns
+        if not parts or padding > _MOST_PADDING:
+            parts.append([])
+            padding = 0
+        parts[-1].append(i)
+    return parts
+
+
+def _in_one_matrix(
+    kernels: Sequence[Array], percent: Array, accumulate: DTypeLike, epsilon: float
+) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
+    """Do what `project_and_choose` does for kernels of similar lengths."""
     dtype = kernels[0].dtype
     flat = [kernel.reshape(-1, kernel.shape[-1]) for kernel in kernels]
     columns = [x.shape[1] for x in flat]

@@ -1,10 +1,10 @@
 """Order statistics of many columns at once, by a few passes over their digits and no loop.
 
-The bits of non-negative floats, read as unsigned integers, have the same order as the floats. So
-the k-th smallest of a column is found digit by digit, from the highest down. For every value that
-the digit may have, one pass counts how many keys are smaller; these counts determine the digit. A
-digit has four bits, so a float32 takes eight passes. Nothing is rounded: the result is exactly
-that of sorting.
+The bits of non-negative floats, read as integers, have the same order as the floats. So the k-th
+smallest of a column is found digit by digit, from the highest down. For every value that the digit
+may have, one pass counts how many keys are smaller; these counts determine the digit. A digit has
+four bits, so a float32 takes eight passes. Nothing is rounded: the result is exactly that of
+sorting.
 
 The columns of several arrays may be joined, since on an accelerator a pass over all of them costs
 about as much as one over the largest.
@@ -12,18 +12,19 @@ about as much as one over the largest.
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 _DIGIT_BITS = 4
-_UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
+_INTEGERS = {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}
 
 
 def as_keys(x: Array) -> Array:
-    """Reinterpret non-negative floats of 16, 32 or 64 bits as unsigned integers of equal order."""
-    return lax.bitcast_convert_type(x, _UNSIGNED[jnp.finfo(x.dtype).bits])
+    """Reinterpret non-negative floats of 16, 32 or 64 bits as integers of equal order."""
+    return lax.bitcast_convert_type(x, _INTEGERS[jnp.finfo(x.dtype).bits])
 
 
 def kth_smallest(x: Array, ranks: Array) -> Array:
@@ -100,13 +101,29 @@ def neighbours_in_groups(
     found = _select(keys, rank, groups)
     own = groups.spread(found)
     larger = [jnp.where(keys > key[None], keys, largest(keys)) for key in own]
-    larger = groups.least(_reduce(larger, jnp.minimum, largest(keys)))
-    reached = groups.gather(_count_below(keys, [key + 1 for key in own]))
+    reached = [(keys <= key[None]).astype(jnp.int32) for key in own]
+    kinds = [_least(keys)] * len(own) + [_SUM] * len(own)
+    ends = groups.gather(_reduce(larger + reached, kinds, axis=0), kinds)
+    larger, reached = ends[: len(own)], ends[len(own) :]
     after = [
         jnp.where(count > k + 1, key, more)
         for count, k, key, more in zip(reached, rank, found, larger, strict=True)
     ]
     return found, after
+
+
+class _Reduction(NamedTuple):
+    """How numbers are combined, and what to start from."""
+
+    combine: Callable[[Array, Array], Array]
+    start: np.number
+
+
+_SUM = _Reduction(jnp.add, np.int32(0))
+
+
+def _least(keys: Array) -> _Reduction:
+    return _Reduction(jnp.minimum, largest(keys))
 
 
 class _Columns:
@@ -116,8 +133,9 @@ class _Columns:
         """Return one value per column, `[m]`."""
         return values
 
-    def gather(self, values: list[Array]) -> list[Array]:
+    def gather(self, values: list[Array], kinds: Sequence[_Reduction]) -> list[Array]:
         """Return the columns' values."""
+        del kinds
         return values
 
 
@@ -132,20 +150,18 @@ class _Groups:
         self._of = np.repeat(np.arange(len(sizes)), sizes)[None] == np.arange(len(sizes))[:, None]
 
     def spread(self, values: list[Array]) -> list[Array]:
-        """Repeat the values of groups `[g]` for their columns `[m]`."""
-        stacked = jnp.stack(values)[:, :, None]
-        own = jnp.where(self._of[None], stacked, values[0].dtype.type(0))
-        return list(jnp.max(own, axis=1))
+        """Repeat the values of groups `[g]`, which are not negative, for their columns `[m]`."""
+        zero = values[0].dtype.type(0)
+        own = [jnp.where(self._of, value[:, None], zero) for value in values]
+        return _reduce(own, [_Reduction(jnp.maximum, zero)] * len(own), axis=0)
 
-    def gather(self, values: list[Array]) -> list[Array]:
-        """Sum over the columns of each group."""
-        own = jnp.where(self._of[None], jnp.stack(values)[:, None], values[0].dtype.type(0))
-        return list(jnp.sum(own, axis=2, dtype=values[0].dtype))
-
-    def least(self, keys: list[Array]) -> list[Array]:
-        """Return the smallest key among each group's columns."""
-        own = jnp.where(self._of[None], jnp.stack(keys)[:, None], largest(keys[0]))
-        return list(jnp.min(own, axis=2))
+    def gather(self, values: list[Array], kinds: Sequence[_Reduction]) -> list[Array]:
+        """Reduce the columns' values `[m]` to those of each group, `[g]`."""
+        own = [
+            jnp.where(self._of, value[None], kind.start)
+            for value, kind in zip(values, kinds, strict=True)
+        ]
+        return _reduce(own, kinds, axis=1)
 
 
 def keys_of(x: Array) -> Array:
@@ -170,8 +186,8 @@ def apart(joined: Array, like: Sequence[Array]) -> list[Array]:
     return [joined[: len(x), start:stop] for x, (start, stop) in zip(like, edges, strict=True)]
 
 
-def largest(keys: Array) -> np.unsignedinteger:
-    """Return the largest integer of the keys' dtype, which is above every float's key."""
+def largest(keys: Array) -> np.signedinteger:
+    """Return the largest integer of the keys' dtype, which is above every number's key."""
     return keys.dtype.type(np.iinfo(keys.dtype).max)
 
 
@@ -192,9 +208,12 @@ def _select(keys: Array, ranks: list[Array], groups: "_Columns | _Groups") -> li
     for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
         highest = 2 ** (3 if shift == bits - _DIGIT_BITS else _DIGIT_BITS)
         steps = [keys.dtype.type(digit << shift) for digit in range(1, highest)]
-        below = groups.gather(
-            _count_below(keys, [own | step for own in groups.spread(found) for step in steps])
-        )
+        # The difference is compared with constants: a threshold for each column and each value of
+        # the digit would have to be computed before the pass.
+        above = [keys - own[None] for own in groups.spread(found)]
+        smaller = [(x < step).astype(jnp.int32) for x in above for step in steps]
+        kinds = [_SUM] * len(smaller)
+        below = groups.gather(_reduce(smaller, kinds, axis=0), kinds)
         for i, rank in enumerate(ranks):
             counts = below[i * len(steps) : (i + 1) * len(steps)]
             digit = sum(
@@ -205,18 +224,10 @@ def _select(keys: Array, ranks: list[Array], groups: "_Columns | _Groups") -> li
     return found
 
 
-def _count_below(keys: Array, thresholds: Sequence[Array]) -> list[Array]:
-    """Count the keys of each column below each threshold `[m]`, in one pass."""
-    smaller = [(keys < threshold[None]).astype(jnp.int32) for threshold in thresholds]
-    return _reduce(smaller, jnp.add, np.int32(0))
+def _reduce(arrays: list[Array], kinds: Sequence[_Reduction], axis: int) -> list[Array]:
+    """Reduce all arrays along an axis in one pass."""
 
+    def combine(a: list[Array], b: list[Array]) -> list[Array]:
+        return [kind.combine(x, y) for kind, x, y in zip(kinds, a, b, strict=True)]
 
-def _reduce(
-    arrays: list[Array], combine: Callable[[Array, Array], Array], start: np.number
-) -> list[Array]:
-    """Reduce all arrays along the first axis in one pass."""
-
-    def both(a: list[Array], b: list[Array]) -> list[Array]:
-        return [combine(x, y) for x, y in zip(a, b, strict=True)]
-
-    return list(lax.reduce(arrays, [start] * len(arrays), both, (0,)))
+    return list(lax.reduce(arrays, [kind.start for kind in kinds], combine, (axis,)))

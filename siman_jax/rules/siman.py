@@ -125,8 +125,9 @@ def _magnitude_code_bwd(residuals: tuple[Array, Array, Array], g: Array) -> tupl
     u = (kernel - mean) / deviation
     n = group_size(kernel, axes)
     du = g * jnp.sign(u)
-    first = jnp.sum(du, axes, keepdims=True) / n
-    second = jnp.sum(du * u, axes, keepdims=True) / (n - 1)
+    # The constants are inside, since compilers for accelerators compute with a sum on its own.
+    first = jnp.sum(du * (1 / n), axes, keepdims=True)
+    second = jnp.sum(du * u * (1 / (n - 1)), axes, keepdims=True)
     return (du - first - u * second) / deviation, None
 
 
@@ -204,8 +205,8 @@ def _siman_activation_bwd(residuals: tuple[Array, Array, Array], g: Array) -> tu
     r = lax.rsqrt(variance + VARIANCE_EPSILON)
     u = (x.astype(mean.dtype) - mean) * r
     du = g.astype(mean.dtype) * jnp.maximum(2 - 2 * jnp.abs(u), 0)
-    first = jnp.sum(du, axes, keepdims=True) / n
-    second = jnp.sum(du * u, axes, keepdims=True) / (n - 1)
+    first = jnp.sum(du * (1 / n), axes, keepdims=True)
+    second = jnp.sum(du * u * (1 / (n - 1)), axes, keepdims=True)
     return ((r * (du - first - u * second)).astype(x.dtype),)
 
 
