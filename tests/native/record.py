@@ -601,6 +601,14 @@ def network_case(name, operations, images, expected) -> Case:
 
 def planned_networks() -> Iterator[Case]:
     """Networks of all operations, each with the first images for which rounding decides no bit."""
+    # With so many weights, a thread computes several images together.
+    build = native_networks.Builder((8, 9, 64))
+    x = build.conv(0, 96, strides=(2, 1), padding=(2, 1, 3, 3), groups=2)
+    more = build.conv(0, 96, strides=(2, 1), padding=(2, 1, 3, 3))
+    build.clip(build.prelu(build.add("add", [more, build.affine(x)])), -0.5, 2)
+    images = floats(random("network", "heavy"), 7, *build.shapes[0])
+    *_, expected = native_networks.results(build.operations, images)
+    yield network_case("heavy", build.operations, images, expected)
     for seed in range(24):
         build = native_networks.random_network(seed, 14)
         rng = random("network", seed)
