@@ -355,6 +355,7 @@ class TestFormats(WithTorch):
             with pytest.raises(UsageError, match=r"not a PyTorch checkpoint|holds no state_dict"):
                 read_state(path)
 
+    @pytest.mark.slow
     def test_the_command_and_training_on(self, torch, tmp_path):
         """Run the commands as a user does, on digits, since CIFAR-10 is not available."""
         arrays = state() | {"conv1.weight": golden().arrays["conv1.weight"][:, :1]}

@@ -241,7 +241,9 @@ def test_a_batch_that_does_not_fall_evenly_is_refused(size, sizes):
 
 
 def test_more_devices_than_there_are():
-    with pytest.raises(UsageError, match="--devices is 9, but this run has 8 devices"):
+    with pytest.raises(
+        UsageError, match="--devices is 9, and the number of devices in this run is 8"
+    ):
         make_mesh(9)
 
 

@@ -12,8 +12,8 @@ from siman_jax.native.convolution import ONE, Geometry
 from siman_jax.native.dispatch import native
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
-from siman_jax.packed import layers
 from siman_jax.program import bits as packed_bits
+from siman_jax.program import pools
 from siman_jax.program.kernels import (
     PackedKernel,
     binary_conv,
@@ -223,7 +223,7 @@ def test_packed_products_that_do_not_fit():
     with pytest.raises(ValueError, match="expected the same"):
         packed_bits.dot(jnp.ones((1, 1), jnp.uint32), jnp.ones(1, jnp.uint32), 3)
     with pytest.raises(ValueError, match="larger than the input"):
-        layers.max_pool(jnp.ones((1, 3, 3, 1)), (5, 5), (1, 1))
+        pools.max_pool(jnp.ones((1, 3, 3, 1)), (5, 5), (1, 1))
 
 
 def test_an_empty_batch_gives_an_empty_result():

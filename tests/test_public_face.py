@@ -37,6 +37,7 @@ def test_every_name_has_an_example(name):
     assert any(name in example.source for example in examples)
 
 
+@pytest.mark.slow
 def test_training_and_loading(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
