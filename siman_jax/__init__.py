@@ -9,7 +9,7 @@ are the rules that these layers take. `MODELS` are the five networks of the pape
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -51,17 +51,18 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
 
 
-def load(path: str | Path, *, exact: bool = False) -> "PackedModel":
+def load(source: str | Path | bytes | BinaryIO, *, exact: bool = False) -> "PackedModel":
     """Read a model file written by `python -m siman_jax.export`.
 
         model = siman_jax.load("model.safetensors")
         logits = model(images)  # uint8 [batch, height, width, channels]
 
-    JAX uses threads, which forked processes lack. To share the work between processes, start them
-    by `spawn` or `forkserver`, and load the file in each of them.
+    Networks of your own run without JAX, if the native library was built, and may be called after
+    a fork. The networks of the package need JAX, whose threads forked processes lack: start
+    processes by `spawn` or `forkserver`, and load the file in each of them.
 
     Args:
-      path: of the file.
+      source: path of the file, its bytes, or the file opened for reading bytes.
       exact: compute layer by layer as evaluation on a CPU does. If run and file are float32, every
         bit and prediction is then the same. By default the native library may sum real numbers in
         another order, which is faster; in about one of some hundred images rounding then changes a
@@ -71,9 +72,9 @@ def load(path: str | Path, *, exact: bool = False) -> "PackedModel":
       UsageError: the file is missing, damaged, of another kind or version, or lacks notes that
         prediction needs.
     """
-    from siman_jax.packed.model import load_model  # JAX is imported when it is needed
+    from siman_jax.packed.model import load_model
 
-    return load_model(path, exact=exact)
+    return load_model(source, exact=exact)
 
 
 def train(

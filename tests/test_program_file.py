@@ -1,6 +1,8 @@
 """Version 2 of the model file: programs come back as they were, and bad files are refused."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from program_example import every_operation
 import siman_jax
 from siman_jax.errors import UsageError
 from siman_jax.models.normalization import normalize
+from siman_jax.native import library
 from siman_jax.packed.file import PackedNetwork, encode_network
 from siman_jax.packed.inference import export_program
 from siman_jax.packed.notes import Notes, parse_notes
@@ -93,6 +96,51 @@ def test_a_loaded_model_predicts_and_says_what_it_costs(tmp_path, capsys):
     exported = export_program(model.network, model.notes)
     found = jax.export.deserialize(bytearray(exported)).call(images)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+WITHOUT_JAX = """
+import pickle, sys
+import numpy as np
+import siman_jax
+model = siman_jax.load(sys.argv[1])
+images = np.load(sys.argv[2])
+again = pickle.loads(pickle.dumps(model))
+names = model.predict(images, threads=1).names
+assert again.predict(images).names == names
+assert not {"jax", "jaxlib", "flax"} & sys.modules.keys()
+print(model, *names)
+"""
+
+
+@pytest.mark.skipif(not library.variants(), reason="the native library was not built")
+def test_a_program_runs_without_jax(tmp_path):
+    path, images = tmp_path / "model.safetensors", tmp_path / "images.npy"
+    write_program(path, PackedProgram(PROGRAM, {**NOTES, "class_names": ["a", "b", "c"]}))
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 6, 6, 3), np.uint8)
+    np.save(images, pixels)
+    command = [sys.executable, "-c", WITHOUT_JAX, path, images]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    names = siman_jax.load(path, exact=True).predict(pixels).names
+    assert done.stdout.split(", ")[1].split() == ["natively>", *names]
+
+
+def test_bytes_and_open_files_are_loaded(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(DATA)
+    images = np.zeros((2, 6, 6, 3), np.uint8)
+    expected = siman_jax.load(path)(images)
+    np.testing.assert_array_equal(siman_jax.load(DATA)(images), expected)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(siman_jax.load(file)(images), expected)
+    with pytest.raises(UsageError, match="the bytes are not a usable model file: it has only 3"):
+        siman_jax.load(b"abc")
+
+
+def test_inside_jit_it_is_the_same():
+    model = siman_jax.load(DATA)
+    images = np.random.default_rng(1).integers(0, 256, (2, 6, 6, 3), np.uint8)
+    found = jax.jit(model)(images)
+    np.testing.assert_allclose(found, model(images), rtol=1e-5, atol=1e-6)
 
 
 def test_numpy_alone_reads_and_runs_the_file():

@@ -2,15 +2,14 @@
 
 Binary kernels are stored as bits in 32-bit words, everything else as float32 or float16. Values
 computed from the words are not stored. The metadata describe the layout of the words; see
-`LAYOUT`.
+`container.LAYOUT`.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,29 +22,26 @@ from siman_jax.errors import UsageError
 from siman_jax.models import build_model
 from siman_jax.models.leaves import BINARY_KERNEL
 from siman_jax.output import write_whole
+from siman_jax.packed.container import (
+    FORMAT,
+    LAYOUT,
+    as_json,
+    check_finite,
+    check_metadata,
+    read_decoded,
+)
 from siman_jax.packed.layers import CORNER_SUMS, DERIVED, WORDS
 from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.safetensors import decoding, encode, parse_json
-from siman_jax.paths import read_file
 from siman_jax.program.kernels import corner_sums
 from siman_jax.program.operations import WORD_BITS
 
-T = TypeVar("T")
-
-FORMAT = "siman-jax packed network"
 VERSION = "1"
 
-# The meaning of the bits. A file with another layout has to say so.
-LAYOUT = {
-    "word_bits": "32",
-    "bit_order": "little-endian, input channel i is bit i % 32 of word i // 32",
-    "polarity": "bit 1 is +1, bit 0 is -1",
-}
 _CONTENT = {"network", "arguments", "image_shape", "notes"}
 # No network is larger than this; the limits bound the work that a wrong file can cause.
 _MOST = {"num_classes": 1_000_000, "width": 4096}
 _MOST_PIXELS = 4096
-_MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -116,23 +112,6 @@ def decode_network(data: bytes) -> PackedNetwork:
         return network_of(tensors, metadata)
 
 
-def check_metadata(metadata: Mapping[str, str], version: str, content: set[str]) -> None:
-    """Check that a file's metadata are those of a version, with these entries and no others.
-
-    Raises:
-      UsageError: they are not.
-    """
-    for name, expected in {"format": FORMAT, "version": version, **LAYOUT}.items():
-        if metadata.get(name) != expected:
-            raise UsageError(f"its {name} is {metadata.get(name)!r}; expected {expected!r}.")
-    missing = content - metadata.keys()
-    if missing:
-        raise UsageError(f"its metadata lack {', '.join(sorted(missing))}.")
-    unknown = metadata.keys() - content - LAYOUT.keys() - {"format", "version"}
-    if unknown:  # for example a misspelled digest, which would not be checked
-        raise UsageError(f"its metadata hold {sorted(unknown)[0]!r}, which is unknown.")
-
-
 def network_of(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> PackedNetwork:
     """Return the network that arrays and metadata describe, after checking all of it.
 
@@ -169,30 +148,6 @@ def read_network(path: str | Path) -> PackedNetwork:
       UsageError: the file is missing, damaged, or of another kind or version.
     """
     return read_decoded(path, decode_network)
-
-
-def read_decoded(path: str | Path, decode: Callable[[bytes], T]) -> T:
-    """Read a model file and decode its bytes.
-
-    Raises:
-      UsageError: the file is missing or cannot be read, or `decode` refuses it.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected a model file.")
-    if not path.exists():
-        raise UsageError(f"there is no file {path}.")
-    try:
-        return decode(read_file(path, _MOST_BYTES))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    except UsageError as error:
-        raise UsageError(f"{path} is not a usable model file: {error}") from error
-
-
-def as_json(value: Any) -> str:
-    """Encode a value as JSON; equal values give equal texts."""
-    return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 def _check_arguments(
@@ -252,16 +207,6 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, Any
         if (array.dtype == np.uint32) != (expected[name].dtype == np.uint32):
             raise UsageError(f"{name!r} has dtype {array.dtype}; expected {expected[name].dtype}.")
         check_finite(name, array)
-
-
-def check_finite(name: str, array: np.ndarray) -> None:
-    """Check that an array of floats holds only finite ones.
-
-    Raises:
-      UsageError: it does not.
-    """
-    if array.dtype != np.uint32 and not np.isfinite(array).all():
-        raise UsageError(f"{name!r} holds a value that is not finite in {array.dtype}.")
 
 
 def _variables(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], Any]) -> dict:

@@ -1,21 +1,23 @@
 """A model file as a Python object, which maps images to logits or named classes."""
 
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.typing import ArrayLike
 
 from siman_jax.errors import UsageError
-from siman_jax.models.summary import print_summary
-from siman_jax.packed.file import PackedNetwork
-from siman_jax.packed.inference import inference
+from siman_jax.native import shared
+from siman_jax.native.network import Network
 from siman_jax.packed.notes import Notes, parse_notes
-from siman_jax.packed.program_file import PackedProgram, read_model
-from siman_jax.packed.summary import summarize_packed
+from siman_jax.packed.program_file import PackedProgram, decode_model, read_model
+from siman_jax.program.native import native_network
+
+if TYPE_CHECKING:
+    from jax import Array
+    from jax.typing import ArrayLike
+
+    from siman_jax.packed.file import PackedNetwork
 
 
 class Prediction(NamedTuple):
@@ -35,38 +37,78 @@ class Prediction(NamedTuple):
 class PackedModel:
     """A packed network, ready to be called.
 
-    The first call with each batch size compiles the network.
+    A program runs by the native library, with NumPy alone; it may be called from several threads
+    and after a fork. Otherwise, and inside `jax.jit`, JAX runs it, which compiles it at the first
+    call with each batch size.
 
     Attributes:
       network: the content of the file.
+      exact: whether JAX runs it, as evaluation does.
       notes: the file's notes, checked.
     """
 
-    def __init__(self, network: PackedNetwork | PackedProgram, *, exact: bool = False) -> None:
+    def __init__(self, network: "PackedNetwork | PackedProgram", *, exact: bool = False) -> None:
         self.network = network
+        self.exact = exact
         self.notes: Notes = parse_notes(network.notes, network.image_shape, network.num_classes)
-        self._logits = jax.jit(inference(network, self.notes, exact=exact))
+        self._native = None if exact else _native(network)
+        self._compiled: Any = None
+        if self._native is None:
+            self._compile()
 
-    def __call__(self, images: ArrayLike) -> Array:
+    def __call__(self, images: "ArrayLike", *, threads: int | None = None) -> "Array | np.ndarray":
         """Map images to logits.
 
         Args:
           images: `[batch, height, width, channels]`, uint8 from 0 to 255, or floating from 0 to 1;
             they are normalized here by the file's mean and std.
+          threads: how many threads the native library may use; all processors if None. JAX has
+            threads of its own.
 
         Returns:
-          float32 `[batch, classes]`.
+          float32 `[batch, classes]`: of NumPy where the library runs a program, else of JAX.
 
         Raises:
           UsageError: the shape or dtype is wrong, or floats are outside of 0 to 1. A rounding
             error, one step of their dtype or of float32, is allowed. Inside `jax.jit` the range
             is not checked, since values are not known there.
         """
-        return self._logits(self._checked(images))
+        array = self._checked(images)
+        if self._native is None or _is_traced(array):
+            return self._compile()(array)
+        pixels = np.asarray(array)
+        if pixels.dtype != np.uint8:
+            pixels = pixels * np.float32(255)
+        std = np.asarray(self.notes.std, np.float32)
+        scale, shift = 1 / (255 * std), np.asarray(self.notes.mean, np.float32) / std
+        return self._native(pixels.astype(np.float32) * scale - shift, threads=threads)
 
-    def predict(self, images: ArrayLike) -> Prediction:
-        """Classify images; the argument and errors are those of a call."""
-        logits = np.asarray(self(images))
+    def _compile(self) -> Any:
+        if self._compiled is None:
+            import jax  # late: the native library does without
+
+            from siman_jax.packed.inference import inference
+
+            self._compiled = jax.jit(inference(self.network, self.notes, exact=self.exact))
+        return self._compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep what the file holds; the rest is made again."""
+        return {"network": self.network, "exact": self.exact}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make it again from what `__getstate__` kept."""
+        self.__init__(state["network"], exact=state["exact"])  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        """Say what it maps to what, and how."""
+        size = "x".join(map(str, self.network.image_shape))
+        how = "by JAX" if self._native is None else "natively"
+        return f"<PackedModel: images of {size} to {self.network.num_classes} classes, {how}>"
+
+    def predict(self, images: "ArrayLike", *, threads: int | None = None) -> Prediction:
+        """Classify images; the arguments and errors are those of a call."""
+        logits = np.asarray(self(images, threads=threads))
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = powers / powers.sum(axis=1, keepdims=True)
         classes = probabilities.argmax(axis=1)
@@ -78,10 +120,13 @@ class PackedModel:
 
     def summary(self) -> None:
         """Print the parameters, multiply-accumulates and kB of every layer, and their totals."""
+        from siman_jax.models.summary import print_summary  # late: they need JAX
+        from siman_jax.packed.summary import summarize_packed
+
         print_summary(summarize_packed(self.network))
 
-    def _checked(self, images: ArrayLike) -> Array | np.ndarray:
-        array = images if isinstance(images, Array) else np.asarray(images)
+    def _checked(self, images: Any) -> Any:
+        array = images if _is_of_jax(images) else np.asarray(images)
         expected = "x".join(map(str, self.network.image_shape))
         if array.ndim != 4 or array.shape[1:] != self.network.image_shape or not array.shape[0]:
             raise UsageError(
@@ -91,15 +136,16 @@ class PackedModel:
             )
         if array.dtype == np.uint8:
             return array
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+        if not (np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"):
             raise UsageError(
                 f"the images have dtype {array.dtype}; expected uint8 from 0 to 255, or floats"
                 " from 0 to 1."
             )
-        if isinstance(array, jax.core.Tracer):
+        if _is_traced(array):
             return array.astype(np.float32)
         least, most = float(array.min()), float(array.max())
-        step = float(max(jnp.finfo(array.dtype).eps, jnp.finfo(jnp.float32).eps))
+        half = array.dtype.name == "bfloat16"
+        step = 2**-7 if half else max(np.finfo(array.dtype).eps, np.finfo(np.float32).eps)
         if not -step <= least <= most <= 1 + step:
             raise UsageError(
                 f"the images are floats from {least:g} to {most:g}; expected 0 to 1, not yet"
@@ -118,19 +164,42 @@ class PackedModel:
         return ""
 
 
-def load_model(path: str | Path, *, exact: bool = False) -> PackedModel:
+def _native(network: "PackedNetwork | PackedProgram") -> Network | None:
+    """Prepare a program for the native library; None if JAX has to run it."""
+    if not isinstance(network, PackedProgram) or shared.load() is None:
+        return None
+    return native_network(network.program)
+
+
+def _is_of_jax(x: Any) -> bool:
+    return "jax" in sys.modules and isinstance(x, sys.modules["jax"].Array)
+
+
+def _is_traced(x: Any) -> bool:
+    return "jax" in sys.modules and isinstance(x, sys.modules["jax"].core.Tracer)
+
+
+def load_model(source: str | Path | bytes | BinaryIO, *, exact: bool = False) -> PackedModel:
     """Read a model file.
 
     Args:
-      path: of the file.
+      source: path of the file, its bytes, or the file opened for reading bytes.
       exact: as for `siman_jax.load`.
 
     Raises:
       UsageError: the file is missing, damaged, of another kind or version, or lacks notes that
         prediction needs.
     """
-    network = read_model(path)
+    if isinstance(source, str | Path):
+        name, network = str(source), read_model(source)
+    else:
+        name = "the model"
+        data = source if isinstance(source, bytes) else source.read()
+        try:
+            network = decode_model(data)
+        except UsageError as error:
+            raise UsageError(f"the bytes are not a usable model file: {error}") from error
     try:
         return PackedModel(network, exact=exact)
     except UsageError as error:
-        raise UsageError(f"{path} cannot be used to predict: {error}") from error
+        raise UsageError(f"{name} cannot be used to predict: {error}") from error

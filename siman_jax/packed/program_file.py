@@ -1,7 +1,7 @@
 """Version 2 of the model file: any network, as a program.
 
 The metadata hold the list of operations as JSON, with their settings and the names of their
-weights; the weights are the file's tensors. Reading it needs none of the network's code.
+weights; the weights are the file's tensors. Reading it needs NumPy, and none of the network's code.
 """
 
 import json
@@ -9,21 +9,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import numpy as np
-from jax.typing import DTypeLike
+from numpy.typing import DTypeLike
 
 from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
-from siman_jax.packed.file import (
+from siman_jax.packed.container import (
     FORMAT,
     LAYOUT,
-    PackedNetwork,
     as_json,
     check_finite,
     check_metadata,
-    network_of,
     read_decoded,
 )
 from siman_jax.packed.safetensors import decoding, encode, parse_json
@@ -36,6 +34,9 @@ from siman_jax.program.operations import (
     Operation,
     Program,
 )
+
+if TYPE_CHECKING:
+    from siman_jax.packed.file import PackedNetwork
 
 VERSION = "2"
 _CONTENT = {"program", "notes"}
@@ -54,7 +55,7 @@ class PackedProgram:
 
     Attributes:
       program: the network, with NumPy arrays as weights.
-      notes: any JSON values, as in `file.PackedNetwork`.
+      notes: any JSON values, as in `notes.Notes`.
     """
 
     program: Program
@@ -150,7 +151,7 @@ def decode_program(data: bytes) -> PackedProgram:
         return _program_of(tensors, metadata)
 
 
-def decode_model(data: bytes) -> PackedNetwork | PackedProgram:
+def decode_model(data: bytes) -> "PackedNetwork | PackedProgram":
     """Decode the bytes of a model file of any version.
 
     Raises:
@@ -159,10 +160,12 @@ def decode_model(data: bytes) -> PackedNetwork | PackedProgram:
     with decoding(data) as (tensors, metadata):
         if metadata.get("version") == VERSION:
             return _program_of(tensors, metadata)
+        from siman_jax.packed.file import network_of  # needs JAX, which programs do not
+
         return network_of(tensors, metadata)
 
 
-def read_model(path: str | Path) -> PackedNetwork | PackedProgram:
+def read_model(path: str | Path) -> "PackedNetwork | PackedProgram":
     """Read the model file `path`, of any version.
 
     Raises:
