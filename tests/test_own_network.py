@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli import REPOSITORY, TINY, call, run
+from packable_networks import PACKABLE
 from PIL import Image
 from small_runs import small_config
 
@@ -25,6 +26,7 @@ from siman_jax.runs.log import read_rows
 from siman_jax.runs.stored_run import load_run
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import read_config
+from siman_jax.training.task import model_from_config
 
 BRANCHES = "tests.own_networks:branches"
 
@@ -119,6 +121,27 @@ def test_it_is_packed_and_predicts_the_same_without_its_code(trained, tmp_path):
     expected = jax.jit(partial(network.apply, train=False))(variables, normalized)
     np.testing.assert_array_equal(np.load(logits).argmax(1), expected.argmax(1))
     assert siman_jax.load(model).notes.accuracy["top1"] == results["last"]["top1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PACKABLE)
+def test_networks_of_many_kinds_train_and_predict_the_same_packed(name, tmp_path):
+    function = f"tests.packable_networks:{PACKABLE[name].__name__}"
+    config = config_of(function)
+    if name == "learned threshold":
+        config.model.activation_rule = "approx_sign"
+    workdir, out = tmp_path / "run", tmp_path / "model.safetensors"
+    train(config, workdir, make_mesh(1))
+    call(export.main, workdir, f"--out={out}")
+    split = load_dataset(config.data).test
+    variables = load_run(config, workdir, make_mesh(1)).progress.state.variables()
+    network = model_from_config(read_config(workdir))
+    normalized = normalize(jnp.asarray(split.images), config.data.mean, config.data.std)
+    logits = jax.jit(partial(network.apply, train=False))(variables, normalized)
+    for exact in (False, True):
+        classes = siman_jax.load(out, exact=exact).predict(split.images).classes
+        # Rounding may change a bit, and so seldom a class.
+        assert (classes != logits.argmax(1)).sum() <= 1
 
 
 def test_a_network_without_batch_norm_or_bits_trains(tmp_path):
