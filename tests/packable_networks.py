@@ -165,6 +165,10 @@ REFUSED = {
     "loop": (lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x * 2, x), "scan of activations"),
     "comparison": (lambda x: jnp.where(x > x[..., ::-1], x, 0.0), "rev of activations"),
     "two comparisons": (lambda x: x * ((x > 0) & (x < 1)).astype(x.dtype), "and of activations"),
+    "selection": (
+        lambda x: jnp.where(x > 0, 0.0, jnp.maximum(x, 2.0)),
+        "selects between activations",
+    ),
     "rounding": (jnp.round, "round of activations"),
     "division": (lambda x: 1 / (1 + x), "divides by activations"),
     "number of images": (lambda x: x / len(x), None),

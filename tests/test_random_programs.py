@@ -30,7 +30,7 @@ def test_the_draws_have_every_operation():
 
 
 @pytest.mark.skipif(not library.variants(), reason="the native library was not built")
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**32))
 def test_the_library_computes_what_jax_does(seed):
     program = draw_program(seed)

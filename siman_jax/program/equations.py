@@ -269,9 +269,9 @@ def _select(reader: Reader, equation: JaxprEqn, inputs: list[Any]) -> Result:
         slope = _slope(reader, below, x)
         if than == 0 and slope is not None:
             return reader.add(op.PReLU, x, slope=slope)
-    if than is not None and high == than and _at_most(reader, below, x):
+    if than is not None and high == than and _keeps(reader, below, x, than):
         return reader.add(op.Clip, below, low=-math.inf, high=than)
-    if than is not None and low == than and _at_most(reader, above, x):
+    if than is not None and low == than and _keeps(reader, above, x, than):
         return reader.add(op.Clip, above, low=than, high=math.inf)
     raise reader.refusal("it selects between activations in a way that is no known activation")
 
@@ -284,12 +284,14 @@ def _slope(reader: Reader, y: Any, x: Result) -> Any:
     return None
 
 
-def _at_most(reader: Reader, y: Any, x: Result) -> bool:
-    """Tell whether y is x, or x clipped."""
+def _keeps(reader: Reader, y: Any, x: Result, bound: float) -> bool:
+    """Tell whether y is x, or x clipped to limits with `bound` between them."""
     if not isinstance(y, Result):
         return False
     made = reader.operations[y.place]
-    return y == x or (isinstance(made, op.Clip) and made.inputs == (x.place,))
+    if isinstance(made, op.Clip) and made.inputs == (x.place,):
+        return made.low <= bound <= made.high
+    return y == x
 
 
 # Places -------------------------------------------------------------------------------------------
@@ -407,7 +409,7 @@ def _part(
 # The same numbers ---------------------------------------------------------------------------------
 
 
-@_reads("copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision", "name")
+@_reads("copy", "copy_p", "stop_gradient", "optimization_barrier", "name")
 def _same(reader: Reader, equation: JaxprEqn, inputs: list[Any]) -> Any:
     return list(inputs)
 

@@ -109,7 +109,7 @@ class Reader(Walker):
             inputs=tuple(x.place for x in inputs),
             path=self.path,
             line=self.line,
-            **settings,
+            **{name: _plain(value) for name, value in settings.items()},
         )
         try:
             shape = operation.shape_of(*(self.shapes[x.place] for x in inputs))
@@ -220,6 +220,13 @@ class Reader(Walker):
             return signs
         minus = np.full(self.shape(signs)[-1:], -1, np.float32)
         return self.add(op.Affine, signs, scale=minus)
+
+
+def _plain(value: Any) -> Any:
+    """Return whole numbers of NumPy, which some equations hold, as those of Python for files."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _next_after(x: Any) -> Any:
