@@ -1,5 +1,6 @@
 """Tests of the code for accelerators without one: lowered programs, and a simpler step."""
 
+import math
 import re
 from functools import partial
 from unittest import mock
@@ -20,6 +21,7 @@ from siman_jax.models.batch_norm import Affine, KeptSums, Moments, Norm, Operand
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.leaves import BINARY_KERNEL, binary_bits
 from siman_jax.rules.estimators import approx_sign
+from siman_jax.rules.kernels_together import divided
 from siman_jax.rules.standardize import standardize
 from siman_jax.training import step
 from siman_jax.training.optimizer import build_optimizer
@@ -37,8 +39,21 @@ def test_step_lowers_for_accelerators(network, dtype, platform):
     assert "stablehlo.while" not in program
     assert "siman_" not in program
     assert not re.search(r"tensor<[\dx]*f64>", program)
-    # One barrier for the magnitudes that have percentiles, and one for those that have medians.
-    assert program.count("stablehlo.optimization_barrier") == 2
+    # In each matrix of kernels, one barrier for the magnitudes that have percentiles, and one for
+    # those that have medians.
+    barriers = 2 * len(divided(kernel_sizes(network)))
+    assert program.count("stablehlo.optimization_barrier") == barriers
+
+
+def kernel_sizes(network):
+    """Lengths and columns of all binary kernels."""
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    model = build_model(network, num_classes=10)
+    init = partial(model.init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), images)["params"]
+    leaves = flatten_dict(params).items()
+    shapes = [leaf.shape for path, leaf in leaves if path[-1] == BINARY_KERNEL]
+    return [(math.prod(shape[:-1]), shape[-1]) for shape in shapes]
 
 
 @pytest.mark.parametrize(

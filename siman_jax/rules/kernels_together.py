@@ -35,16 +35,14 @@ def project_and_choose(
       to standardize each filter, `[1, ..., out]` for each kernel.
     """
     found: dict[int, tuple[Array, ...]] = {}
-    for own in _divided(
-        [(kernel.size // kernel.shape[-1], kernel.shape[-1]) for kernel in kernels]
-    ):
+    for own in divided([(kernel.size // kernel.shape[-1], kernel.shape[-1]) for kernel in kernels]):
         lists = _in_one_matrix([kernels[i] for i in own], percent, accumulate, epsilon)
         found.update(zip(own, zip(*lists, strict=True), strict=True))
     projected, bits, mean, deviation = zip(*(found[i] for i in range(len(kernels))), strict=True)
     return list(projected), list(bits), list(mean), list(deviation)
 
 
-def _divided(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+def divided(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Divide kernels of given lengths and columns among matrices with little padding: indices."""
     parts, padding = list[list[int]](), 0
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i][0], reverse=True):
