@@ -34,3 +34,10 @@ def x64() -> Iterator[None]:
     """64-bit JAX for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled() -> Iterator[None]:
+    """Compiled programs of one file of tests are not kept for the next: they fill the memory."""
+    yield
+    jax.clear_caches()
