@@ -237,6 +237,7 @@ def test_real_convolutions(image, channels, blocks, taps, strides, pad):
         assert relative_error(found, other) < TOLERANCE
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32 - 1), st.booleans())
 def test_order_statistics(rows, columns, seed, ties):
@@ -262,6 +263,7 @@ def test_order_statistics(rows, columns, seed, ties):
 kernels = st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 140))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(kernels, st.floats(0, 49), st.integers(0, 2**32 - 1), st.booleans())
 def test_projection(shape, percent, seed, ties):
@@ -289,6 +291,7 @@ def exact_code(w, g):
     return standardize(w, (0, 1, 2)), code, pullback(g)[0]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(kernels, st.integers(0, 2**32 - 1), st.floats(-3, 3))
 def test_code_by_magnitude(shape, seed, shift):
