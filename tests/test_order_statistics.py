@@ -111,7 +111,7 @@ def test_all_kernels_together_as_one_by_one(percent, matrices, x64, monkeypatch)
         jax.random.normal(jax.random.key(i), shape, jnp.float64) for i, shape in enumerate(shapes)
     ]
     sizes = [(kernel.size // kernel.shape[-1], kernel.shape[-1]) for kernel in kernels]
-    assert len(kernels_together._divided(sizes)) == matrices
+    assert len(kernels_together.divided(sizes)) == matrices
     one_by_one = jax.jit(siman.project_and_choose)(kernels, percent)
     together = jax.jit(
         lambda kernels: kernels_together.project_and_choose(
