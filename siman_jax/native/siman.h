@@ -24,11 +24,15 @@
  *   max_pool      window 2, strides 2, padding 4 (never the maximum)
  *   sum_pool      window 2, strides 2, padding 4 (zeros)
  *   sum, max      axes, in order; the result does not have them
- *   affine        x * scale + shift; weights: scale [channels], shift [channels]; each may be
- * absent prelu         x where x > 0, else slope * x; weights: slope [channels] clip min(max(x,
- * low), high); weights: [2], low and high sigmoid, tanh softmax       along the last axis signs +1
- * where x >= threshold, else -1; weights: threshold [channels]; absent for the mean of the image's
- * own numbers add, multiply two operands of equally many axes; axes of size 1 are repeated
+ *   affine        x * scale + shift; weights: scale [channels], shift [channels], either may be
+ *                 absent
+ *   prelu         x where x > 0, else slope * x; weights: slope [channels]
+ *   clip          min(max(x, low), high); weights: [2], low and high
+ *   sigmoid, tanh
+ *   softmax       along the last axis
+ *   signs         +1 where x >= threshold, else -1; weights: threshold [channels]; absent for the
+ *                 mean of the image's own numbers
+ *   add, multiply two operands of equally many axes; axes of size 1 are repeated
  *   concatenate   axis; any number of operands
  *   pad           before, for each axis, and after, for each axis; weights: [1], the value
  *   slice         starts, stops, strides, for each axis
