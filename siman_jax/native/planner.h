@@ -27,7 +27,7 @@ namespace siman {
 // operations on single numbers that follow it and whose operands nothing else needs. A chain is
 // computed at the place of its last operation, since only there all operands are known to be.
 //
-// Signs that only binary products take are no step: the products pack them as bits.
+// Signs that only binary products take need no step of their own: the products pack them as bits.
 class Planner {
  public:
   static std::unique_ptr<const Plan> Make(const Variant& variant, const Program& program) {

@@ -273,7 +273,7 @@ def _select(reader: Reader, equation: JaxprEqn, inputs: list[Any]) -> Result:
         return reader.add(op.Clip, below, low=-math.inf, high=than)
     if than is not None and low == than and _keeps(reader, above, x, than):
         return reader.add(op.Clip, above, low=than, high=math.inf)
-    raise reader.refusal("it selects between activations in a way that is no known activation")
+    raise reader.refusal("it selects between activations in a way that is not a known activation")
 
 
 def _slope(reader: Reader, y: Any, x: Result) -> Any:
