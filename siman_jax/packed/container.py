@@ -64,6 +64,20 @@ def as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
+def as_stored(name: str, weight: Any, float_dtype: Any) -> np.ndarray:
+    """Return a weight as files hold it: words as they are, numbers in `float_dtype`.
+
+    Raises:
+      UsageError: a number is not finite, or too large for `float_dtype`.
+    """
+    array = np.asarray(weight)
+    if array.dtype != np.uint32:
+        with np.errstate(over="ignore"):  # reported by the check below
+            array = array.astype(float_dtype)
+    check_finite(name, array)
+    return array
+
+
 def check_finite(name: str, array: np.ndarray) -> None:
     """Check that an array of floats holds only finite ones.
 

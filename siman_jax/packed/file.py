@@ -26,6 +26,7 @@ from siman_jax.packed.container import (
     FORMAT,
     LAYOUT,
     as_json,
+    as_stored,
     check_finite,
     check_metadata,
     read_decoded,
@@ -84,12 +85,8 @@ def encode_network(packed: PackedNetwork, float_dtype: DTypeLike = np.float32) -
     """
     tensors = {}
     for path, leaf in flatten_dict(packed.variables["params"]).items():
-        array = np.asarray(leaf)
-        if path[-1] != WORDS:
-            with np.errstate(over="ignore"):  # reported by the check below
-                array = array.astype(float_dtype)
-        check_finite("/".join(path), array)
-        tensors["/".join(path)] = array
+        name = "/".join(path)
+        tensors[name] = as_stored(name, leaf, float_dtype)
     metadata = {
         "format": FORMAT,
         "version": VERSION,

@@ -20,6 +20,7 @@ from siman_jax.packed.container import (
     FORMAT,
     LAYOUT,
     as_json,
+    as_stored,
     check_finite,
     check_metadata,
     read_decoded,
@@ -87,13 +88,8 @@ def encode_program(packed: PackedProgram, float_dtype: DTypeLike = np.float32) -
     for operation in packed.program.operations:
         names = {}
         for kind, weight in operation.weights().items():
-            array = np.asarray(weight)
-            if array.dtype != np.uint32:
-                with np.errstate(over="ignore"):  # reported by the check below
-                    array = array.astype(float_dtype)
-            names[kind] = _new_name(f"{operation.path}/{kind}".lstrip("/"), tensors)
-            check_finite(names[kind], array)
-            tensors[names[kind]] = array
+            name = names[kind] = _new_name(f"{operation.path}/{kind}".lstrip("/"), tensors)
+            tensors[name] = as_stored(name, weight, float_dtype)
         described.append(_described(operation, names))
     table = {"operations": described, "result": packed.program.result}
     metadata = {
