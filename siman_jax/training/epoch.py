@@ -89,7 +89,7 @@ def compile_steps(
         progress, bad = lax.fori_loop(0, count, one, start) if many else one(0, start)
         return progress, (bad, jnp.min(progress.sums.count))
 
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # to debug a step
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined,unused-ignore]  # newer JAX types it
         return run
     started = time.perf_counter()
     with native(use_native):
