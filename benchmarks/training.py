@@ -3,11 +3,14 @@
     pip install -e . 'torch>=2.6'
     python -m benchmarks.training --json training.json --chart training.png
     python -m benchmarks.training --networks=cifar.resnet20_1w1a --threads=2 --rounds=9
+    python -m benchmarks.training --sides=siman-jax --before=OTHER_CHECKOUT
 
 All sides take the same step of the published recipe in float32 (projection, bits, both passes,
 update), on one random batch in memory. This project's step is the one that `siman_jax.main` runs,
 starting from uint8 images, with its sums of loss and hits. PyTorch's step is `torch_training`,
-plain and by `torch.compile`, starting from normalized images.
+plain and by `torch.compile`, starting from normalized images. With --before, the step of another
+checkout of this project is one more side; its native library has to be built in place
+(`pip install -e` there).
 
 Each side has a process (see `training_worker`) for each network and number of threads, on as many
 cores. All processes stay alive and take steps in turns, round after round, so that drift affects
@@ -37,6 +40,7 @@ from benchmarks.training_worker import OURS, SIDES
 from benchmarks.worker_process import WorkerError, WorkerProcess
 
 REPOSITORY = Path(__file__).parent.parent
+BEFORE = f"{OURS} (before)"
 # A case and its batch size, by the network's name.
 NETWORKS = {
     case.network: (case, batch)
@@ -65,7 +69,7 @@ def measure(
       case: the network and its input.
       batch: images per step.
       threads: of each side.
-      args: with `sides`, `steps` and `rounds`.
+      args: with `sides`, `before`, `steps` and `rounds`.
       report: receives the versions of each side, and why sides were left out.
 
     Returns:
@@ -85,13 +89,15 @@ def measure(
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in args.sides:
+        for name in [*args.sides, *([BEFORE] if args.before else [])]:
+            side = OURS if name == BEFORE else name
             with leaving_out(name):
                 own = Path(tempfile.mkdtemp(dir=folder))
                 worker = WorkerProcess(
-                    [sys.executable, "-m", "benchmarks.training_worker", name]
+                    [sys.executable, "-m", "benchmarks.training_worker", side]
                     + [str(argument) for argument in (*case, batch, threads)],
-                    install=SIDES[name].install,
+                    install=SIDES[side].install,
+                    folder=args.before if name == BEFORE else REPOSITORY,
                     log=own / "log.txt",
                     variables={
                         "OMP_NUM_THREADS": str(threads),
@@ -163,6 +169,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--threads", type=numbers, default=[n for n in (1, 2) if n <= (cores or 1)])
     add("--sides", type=listed, default=list(SIDES), help=", ".join(SIDES))
+    add("--before", type=Path, help="folder of another checkout of this project, one more side")
     add("--rounds", type=int, default=5)
     add("--steps", type=int, default=3, help="a side's turn in a round")
     add("--json", type=Path, help="file to write the result to")
@@ -187,6 +194,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(
             f"--threads {max(args.threads)} is more than the {cores} cores of this machine"
         )
+    if args.before and not (args.before / "benchmarks" / "training_worker.py").is_file():
+        parser.error(f"{args.before} is not a checkout with benchmarks/training_worker.py")
     for path in (args.json, args.chart):
         if path and not path.absolute().parent.is_dir():
             parser.error(f"there is no folder {path.absolute().parent} to write {path} to")
@@ -198,7 +207,8 @@ def main() -> None:
     args = parse_arguments()
     report: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.training", *sys.argv[1:]]),
-        "commit": commit(),
+        "commit": commit(REPOSITORY),
+        "commit_before": commit(args.before) if args.before else None,
         "machine": describe(),
         "rounds": args.rounds,
         "steps": args.steps,
@@ -220,12 +230,12 @@ def main() -> None:
         draw(report, args.chart)
 
 
-def commit() -> str | None:
-    """Return the hash of the current commit, with a plus if files have changed."""
+def commit(folder: Path) -> str | None:
+    """Return the hash of the commit in a checkout, with a plus if files have changed."""
     try:
         run = [
             subprocess.run(
-                ["git", *command], cwd=REPOSITORY, capture_output=True, text=True, check=True
+                ["git", *command], cwd=folder, capture_output=True, text=True, check=True
             ).stdout.strip()
             for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         ]
@@ -266,7 +276,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     rows = report["speed"]
     networks = list(dict.fromkeys(row["network"] for row in rows))
     threads = sorted({row["threads"] for row in rows})
-    sides = [name for name in SIDES if any(row["side"] == name for row in rows)]
+    sides = [name for name in (*SIDES, BEFORE) if any(row["side"] == name for row in rows)]
     size = (2 + 3.2 * len(networks), 1.4 + 0.24 * len(sides) * (len(threads) + 0.6))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]

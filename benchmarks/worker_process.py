@@ -27,16 +27,23 @@ class WorkerProcess:
       install: how to install its packages, for error messages.
       log: file for its standard error.
       variables: environment variables in addition to the benchmark's own.
+      folder: where the process starts, which is where it imports `benchmarks` from.
     """
 
     def __init__(
-        self, command: list[str], *, install: str, log: Path, variables: dict[str, str]
+        self,
+        command: list[str],
+        *,
+        install: str,
+        log: Path,
+        variables: dict[str, str],
+        folder: Path = REPOSITORY,
     ) -> None:
         self._install, self._log = install, log
         with log.open("a") as file:
             self._process = subprocess.Popen(
                 command,
-                cwd=REPOSITORY,
+                cwd=folder,
                 env={**os.environ, "JAX_PLATFORMS": "cpu", **variables},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

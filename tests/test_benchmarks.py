@@ -51,6 +51,8 @@ def test_training_writes_numbers_and_a_chart(tmp_path):
     # Without PyTorch's compiled side, which takes minutes to compile.
     xla, torch, network = "siman-jax (XLA only)", "PyTorch", "cifar.resnet20_1w1a"
     flags = ["--quick", "--threads=1", f"--networks={network}", f"--sides={xla},{torch}"]
+    # This checkout may be without the native library, which the step before needs.
+    flags.append(f"--before={REPOSITORY}")
     paths = [f"--json={tmp_path / 'training.json'}", f"--chart={tmp_path / 'training.png'}"]
     subprocess.run(
         [sys.executable, "-m", "benchmarks.training", *flags, *paths], cwd=REPOSITORY, check=True
@@ -58,7 +60,9 @@ def test_training_writes_numbers_and_a_chart(tmp_path):
     report = json.loads((tmp_path / "training.json").read_text())
     left_out = report["left_out"][network]
     assert all(reason.startswith("not installed") for reason in left_out.values())
-    assert {row["side"] for row in report["speed"]} == {xla, torch} - left_out.keys()
+    sides = {xla, torch, "siman-jax (before)"}
+    assert {row["side"] for row in report["speed"]} == sides - left_out.keys()
+    assert report["commit_before"] == report["commit"]
     assert xla not in left_out
     for row in report["speed"]:
         assert 0 < min(row["rounds"]) <= row["images_per_second"]
