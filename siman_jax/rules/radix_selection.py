@@ -225,9 +225,27 @@ def _select(keys: Array, ranks: list[Array], groups: "_Columns | _Groups") -> li
 
 
 def _reduce(arrays: list[Array], kinds: Sequence[_Reduction], axis: int) -> list[Array]:
-    """Reduce all arrays along an axis in one pass."""
+    """Reduce all arrays along an axis in one pass.
 
-    def combine(a: list[Array], b: list[Array]) -> list[Array]:
-        return [kind.combine(x, y) for kind, x, y in zip(kinds, a, b, strict=True)]
+    A TPU's compiler fuses a reduction of many arrays with what computes them. A GPU's compiler
+    stores the arrays first, or needs more memory on the chip than there is; but it fuses a
+    reduction of one array that is stacked from them.
+    """
 
-    return list(lax.reduce(arrays, [kind.start for kind in kinds], combine, (axis,)))
+    def of_many(*arrays: Array) -> list[Array]:
+        def combine(a: list[Array], b: list[Array]) -> list[Array]:
+            return [kind.combine(x, y) for kind, x, y in zip(kinds, a, b, strict=True)]
+
+        return list(lax.reduce(list(arrays), [kind.start for kind in kinds], combine, (axis,)))
+
+    def of_one(*arrays: Array) -> list[Array]:
+        reduced = list(arrays)
+        for kind in dict.fromkeys(kinds):
+            own = [i for i in range(len(arrays)) if kinds[i] == kind]
+            stacked = jnp.stack([arrays[i] for i in own])
+            results = lax.reduce(stacked, kind.start, kind.combine, (axis + 1,))
+            for i, result in zip(own, results, strict=True):
+                reduced[i] = result
+        return reduced
+
+    return lax.platform_dependent(*arrays, cuda=of_one, rocm=of_one, default=of_many)
