@@ -45,6 +45,7 @@ class OtherNames(nn.Module):
     norm: partial
     stem: str = "bn1"
     other: str = "bn2"
+    width: int = 8
     dtype: type = jnp.float32
     max_pool: object = nn.max_pool
 
@@ -131,6 +132,13 @@ def test_a_network_that_does_not_fold_is_evaluated_as_it_is_and_not_packed(name,
     assert "evaluating by model.apply" in caplog.text
     with pytest.raises(UsageError, match=r"this \w+ cannot be packed: .* such as conv1 and bn1"):
         pack_variables(model, variables, SHAPE)
+
+
+def test_packing_compares_logits():
+    """This network's packed form runs, but its norms have each other's scales."""
+    model = OTHERS["names"]()
+    with pytest.raises(UsageError, match="cannot be packed: it would give other logits"):
+        pack_variables(model, trained(model), SHAPE)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -231,6 +231,8 @@ WRONG = {
     "true": ({"mean": [True, 0, 0]}, "its mean"),
     "huge": ({"mean": [10**400, 0, 0]}, "its mean"),
     "std of 0": ({"std": [0.1, 0.0, 0.1]}, "expected numbers above 0"),
+    "tiny std": ({"std": [0.1, 1e-320, 0.1]}, "which float32 cannot normalize by"),
+    "mean over std": ({"mean": [0, 1e29, 0], "std": [1e-12] * 3}, "cannot normalize by"),
     "names": ({"class_names": ["a"]}, "1 class_names for 3 classes"),
     "no names": ({"class_names": [1, 2, 3]}, "not a list of strings"),
     "side": ({"shorter_side": 4}, "shorter_side is 4; expected a whole number from 8"),

@@ -204,6 +204,10 @@ def tensor(name, value):
         (at(6, window=[2, 10**12]), "expected a whole number"),
         (at(6, window=[9, 9]), "does not hold together: operation 6, max_pool, has a window"),
         (at(8, low="nan"), "expected a number"),
+        (at(8, low=-(10**400)), "low of operation 8, clip, is -1000.* ...; expected a number"),
+        (at(8, low=-1e39), "expected a number that float32 holds"),
+        (at(3, path=["x"] * 10**6), r"path \['x', 'x'.{1,200} \.\.\.; expected a string"),
+        (lambda table, _: table.update(operations=[{}] * (2**16 + 1)), "a list of 1 to 65536"),
         (at(19, shape=[2**30, 1, 8]), "expected equal sizes|too large"),
         (at(0, shape=[2**20, 2**20, 3]), "too large|does not hold together"),
         (at(17, shape=[8]), "does not hold together"),
@@ -222,6 +226,24 @@ def tensor(name, value):
 def test_a_bad_program_is_refused(change, message):
     with pytest.raises(UsageError, match=message):
         decode_program(changed(change))
+
+
+def with_nine_axes(table, tensors):
+    for shape in ([3, *[1] * 8], [3]):
+        place = len(table["operations"])
+        reshape = {"operation": "reshape", "path": "", "weights": {}, "shape": shape}
+        table["operations"].append({**reshape, "inputs": [place - 1]})
+        table["result"] = place
+
+
+def test_a_program_beyond_the_limits_of_the_library():
+    """JAX runs it."""
+    data, images = changed(with_nine_axes), np.zeros((1, 6, 6, 3), np.uint8)
+    if library.variants():
+        with pytest.raises(UsageError, match=r"cannot run its program: .* 8 axes\. Use exact=True"):
+            siman_jax.load(data)
+    expected = siman_jax.load(DATA, exact=True)(images)
+    np.testing.assert_array_equal(siman_jax.load(data, exact=True)(images), expected)
 
 
 def test_notes_have_to_fit_the_program(tmp_path):

@@ -43,6 +43,7 @@ def kinds(tmp_path_factory):
     ("name", "cases"),
     [
         ("model_files", 60),
+        ("program_files", 100),
         ("images", 150),
         ("records", 5),
         ("configs", 4),

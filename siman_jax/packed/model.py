@@ -168,7 +168,12 @@ def _native(network: "PackedNetwork | PackedProgram") -> Network | None:
     """Prepare a program for the native library; None if JAX has to run it."""
     if not isinstance(network, PackedProgram) or shared.load() is None:
         return None
-    return native_network(network.program)
+    try:
+        return native_network(network.program)
+    except ValueError as error:  # it has limits that files do not have, such as 8 axes
+        raise UsageError(
+            f"the native library cannot run its program: {error}. Use exact=True to run it by JAX."
+        ) from error
 
 
 def _is_of_jax(x: Any) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from siman_jax.errors import UsageError
 
 _MOST_PIXELS = 16384
@@ -72,6 +74,11 @@ def parse_notes(
     )
     if min(known.std) <= 0:
         raise UsageError(f"its std is {list(known.std)}; expected numbers above 0.")
+    if not _can_normalize(known):
+        raise UsageError(
+            f"its mean is {list(known.mean)} and its std {list(known.std)}, which float32 cannot"
+            " normalize by; expected numbers such as 0.5 and 0.25."
+        )
     side, least = known.shorter_side, max(image_shape[:2])
     if side is not None and not (type(side) is int and least <= side <= _MOST_PIXELS):
         raise UsageError(
@@ -90,6 +97,13 @@ def parse_notes(
     if not isinstance(known.config_sha256, str | None):
         raise UsageError(f"its config_sha256 is {known.config_sha256!r}; expected a string.")
     return known
+
+
+def _can_normalize(notes: Notes) -> bool:
+    """Whether 1 / std and mean / std are finite in float32."""
+    mean, std = (np.asarray(numbers, np.float32) for numbers in (notes.mean, notes.std))
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite([1 / (255 * std), mean / std]).all())
 
 
 def _numbers(notes: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:

@@ -4,7 +4,6 @@ The metadata hold the list of operations as JSON, with their settings and the na
 weights; the weights are the file's tensors. Reading it needs NumPy, and none of the network's code.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -42,9 +41,11 @@ if TYPE_CHECKING:
 VERSION = "2"
 _CONTENT = {"program", "notes"}
 # The limits bound the work that a wrong file can cause.
-_MOST_OPERATIONS = 100_000
+_MOST_OPERATIONS = 2**16
 _MOST_NUMBERS = 2**28  # of one result, for one image
 _MOST = 2**31
+_MOST_SHOWN = 200  # characters of a value, in messages
+_MOST_FLOAT = float(np.finfo(np.float32).max)
 # Fields that every operation has, and those that stay in memory.
 _COMMON = {"operation", "inputs", "path", "weights"}
 _NOT_KEPT = {"line", "origin"}
@@ -215,14 +216,16 @@ def _operation(described: Any, what: str, left: dict[str, np.ndarray]) -> Operat
         raise UsageError(f"{what} is not a table with the name of an operation.")
     name = described["operation"]
     if name not in OPERATIONS:
-        raise UsageError(f"{what} is {name!r}, which this version of siman-jax does not know.")
+        raise UsageError(
+            f"{what} is {_brief(name)}, which this version of siman-jax does not know."
+        )
     kind, what = OPERATIONS[name], f"{what}, {name},"
     settings = _settings(kind)
     expected = _COMMON | {f.name for f in settings}
     if described.keys() != expected:
         raise UsageError(f"{what} does not have the entries {', '.join(sorted(expected))}.")
     if not isinstance(described["path"], str):
-        raise UsageError(f"{what} has the path {described['path']!r}; expected a string.")
+        raise UsageError(f"{what} has the path {_brief(described['path'])}; expected a string.")
     given: dict[str, Any] = {
         f.name: _parsed(described[f.name], f.type, f"{f.name} of {what}") for f in settings
     }
@@ -241,7 +244,9 @@ def _weights(
     weights = {}
     for name, tensor in names.items():
         if not isinstance(tensor, str) or tensor not in left:
-            raise UsageError(f"{what} wants the tensor {tensor!r}, which is missing or taken.")
+            raise UsageError(
+                f"{what} wants the tensor {_brief(tensor)}, which is missing or taken."
+            )
         array = left.pop(tensor)
         if (array.dtype == np.uint32) != (name == "words"):
             raise UsageError(f"{tensor!r} has dtype {array.dtype}, which is wrong for {name}.")
@@ -258,24 +263,30 @@ def _parsed(value: Any, kind: Any, what: str) -> Any:
     """
     if kind is int:
         if type(value) is not int or not -_MOST < value < _MOST:
-            raise UsageError(f"{what} is {json.dumps(value)}; expected a whole number.")
+            raise UsageError(f"{what} is {_brief(value)}; expected a whole number.")
         return value
     if kind is float:
         infinite = {"inf": math.inf, "-inf": -math.inf}
         if isinstance(value, str) and value in infinite:
             return infinite[value]
-        if type(value) not in (int, float) or not abs(value) < math.inf:
-            raise UsageError(f"{what} is {json.dumps(value)}; expected a number.")
+        if type(value) not in (int, float) or not abs(value) <= _MOST_FLOAT:
+            raise UsageError(f"{what} is {_brief(value)}; expected a number that float32 holds.")
         return float(value)
     assert get_origin(kind) is tuple
     kinds = get_args(kind)
     if not isinstance(value, list):
-        raise UsageError(f"{what} is {json.dumps(value)}; expected a list.")
+        raise UsageError(f"{what} is {_brief(value)}; expected a list.")
     if kinds[-1] is ...:
         return tuple(_parsed(one, kinds[0], what) for one in value)
     if len(value) != len(kinds):
-        raise UsageError(f"{what} is {json.dumps(value)}; expected a list of {len(kinds)}.")
+        raise UsageError(f"{what} is {_brief(value)}; expected a list of {len(kinds)}.")
     return tuple(_parsed(one, each, what) for one, each in zip(value, kinds, strict=True))
+
+
+def _brief(value: Any) -> str:
+    """Return JSON as Python shows it, cut short."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
 
 
 def _check_spare_bits(program: Program, shapes: tuple[tuple[int, ...], ...]) -> None:

@@ -13,7 +13,8 @@ class Entry(NamedTuple):
 
 
 KINDS = {
-    "model_files": Entry("model_files", "ModelFiles", 3),
+    "model_files": Entry("model_files", "ModelFiles", 2),
+    "program_files": Entry("program_files", "ProgramFiles", 1),
     "images": Entry("images", "Images", 1),
     "checkpoints": Entry("checkpoints", "Checkpoints", 2),
     "records": Entry("records", "Records", 0.5),
