@@ -70,6 +70,39 @@ def test_smooth_schedules_meet_the_staircase_at_every_epoch(config):
         assert float(smooth(jnp.int32(STEPS // 2))) != float(smooth(jnp.int32(0)))
 
 
+def rates(config, steps, epochs=12):
+    """The learning rate of 12 epochs of 10 steps at some of these."""
+    return np.asarray(learning_rate_schedule(config, epochs, 10)(jnp.asarray(steps)))
+
+
+@pytest.mark.parametrize("staircase", [True, False])
+def test_schedules_are_those_of_optax_after_the_warmup(config, staircase):
+    steps, base = np.arange(120), 0.1
+    config.update(warmup_epochs=0, staircase=staircase, step_epochs=(4, 9), step_factor=0.2)
+    at = jnp.float32(steps // 10 * 10 if staircase else steps)
+    for name, same in (
+        ("cosine", optax.cosine_decay_schedule(base, 120)),
+        ("linear", optax.linear_schedule(base, 0.0, 120)),
+        ("step", optax.piecewise_constant_schedule(base, {40: 0.2, 90: 0.2})),
+        ("constant", optax.constant_schedule(base)),
+    ):
+        config.schedule = name
+        expected = np.broadcast_to(same(at), steps.shape)
+        np.testing.assert_allclose(rates(config, steps), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_every_schedule_warms_up_likewise(config):
+    config.update(warmup_epochs=3, step_epochs=(4, 9), step_factor=0.5)
+    ends = {"cosine": 0.05 * (1 + math.cos(math.pi * 9 / 10)), "linear": 0.01, "constant": 0.1}
+    for name, end in (ends | {"step": 0.025}).items():
+        config.schedule = name
+        warming = 0.1 * np.array([1 / 3, 1 / 3, 2 / 3, 1])
+        np.testing.assert_allclose(rates(config, [0, 9, 10, 20]), warming, rtol=1e-6)
+        np.testing.assert_allclose(rates(config, [110, 119]), [end, end], rtol=1e-5)
+    config.schedule = "step"
+    np.testing.assert_allclose(rates(config, [39, 40, 89, 90]), [0.1, 0.05, 0.05, 0.025])
+
+
 def test_estimators_sharpen_by_epoch():
     config = cifar10.get_config().estimator
     for staircase in (True, False):
@@ -127,6 +160,77 @@ def test_sgd_is_coupled_and_not_nesterov(config):
     np.testing.assert_allclose(w["conv1"]["kernel"], np.full((1, 1, 2, 2), decayed), rtol=1e-6)
     np.testing.assert_allclose(w["block"]["conv2"]["alpha"], [free, free], rtol=1e-6)
     assert start["conv1"]["kernel"][0, 0, 0, 0] == 2
+
+
+def random_like(tree, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.float32(rng.standard_normal(leaf.shape)), tree)
+
+
+def steps_of(optimizer, gradients, w):
+    """The parameters after a step with each of the gradients."""
+    state = optimizer.init(w)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, w)
+        w = optax.apply_updates(w, updates)
+    return w
+
+
+def test_adam_adds_the_decay_to_the_gradient(config):
+    config.update(name="adam", beta1=0.8, beta2=0.95, epsilon=1e-3, weight_decay=0.1)
+    gradients = [random_like(params(), seed) for seed in range(3)]
+    result = steps_of(build_optimizer(config, 0.05), gradients, params())
+    for path, decay in ((("conv1", "kernel"), 0.1), (("block", "conv2", "binary_kernel"), 0.0)):
+        w, m, n = 2.0, 0.0, 0.0
+        for t, gradient in enumerate(gradients, start=1):
+            for name in path:
+                gradient = gradient[name]
+            g = np.float64(gradient) + decay * w
+            m, n = 0.8 * m + 0.2 * g, 0.95 * n + 0.05 * g * g
+            w = w - 0.05 * (m / (1 - 0.8**t)) / (np.sqrt(n / (1 - 0.95**t)) + 1e-3)
+        leaf = result
+        for name in path:
+            leaf = leaf[name]
+        np.testing.assert_allclose(leaf, w, rtol=1e-5)
+
+
+def test_adamw_decays_apart_from_the_gradient(config):
+    config.update(name="adamw", weight_decay=0.1, nesterov=True)
+    gradients = [random_like(params(), seed) for seed in range(3)]
+    mask = decay_mask(params(), config.undecayed)
+    optaxs = optax.adamw(0.05, weight_decay=0.1, mask=mask, nesterov=True)
+    result = steps_of(build_optimizer(config, 0.05), gradients, params())
+    with jax.numpy_dtype_promotion("standard"):
+        expected = steps_of(optaxs, gradients, params())
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+@pytest.mark.parametrize("bop", [False, True])
+def test_gradients_are_clipped_by_their_norm_over_all_leaves(config, bop):
+    config.update(momentum=0.0, weight_decay=0.1, clip_norm=2.0, bop=bop)
+    w = params()
+    large = random_like(w, 0)
+    norm = math.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(large)))
+    assert norm > 2
+    for gradient, factor in ((large, 2 / norm), (jax.tree.map(lambda x: x / 9, large), 1 / 9)):
+        updates, _ = (optimizer := build_optimizer(config, 0.1)).update(
+            gradient, optimizer.init(w), w
+        )
+        expected = -0.1 * (factor * np.asarray(large["conv1"]["kernel"]) + 0.1 * 2.0)
+        np.testing.assert_allclose(updates["conv1"]["kernel"], expected, rtol=1e-5)
+        alpha = -0.1 * factor * np.asarray(large["block"]["conv2"]["alpha"])
+        np.testing.assert_allclose(updates["block"]["conv2"]["alpha"], alpha, rtol=1e-5)
+
+
+def test_the_published_optimizer_has_the_state_that_earlier_checkpoints_hold(config):
+    mask = decay_mask(params(), config.undecayed)
+    before = optax.chain(optax.add_decayed_weights(5e-4, mask), optax.sgd(0.1, 0.9))
+    now = build_optimizer(config, 0.1)
+    paths = [
+        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+        for state in (before.init(params()), now.init(params()))
+    ]
+    assert paths[0] == paths[1]
 
 
 def test_decay_of_kernels_alone(config):

@@ -10,6 +10,8 @@ from siman_jax.devices.mesh import check_divides
 from siman_jax.errors import UsageError, choose
 from siman_jax.models.leaves import LEAF_NAMES
 from siman_jax.training.field_types import check_fields, flat
+from siman_jax.training.optimizer import OPTIMIZERS
+from siman_jax.training.schedules import CURVES
 
 # Smallest allowed values.
 _LEAST = {
@@ -25,7 +27,11 @@ _LEAST = {
     "optimizer.learning_rate": 0,
     "optimizer.reference_batch_size": 0,
     "optimizer.warmup_epochs": 0,
+    "optimizer.step_factor": 0,
     "optimizer.momentum": 0,
+    "optimizer.beta1": 0,
+    "optimizer.beta2": 0,
+    "optimizer.clip_norm": 0,
     "optimizer.weight_decay": 0,
     "optimizer.kernel_decay": 0,
     "optimizer.bop_threshold": 0,
@@ -82,20 +88,49 @@ def _check_optimizer(config: ConfigDict) -> None:
     optimizer = config.optimizer
     for name in optimizer.undecayed:
         choose(dict.fromkeys(LEAF_NAMES), name, "leaf in --config.optimizer.undecayed")
-    if optimizer.momentum >= 1:
+    choose(OPTIMIZERS, optimizer.name, "optimizer")
+    for name in ("momentum", "beta1", "beta2"):
+        if optimizer[name] >= 1:
+            raise UsageError(
+                f"--config.optimizer.{name} is {optimizer[name]}; it must be at least 0 and below"
+                " 1."
+            )
+    if not 0 < optimizer.epsilon < math.inf:
         raise UsageError(
-            f"--config.optimizer.momentum is {optimizer.momentum}; it must be at least 0 and below"
-            " 1."
+            f"--config.optimizer.epsilon is {optimizer.epsilon}; it must be above 0 and finite, so"
+            " that Adam never divides by 0."
         )
     if optimizer.warmup_epochs > config.epochs:
         raise UsageError(
             f"--config.optimizer.warmup_epochs is {optimizer.warmup_epochs}, more than"
             f" --config.epochs, {config.epochs}. Lower the first or raise the second."
         )
+    _check_schedule(optimizer, config.epochs)
     if not 0 <= optimizer.clip_percent < 50:
         raise UsageError(
             f"--config.optimizer.clip_percent is {optimizer.clip_percent}; it must be at least 0"
             " and below 50, where both percentiles would be equal."
+        )
+
+
+def _check_schedule(optimizer: ConfigDict, epochs: int) -> None:
+    choose(CURVES, optimizer.schedule, "schedule in --config.optimizer.schedule")
+    steps = list(optimizer.step_epochs)
+    if optimizer.schedule != "step":
+        if steps:
+            raise UsageError(
+                f"--config.optimizer.step_epochs is {tuple(steps)}, but --config.optimizer.schedule"
+                f" is {optimizer.schedule!r}, which has no steps. Set the schedule to step, or"
+                " leave out the epochs."
+            )
+        return
+    # False for NaN too.
+    rising = all(a < b for a, b in zip([0, *steps], [*steps, epochs], strict=True))
+    if not (steps and rising):
+        raise UsageError(
+            f"--config.optimizer.step_epochs is {tuple(steps)}; for the schedule step it must be"
+            f" rising numbers of epochs above 0 and below --config.epochs, {epochs}, such as"
+            " 10,20."
         )
 
 

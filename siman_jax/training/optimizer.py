@@ -3,7 +3,7 @@
 Binary kernels are recognized by the names of their leaves.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import jax
 import optax
@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from ml_collections import ConfigDict
 
+from siman_jax.errors import choose
 from siman_jax.models.leaves import BINARY_KERNEL, leaves_by_module
 from siman_jax.rules import LEFT, RIGHT, Prepare
 from siman_jax.rules.rbnn import Rotations, update_rotations
@@ -23,16 +24,40 @@ Params = dict
 def build_optimizer(
     config: ConfigDict, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformation:
-    """Build SGD with momentum and coupled weight decay, as in PyTorch.
+    """Build the optimizer of a config; d is the weight decay of a leaf.
 
-        v <- momentum * v + (g + weight_decay * w),   w <- w - lr * v
+        sgd:    v <- momentum v + (g + d w),                w <- w - lr v
+        adam:   m, n <- averages of g + d w, (g + d w)^2,   w <- w - lr m^ / (sqrt(n^) + epsilon)
+        adamw:  m, n <- averages of g, g^2,          w <- w - lr (m^ / (sqrt(n^) + epsilon) + d w)
+
+    The averages are exponential, with `beta1` and `beta2`; m^ and n^ are corrected for their start
+    at 0. All three are as in PyTorch; `nesterov` gives the others m^ of optax's `scale_by_adam`. If
+    `clip_norm` is above 0, all gradients are first scaled by min(1, clip_norm / norm), where norm
+    is that of all leaves together, before any decay is added.
 
     Args:
-      config: with `momentum`, `nesterov`, `weight_decay`, and `undecayed`, the names of leaves
-        without weight decay; `kernel_decay`, additional decay of binary kernels; and `bop`, whether
+      config: with `name`, a key of `OPTIMIZERS`; `momentum` for SGD; `beta1`, `beta2` and `epsilon`
+        for the others; `nesterov`; `clip_norm`; `weight_decay`, and `undecayed`, the names of
+        leaves without it; `kernel_decay`, additional decay of binary kernels; and `bop`, whether
         Bop updates the binary kernels instead, with `bop_adaptivity` and `bop_threshold`.
       learning_rate: a number, or a function of the step.
+
+    Raises:
+      UsageError: no optimizer has that name.
+
+    Sources: Kingma and Ba, arXiv 1412.6980 (2014); Loshchilov and Hutter, arXiv 1711.05101 (2017).
     """
+    build = choose(OPTIMIZERS, config.name, "optimizer")
+    optimizer = build(config, learning_rate, _decays(config))
+    if config.bop:
+        flips = bop(config.bop_adaptivity, config.bop_threshold)
+        optimizer = optax.partition({True: flips, False: optimizer}, _binary_kernels)
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return optimizer
+
+
+def _decays(config: ConfigDict) -> list[optax.GradientTransformation]:
     decays = [
         optax.add_decayed_weights(
             config.weight_decay, mask=lambda params: decay_mask(params, config.undecayed)
@@ -40,11 +65,45 @@ def build_optimizer(
     ]
     if config.kernel_decay:
         decays.append(optax.add_decayed_weights(config.kernel_decay, mask=_binary_kernels))
-    sgd = optax.chain(*decays, optax.sgd(learning_rate, config.momentum, config.nesterov))
-    if not config.bop:
-        return sgd
-    flips = bop(config.bop_adaptivity, config.bop_threshold)
-    return optax.partition({True: flips, False: sgd}, _binary_kernels)
+    return decays
+
+
+def _sgd(
+    config: ConfigDict, rate: optax.ScalarOrSchedule, decays: list[optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    return optax.chain(*decays, optax.sgd(rate, config.momentum, config.nesterov))
+
+
+def _adam(
+    config: ConfigDict, rate: optax.ScalarOrSchedule, decays: list[optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    return optax.chain(*decays, _scale_by_adam(config), optax.scale_by_learning_rate(rate))
+
+
+def _adamw(
+    config: ConfigDict, rate: optax.ScalarOrSchedule, decays: list[optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    return optax.chain(_scale_by_adam(config), *decays, optax.scale_by_learning_rate(rate))
+
+
+def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon, nesterov=config.nesterov)
+
+    def update(
+        gradients: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        # optax raises a float to an integer power, which strict promotion of dtypes refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return adam.update(gradients, state, params)
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adam": _adam,
+    "adamw": _adamw,
+}
 
 
 def decay_mask(params: Params, undecayed: Collection[str]) -> Params:

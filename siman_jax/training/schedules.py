@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
+import optax
 from jax import Array
 from ml_collections import ConfigDict
 
+from siman_jax.errors import choose
 from siman_jax.rules import SHARPNESS, TAU
 from siman_jax.rules.estimators import sharpness_at
 from siman_jax.rules.sign_kernels import tau_at
@@ -58,29 +60,65 @@ def linear_scale(config: ConfigDict, batch_size: int) -> float:
 def learning_rate_schedule(
     config: ConfigDict, epochs: int, steps_per_epoch: int, scale: float = 1.0
 ) -> Schedule:
-    """Linear warm-up, then half a cosine.
+    """Linear warm-up, then a curve.
 
         e <  s:  lr = base * (e + 1) / W,   s = max(W - 1, 0)
-        e >= s:  lr = base / 2 * (1 + cos(pi * (e - s) / (epochs - s)))
+        e >= s:  cosine:    lr = base / 2 * (1 + cos(pi * (e - s) / (epochs - s)))
+                 linear:    lr = base * (1 - (e - s) / (epochs - s))
+                 step:      lr = base * step_factor ^ (how many of `step_epochs` are at most e)
+                 constant:  lr = base
 
     e is the epoch, from 0. With `config.staircase` it is a whole number, so the rate is constant
     within an epoch, as published; otherwise it grows with every step.
 
     Args:
-      config: with `learning_rate`, `warmup_epochs` (W; 0 and 1 both mean none) and `staircase`.
+      config: with `learning_rate`; `schedule`, a key of `CURVES`; `warmup_epochs` (W; 0 and 1 both
+        mean none); `staircase`; and, for "step", `step_epochs` and `step_factor`.
       epochs: length of the training.
       steps_per_epoch: optimizer steps in an epoch.
       scale: factor; base is `config.learning_rate` times this.
+
+    Raises:
+      UsageError: no schedule has that name.
     """
     base, warmup = scale * config.learning_rate, config.warmup_epochs
     start = max(warmup - 1, 0)
+    curve = choose(CURVES, config.schedule, "schedule")(config, base, start, epochs)
 
     def schedule(step: Array) -> Array:
         epoch = _epoch(step, steps_per_epoch, config.staircase)
-        cosine = base / 2 * (1 + jnp.cos(jnp.pi * (epoch - start) / (epochs - start)))
-        return jnp.where(epoch < start, base * (epoch + 1) / max(warmup, 1), cosine)
+        return jnp.where(epoch < start, base * (epoch + 1) / max(warmup, 1), curve(epoch))
 
     return schedule
+
+
+def _cosine(_: ConfigDict, base: float, start: float, epochs: int) -> Schedule:
+    # Not optax's, whose float32 result differs in the last bit from that of published runs.
+    return lambda epoch: base / 2 * (1 + jnp.cos(jnp.pi * (epoch - start) / (epochs - start)))
+
+
+def _linear(_: ConfigDict, base: float, start: float, epochs: int) -> Schedule:
+    falling = optax.linear_schedule(base, 0.0, epochs - start)
+    return lambda epoch: falling(epoch - start)
+
+
+def _steps(config: ConfigDict, base: float, *_: float) -> Schedule:
+    return optax.piecewise_constant_schedule(
+        base, dict.fromkeys(config.step_epochs, config.step_factor)
+    )
+
+
+def _constant(_: ConfigDict, base: float, *__: float) -> Schedule:
+    return optax.constant_schedule(base)
+
+
+# Functions from the epoch, a float32, to the learning rate after the warm-up.
+CURVES: dict[str, Callable[..., Schedule]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "step": _steps,
+    "constant": _constant,
+}
 
 
 def clip_schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Schedule:
