@@ -12,6 +12,11 @@ ours.
 Then a new process for each engine and batch size measures memory, and single binary convolutions
 are compared with the rate at which this processor counts bits (see `layer_speed`).
 
+With `--before`, this project as it was at an earlier commit is one of the engines:
+
+    git clone . ../before && cd ../before && git checkout ec110da5
+    python setup.py build_ext --inplace
+
 This project may run on another Python (`--jax_python`), and Larq Compute Engine needs one
 (`--lce_python`, see `larq_network`); both run the files of this folder. Engines that are not
 installed are left out and named.
@@ -32,7 +37,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.case import Case
-from benchmarks.engines import ENGINES, OURS
+from benchmarks.engines import BEFORE, ENGINES, OURS
 from benchmarks.inference_report import describe, draw, print_layers, print_memory, print_speed
 from benchmarks.worker_process import WorkerError, WorkerProcess
 
@@ -58,7 +63,12 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self._args, self._folder = args, folder
-        self._pythons = {"here": sys.executable, "jax": args.jax_python, "lce": args.lce_python}
+        self._pythons = {
+            "here": sys.executable,
+            "jax": args.jax_python,
+            "before": args.jax_python if args.before else None,
+            "lce": args.lce_python,
+        }
         self.left_out: dict[str, dict[str, str]] = {network: {} for network in args.network}
         self.versions: dict[str, dict[str, str]] = {}
         self.kilobytes: list[dict] = []
@@ -95,11 +105,14 @@ class Benchmark:
         python = self._pythons[ENGINES[name].interpreter]
         if python is None:
             raise WorkerError(f"not installed: {ENGINES[name].install}")
+        # An earlier commit has this engine under the name of the present one.
+        here, engine = (self._args.before, OURS) if name == BEFORE else (REPOSITORY, name)
         folder = self._folder / case.network
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         worker = WorkerProcess(
-            [python, "-m", "benchmarks.engine_worker", name, *map(str, (*case, folder, threads))],
+            [python, "-m", "benchmarks.engine_worker", engine, *map(str, (*case, folder, threads))],
             install=ENGINES[name].install,
+            here=here,
             log=folder / f"{name.replace(' ', '_')}.log",
             variables={"OMP_NUM_THREADS": str(max(1, threads)), "TF_CPP_MIN_LOG_LEVEL": "2"},
         )
@@ -231,6 +244,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--seconds", type=float, default=0.3, help="approximate length of an engine's turn")
     add("--jax_python", default=sys.executable, help="interpreter that runs siman-jax")
     add("--lce_python", help="interpreter that has Larq Compute Engine")
+    add("--before", type=Path, help="clone at an earlier commit, with its native library built")
+    add(
+        "--files", type=Path, help="folder for the engines' model files; those there are used again"
+    )
     add("--out", type=Path, default=REPOSITORY / "results" / "packed_inference")
     add("--quick", action="store_true", help="tiny networks, two short rounds: does it run?")
     args = parser.parse_args()
@@ -253,12 +270,13 @@ def main() -> None:
     """Measure, print, and write `packed_inference.json` and a chart of each network."""
     args = parse_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.files or Path(temporary)
         report = {
             "command": " ".join(["python -m benchmarks.packed_inference", *sys.argv[1:]]),
             "machine": describe(),
             "python": platform.python_version(),
-            **Benchmark(args, Path(folder)).run(),
+            **Benchmark(args, folder).run(),
         }
     (args.out / "packed_inference.json").write_text(json.dumps(report, indent=1) + "\n")
     for network in args.network:
