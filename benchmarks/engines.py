@@ -32,6 +32,7 @@ ONNX_FILE = "float.onnx"
 INT8_FILE = "int8_qdq.onnx"
 OPENVINO_BINARY_FILE = "openvino_1bit.bin"
 OPENVINO_FIXED_FILE = "openvino_1bit_fixed.bin"
+MNN_FILE = "int8_weights.mnn"
 LARQ_FILE = "larq.tflite"
 
 
@@ -359,7 +360,24 @@ def prepare_openvino_binary(case: Case, folder: Path, *, fixed: bool) -> None:
         raise ValueError(f"OpenVINO's logits differ by {difference:.2g} of the largest")
 
 
-# Larq Compute Engine. Its functions are in another file, which needs its packages.
+# MNN and Larq Compute Engine. Their functions are in other files, which need their packages.
+
+
+def prepare_mnn(case: Case, folder: Path) -> None:
+    """Convert the float network."""
+    from benchmarks.mnn_network import convert
+
+    if not (folder / ONNX_FILE).exists():
+        prepare_onnx(case, folder)
+    convert(folder / ONNX_FILE, folder / MNN_FILE)
+
+
+def load_mnn(setting: Setting) -> Run:
+    """Open the converted network."""
+    from benchmarks.mnn_network import open_session
+
+    shape = (setting.batch, 3, setting.case.image_size, setting.case.image_size)
+    return open_session(setting.folder / MNN_FILE, shape, setting.threads)
 
 
 def prepare_larq(case: Case, folder: Path) -> None:
@@ -427,6 +445,9 @@ ENGINES: dict[str, Engine] = {
         OPENVINO_FIXED_FILE,
         partial(prepare_openvino_binary, fixed=True),
         partial(load_openvino, file=OPENVINO_FIXED_FILE),
+    ),
+    "MNN (int8 weights)": Engine(
+        MNN_FILE, prepare_mnn, load_mnn, ("numpy", "MNN"), f"{_onnx_install} mnn"
     ),
     "Larq Compute Engine": Engine(
         LARQ_FILE,

@@ -87,13 +87,15 @@ class Benchmark:
             for threads in self._args.threads:
                 running = [name for name in names if name not in self.left_out[network]]
                 self._time(running, case, threads, batches)
-            for batch in sorted(set(batches) & set(MEMORY_BATCH_SIZES)):
+            weighed = () if self._args.speed_only else MEMORY_BATCH_SIZES
+            for batch in sorted(set(batches) & set(weighed)):
                 for name in names:
                     if name not in self.left_out[network]:
                         self._weigh(name, case, batch)
             print_speed(self.speed, network)
-            print_memory(self.memory, self.kilobytes, network)
-        if OURS in self._args.engines:
+            if weighed:
+                print_memory(self.memory, self.kilobytes, network)
+        if OURS in self._args.engines and not self._args.speed_only:
             for threads in self._args.threads:
                 self._layers(threads)
             print_layers(self.layers)
@@ -249,6 +251,7 @@ def parse_arguments() -> argparse.Namespace:
         "--files", type=Path, help="folder for the engines' model files; those there are used again"
     )
     add("--out", type=Path, default=REPOSITORY / "results" / "packed_inference")
+    add("--speed_only", action="store_true", help="leave out memory and single convolutions")
     add("--quick", action="store_true", help="tiny networks, two short rounds: does it run?")
     args = parser.parse_args()
     for given, known in ((args.engines, ENGINES), (args.network, CASES)):
