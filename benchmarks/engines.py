@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from benchmarks.case import Case, Run
 
 OURS = "siman-jax packed"
-BEFORE = "siman-jax packed (earlier commit)"
+BEFORE = f"{OURS} (before)"
 CALIBRATION_IMAGES = 32
 # Largest difference of logits, relative to the largest one. Rounding may change a bit.
 BINARY_TOLERANCE = 0.02
@@ -151,9 +151,9 @@ def load_interpreted(setting: Setting) -> Run:
     return lambda images: np.asarray(logits(images))
 
 
-def earlier_commit(case: Case, folder: Path) -> None:
-    """Say that the engine of an earlier commit is run by that commit's own files."""
-    raise ModuleNotFoundError("no earlier commit was given")
+def prepare_before(case: Case, folder: Path) -> None:
+    """Say that another checkout runs its engine by its own files."""
+    raise ModuleNotFoundError("no other checkout was given")
 
 
 def _twin(case: Case) -> Any:
@@ -411,7 +411,7 @@ _openvino = partial(Engine, modules=("numpy", "openvino"), install=f"{_onnx_inst
 # By name, in the order of tables and charts.
 ENGINES: dict[str, Engine] = {
     OURS: _packed(prepare_packed, load_packed, _NUMPY),
-    BEFORE: _packed(earlier_commit, load_packed, _NUMPY)._replace(
+    BEFORE: _packed(prepare_before, load_packed, _NUMPY)._replace(
         install="see --before", interpreter="before"
     ),
     "siman-jax packed (XLA only)": _packed(prepare_packed, load_interpreted, _JAX),

@@ -12,10 +12,11 @@ ours.
 Then a new process for each engine and batch size measures memory, and single binary convolutions
 are compared with the rate at which this processor counts bits (see `layer_speed`).
 
-With `--before`, this project as it was at an earlier commit is one of the engines:
+With `--before=FOLDER`, another checkout of this project is one more engine. Its native library has
+to be built in place; commit ec110da5 is the last one before networks became programs:
 
-    git clone . ../before && cd ../before && git checkout ec110da5
-    python setup.py build_ext --inplace
+    git worktree add ../before ec110da5
+    cd ../before && python setup.py build_ext --inplace
 
 This project may run on another Python (`--jax_python`), and Larq Compute Engine needs one
 (`--lce_python`, see `larq_network`); both run the files of this folder. Engines that are not
@@ -39,6 +40,7 @@ from typing import Any
 from benchmarks.case import Case
 from benchmarks.engines import BEFORE, ENGINES, OURS
 from benchmarks.inference_report import describe, draw, print_layers, print_memory, print_speed
+from benchmarks.training import commit
 from benchmarks.worker_process import WorkerError, WorkerProcess
 
 REPOSITORY = Path(__file__).parent.parent
@@ -107,14 +109,14 @@ class Benchmark:
         python = self._pythons[ENGINES[name].interpreter]
         if python is None:
             raise WorkerError(f"not installed: {ENGINES[name].install}")
-        # An earlier commit has this engine under the name of the present one.
+        # The other checkout has that engine under the name of ours.
         here, engine = (self._args.before, OURS) if name == BEFORE else (REPOSITORY, name)
         folder = self._folder / case.network
         folder.mkdir(parents=True, exist_ok=True)
         worker = WorkerProcess(
             [python, "-m", "benchmarks.engine_worker", engine, *map(str, (*case, folder, threads))],
             install=ENGINES[name].install,
-            here=here,
+            folder=here,
             log=folder / f"{name.replace(' ', '_')}.log",
             variables={"OMP_NUM_THREADS": str(max(1, threads)), "TF_CPP_MIN_LOG_LEVEL": "2"},
         )
@@ -246,7 +248,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seconds", type=float, default=0.3, help="approximate length of an engine's turn")
     add("--jax_python", default=sys.executable, help="interpreter that runs siman-jax")
     add("--lce_python", help="interpreter that has Larq Compute Engine")
-    add("--before", type=Path, help="clone at an earlier commit, with its native library built")
+    add("--before", type=Path, help="folder of another checkout of this project")
     add(
         "--files", type=Path, help="folder for the engines' model files; those there are used again"
     )
@@ -262,6 +264,8 @@ def parse_arguments() -> argparse.Namespace:
         args.rounds, args.seconds = 2, 0.02
     if min(args.rounds, args.seconds, *args.threads, *(args.batch_sizes or (1,))) <= 0:
         parser.error("--rounds, --seconds, --threads and --batch_sizes must be above 0")
+    if args.before and not (args.before / "benchmarks" / "engine_worker.py").is_file():
+        parser.error(f"{args.before} is not a checkout with benchmarks/engine_worker.py")
     if cores and max(args.threads) > cores:
         parser.error(
             f"--threads {max(args.threads)} is more than the {cores} cores of this machine"
@@ -274,9 +278,11 @@ def main() -> None:
     args = parse_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.files or Path(temporary)
+        folder = (args.files or Path(temporary)).resolve()  # as workers start in other folders
         report = {
             "command": " ".join(["python -m benchmarks.packed_inference", *sys.argv[1:]]),
+            "commit": commit(REPOSITORY),
+            "commit_before": commit(args.before) if args.before else None,
             "machine": describe(),
             "python": platform.python_version(),
             **Benchmark(args, folder).run(),
