@@ -48,7 +48,7 @@ def forget_peak() -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of imported libraries that matter."""
-    names = ("jax", "flax", "numpy", "torch", "onnxruntime", "openvino", "tensorflow")
+    names = ("jax", "flax", "numpy", "torch", "onnxruntime", "openvino", "MNN", "tensorflow")
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
     found["larq_compute_engine"] = None
     if "larq_compute_engine" in sys.modules:

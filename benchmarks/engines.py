@@ -19,14 +19,20 @@ from typing import Any, NamedTuple
 from benchmarks.case import Case, Run
 
 OURS = "siman-jax packed"
+BEFORE = f"{OURS} (before)"
 CALIBRATION_IMAGES = 32
+# Largest difference of logits, relative to the largest one. Rounding may change a bit.
+BINARY_TOLERANCE = 0.02
 
-PACKED_FILE = "packed.safetensors"
+PACKED_FILE = "program.safetensors"
 TWIN_FILE = "float_twin.npz"
 SCRIPT_FILE = "torchscript.pt"
 STATE_FILE = "torch_state.pt"
 ONNX_FILE = "float.onnx"
 INT8_FILE = "int8_qdq.onnx"
+OPENVINO_BINARY_FILE = "openvino_1bit.bin"
+OPENVINO_FIXED_FILE = "openvino_1bit_fixed.bin"
+MNN_FILE = "int8_weights.mnn"
 LARQ_FILE = "larq.tflite"
 
 
@@ -103,35 +109,51 @@ def random_variables(model: Any, case: Case) -> Any:
 def prepare_packed(case: Case, folder: Path) -> None:
     """Pack a network and write its model file."""
     from siman_jax.models import build_model
-    from siman_jax.packed.file import PackedNetwork, write_network
-    from siman_jax.packed.network import pack_unchecked
+    from siman_jax.packed.notes import Notes
+    from siman_jax.packed.program_file import PackedProgram, write_program
+    from siman_jax.program.trace import trace
 
-    arguments: dict[str, Any] = {
-        "num_classes": case.num_classes,
-        "width": case.width,
-        "weight_rule": "half_half",
-        "activation_rule": "siman",
-    }
-    model = build_model(case.network, **arguments)
-    variables = pack_unchecked(model, random_variables(model, case))
+    model = build_model(
+        case.network,
+        num_classes=case.num_classes,
+        width=case.width,
+        weight_rule="half_half",
+        activation_rule="siman",
+    )
     shape = (case.image_size, case.image_size, 3)
-    write_network(folder / PACKED_FILE, PackedNetwork(case.network, arguments, shape, variables))
+    program = trace(model, random_variables(model, case), shape)
+    notes = Notes(mean=(0.5,) * 3, std=(0.25,) * 3)  # for those who pass pixels
+    write_program(folder / PACKED_FILE, PackedProgram(program, notes.as_json()))
 
 
-def load_packed(setting: Setting, *, native: bool = True) -> Run:
-    """Read the model file and compile it as `siman_jax.load` does, with weights as constants."""
+def load_packed(setting: Setting) -> Run:
+    """Read the model file and run it as `siman_jax.load` does, which also normalizes images."""
+    from siman_jax.native.shared import load
+    from siman_jax.packed.program_file import read_model
+    from siman_jax.program.native import native_network
+
+    if load() is None:
+        raise ModuleNotFoundError("siman-jax was built without its native library")
+    network = native_network(read_model(setting.folder / PACKED_FILE).program)
+    return partial(network, threads=setting.threads)
+
+
+def load_interpreted(setting: Setting) -> Run:
+    """Compile the model file by XLA alone, as `siman_jax.load` does without the native library."""
     import jax
     import numpy as np
 
-    from siman_jax.native.library import variants
-    from siman_jax.packed.file import read_network
-    from siman_jax.packed.network import packed_logits
+    from siman_jax.packed.program_file import read_model
+    from siman_jax.program.interpret import interpret
 
-    if native and not variants():
-        raise ModuleNotFoundError("siman-jax was built without its native library")
-    packed = read_network(setting.folder / PACKED_FILE)
-    logits = jax.jit(partial(packed_logits, packed.model(), packed.variables, native=native))
+    program = read_model(setting.folder / PACKED_FILE).program
+    logits = jax.jit(partial(interpret, program, native=False))
     return lambda images: np.asarray(logits(images))
+
+
+def prepare_before(case: Case, folder: Path) -> None:
+    """Say that another checkout runs its engine by its own files."""
+    raise ModuleNotFoundError("no other checkout was given")
 
 
 def _twin(case: Case) -> Any:
@@ -287,22 +309,75 @@ def load_onnxruntime(setting: Setting, file: str) -> Run:
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def load_openvino(setting: Setting, file: str) -> Run:
-    """Compile an ONNX file in OpenVINO for one shape and low latency, with default precision."""
+def load_openvino(setting: Setting, file: str, precision: str = "") -> Run:
+    """Compile a network in OpenVINO for one shape and low latency.
+
+    Args:
+      setting: what to load it for.
+      file: an ONNX file, or the .bin file of OpenVINO's own format.
+      precision: of real numbers; OpenVINO's default for this processor if empty.
+    """
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(setting.folder / file)
+    path = setting.folder / file
+    model = core.read_model(path.with_suffix(".xml") if path.suffix == ".bin" else path)
     size = setting.case.image_size
     model.reshape([setting.batch, 3, size, size])
-    compiled = core.compile_model(
-        model, "CPU", {"INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY"}
-    )
+    options = {"INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY"}
+    if precision:
+        options["INFERENCE_PRECISION_HINT"] = precision
+    compiled = core.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
     return lambda images: request.infer([images], share_inputs=True)[0]
 
 
-# Larq Compute Engine. Its functions are in another file, which needs its packages.
+def prepare_openvino_binary(case: Case, folder: Path, *, fixed: bool) -> None:
+    """Write this project's network for OpenVINO's 1-bit convolution, and compare its logits.
+
+    Raises:
+      ValueError: OpenVINO computes something else.
+    """
+    import numpy as np
+
+    from benchmarks.openvino_binary import with_fixed_thresholds, write
+    from siman_jax.packed.program_file import read_model
+    from siman_jax.program.native import native_network
+
+    if not (folder / PACKED_FILE).exists():
+        prepare_packed(case, folder)
+    program = read_model(folder / PACKED_FILE).program
+    if fixed:
+        program = with_fixed_thresholds(program)
+    file = OPENVINO_FIXED_FILE if fixed else OPENVINO_BINARY_FILE
+    write(program, (folder / file).with_suffix(".xml"))
+    images = random_images(case, 2, channels_first=False)
+    expected = native_network(program)(images)
+    run = load_openvino(Setting(case, folder, len(images), 1), file, precision="f32")
+    found = run(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+    difference = float(abs(found - expected).max() / abs(expected).max())
+    if not difference < BINARY_TOLERANCE:
+        raise ValueError(f"OpenVINO's logits differ by {difference:.2g} of the largest")
+
+
+# MNN and Larq Compute Engine. Their functions are in other files, which need their packages.
+
+
+def prepare_mnn(case: Case, folder: Path) -> None:
+    """Convert the float network."""
+    from benchmarks.mnn_network import convert
+
+    if not (folder / ONNX_FILE).exists():
+        prepare_onnx(case, folder)
+    convert(folder / ONNX_FILE, folder / MNN_FILE)
+
+
+def load_mnn(setting: Setting) -> Run:
+    """Open the converted network."""
+    from benchmarks.mnn_network import open_session
+
+    shape = (setting.batch, 3, setting.case.image_size, setting.case.image_size)
+    return open_session(setting.folder / MNN_FILE, shape, setting.threads)
 
 
 def prepare_larq(case: Case, folder: Path) -> None:
@@ -319,13 +394,12 @@ def load_larq(setting: Setting) -> Run:
     return open_interpreter(setting.folder / LARQ_FILE, setting.threads)
 
 
-_JAX = ("numpy", "jax", "jax.numpy", "siman_jax.models", "siman_jax.packed.file")
+_JAX = ("numpy", "jax", "jax.numpy", "siman_jax.models", "siman_jax.packed.program_file")
+_NUMPY = ("numpy", "siman_jax.packed.program_file", "siman_jax.program.native")
 _TORCH = ("numpy", "torch")
 _packed = partial(
     Engine,
     PACKED_FILE,
-    prepare_packed,
-    modules=_JAX,
     install="a siman-jax that has it",
     interpreter="jax",
     channels_first=False,
@@ -336,8 +410,11 @@ _openvino = partial(Engine, modules=("numpy", "openvino"), install=f"{_onnx_inst
 
 # By name, in the order of tables and charts.
 ENGINES: dict[str, Engine] = {
-    OURS: _packed(load=load_packed),
-    "siman-jax packed (XLA only)": _packed(load=partial(load_packed, native=False)),
+    OURS: _packed(prepare_packed, load_packed, _NUMPY),
+    BEFORE: _packed(prepare_before, load_packed, _NUMPY)._replace(
+        install="see --before", interpreter="before"
+    ),
+    "siman-jax packed (XLA only)": _packed(prepare_packed, load_interpreted, _JAX),
     "siman-jax float twin": Engine(
         TWIN_FILE, prepare_twin, load_twin, _JAX, "pip install -e .", "jax", channels_first=False
     ),
@@ -359,6 +436,19 @@ ENGINES: dict[str, Engine] = {
     ),
     "OpenVINO float": _openvino(ONNX_FILE, prepare_onnx, partial(load_openvino, file=ONNX_FILE)),
     "OpenVINO int8": _openvino(INT8_FILE, prepare_int8, partial(load_openvino, file=INT8_FILE)),
+    "OpenVINO 1-bit (mean per sample)": _openvino(
+        OPENVINO_BINARY_FILE,
+        partial(prepare_openvino_binary, fixed=False),
+        partial(load_openvino, file=OPENVINO_BINARY_FILE, precision="f32"),
+    ),
+    "OpenVINO 1-bit (signs about zero)": _openvino(
+        OPENVINO_FIXED_FILE,
+        partial(prepare_openvino_binary, fixed=True),
+        partial(load_openvino, file=OPENVINO_FIXED_FILE),
+    ),
+    "MNN (int8 weights)": Engine(
+        MNN_FILE, prepare_mnn, load_mnn, ("numpy", "MNN"), f"{_onnx_install} mnn"
+    ),
     "Larq Compute Engine": Engine(
         LARQ_FILE,
         prepare_larq,

@@ -12,6 +12,12 @@ ours.
 Then a new process for each engine and batch size measures memory, and single binary convolutions
 are compared with the rate at which this processor counts bits (see `layer_speed`).
 
+With `--before=FOLDER`, another checkout of this project is one more engine. Its native library has
+to be built in place; commit ec110da5 is the last one before networks became programs:
+
+    git worktree add ../before ec110da5
+    cd ../before && python setup.py build_ext --inplace
+
 This project may run on another Python (`--jax_python`), and Larq Compute Engine needs one
 (`--lce_python`, see `larq_network`); both run the files of this folder. Engines that are not
 installed are left out and named.
@@ -32,8 +38,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.case import Case
-from benchmarks.engines import ENGINES, OURS
+from benchmarks.engines import BEFORE, ENGINES, OURS
 from benchmarks.inference_report import describe, draw, print_layers, print_memory, print_speed
+from benchmarks.training import commit
 from benchmarks.worker_process import WorkerError, WorkerProcess
 
 REPOSITORY = Path(__file__).parent.parent
@@ -58,7 +65,12 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self._args, self._folder = args, folder
-        self._pythons = {"here": sys.executable, "jax": args.jax_python, "lce": args.lce_python}
+        self._pythons = {
+            "here": sys.executable,
+            "jax": args.jax_python,
+            "before": args.jax_python if args.before else None,
+            "lce": args.lce_python,
+        }
         self.left_out: dict[str, dict[str, str]] = {network: {} for network in args.network}
         self.versions: dict[str, dict[str, str]] = {}
         self.kilobytes: list[dict] = []
@@ -77,13 +89,15 @@ class Benchmark:
             for threads in self._args.threads:
                 running = [name for name in names if name not in self.left_out[network]]
                 self._time(running, case, threads, batches)
-            for batch in sorted(set(batches) & set(MEMORY_BATCH_SIZES)):
+            weighed = () if self._args.speed_only else MEMORY_BATCH_SIZES
+            for batch in sorted(set(batches) & set(weighed)):
                 for name in names:
                     if name not in self.left_out[network]:
                         self._weigh(name, case, batch)
             print_speed(self.speed, network)
-            print_memory(self.memory, self.kilobytes, network)
-        if OURS in self._args.engines:
+            if weighed:
+                print_memory(self.memory, self.kilobytes, network)
+        if OURS in self._args.engines and not self._args.speed_only:
             for threads in self._args.threads:
                 self._layers(threads)
             print_layers(self.layers)
@@ -95,11 +109,14 @@ class Benchmark:
         python = self._pythons[ENGINES[name].interpreter]
         if python is None:
             raise WorkerError(f"not installed: {ENGINES[name].install}")
+        # The other checkout has that engine under the name of ours.
+        here, engine = (self._args.before, OURS) if name == BEFORE else (REPOSITORY, name)
         folder = self._folder / case.network
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         worker = WorkerProcess(
-            [python, "-m", "benchmarks.engine_worker", name, *map(str, (*case, folder, threads))],
+            [python, "-m", "benchmarks.engine_worker", engine, *map(str, (*case, folder, threads))],
             install=ENGINES[name].install,
+            folder=here,
             log=folder / f"{name.replace(' ', '_')}.log",
             variables={"OMP_NUM_THREADS": str(max(1, threads)), "TF_CPP_MIN_LOG_LEVEL": "2"},
         )
@@ -231,7 +248,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--seconds", type=float, default=0.3, help="approximate length of an engine's turn")
     add("--jax_python", default=sys.executable, help="interpreter that runs siman-jax")
     add("--lce_python", help="interpreter that has Larq Compute Engine")
+    add("--before", type=Path, help="folder of another checkout of this project")
+    add(
+        "--files", type=Path, help="folder for the engines' model files; those there are used again"
+    )
     add("--out", type=Path, default=REPOSITORY / "results" / "packed_inference")
+    add("--speed_only", action="store_true", help="leave out memory and single convolutions")
     add("--quick", action="store_true", help="tiny networks, two short rounds: does it run?")
     args = parser.parse_args()
     for given, known in ((args.engines, ENGINES), (args.network, CASES)):
@@ -242,6 +264,8 @@ def parse_arguments() -> argparse.Namespace:
         args.rounds, args.seconds = 2, 0.02
     if min(args.rounds, args.seconds, *args.threads, *(args.batch_sizes or (1,))) <= 0:
         parser.error("--rounds, --seconds, --threads and --batch_sizes must be above 0")
+    if args.before and not (args.before / "benchmarks" / "engine_worker.py").is_file():
+        parser.error(f"{args.before} is not a checkout with benchmarks/engine_worker.py")
     if cores and max(args.threads) > cores:
         parser.error(
             f"--threads {max(args.threads)} is more than the {cores} cores of this machine"
@@ -253,12 +277,15 @@ def main() -> None:
     """Measure, print, and write `packed_inference.json` and a chart of each network."""
     args = parse_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.files or Path(temporary)).resolve()  # as workers start in other folders
         report = {
             "command": " ".join(["python -m benchmarks.packed_inference", *sys.argv[1:]]),
+            "commit": commit(REPOSITORY),
+            "commit_before": commit(args.before) if args.before else None,
             "machine": describe(),
             "python": platform.python_version(),
-            **Benchmark(args, Path(folder)).run(),
+            **Benchmark(args, folder).run(),
         }
     (args.out / "packed_inference.json").write_text(json.dumps(report, indent=1) + "\n")
     for network in args.network:

@@ -1,6 +1,5 @@
 """Errors caused by bad input; messages say how to fix them."""
 
-import difflib
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -42,6 +41,8 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
     """
     if name in table:
         return table[name]
+    import difflib  # late: a model loads sooner without it
+
     nearest = difflib.get_close_matches(str(name), table, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     raise UsageError(f"unknown {what} {name!r}{hint} Choose one of: {', '.join(sorted(table))}.")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +60,8 @@ def draft_of(path: Path) -> Iterator[Path]:
 
     After an error it is removed instead, and a file at `path` is unchanged.
     """
+    import secrets  # late: a model loads sooner without it
+
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_DRAFT}")
     try:
         yield draft

@@ -127,6 +127,19 @@ def test_dense_layers():
     check(build.operations)
 
 
+def test_sums_beyond_sixteen_bits_are_exact():
+    channels = 140_000
+    build = Builder((1, 1, channels))
+    flat = build.add("reshape", [0], (channels,))
+    build.add("binary_dense", [build.signs(flat)], (), [build.words(channels, 70)])
+    rng = np.random.default_rng(0)
+    images = rng.choice([-1.0, 1.0], (1, 1, 1, channels)).astype(np.float32)
+    expected = results(build.operations, images)[-1]
+    for variant in library.variants():
+        network = Network(build.operations, len(build.operations) - 1, variant=variant)
+        np.testing.assert_array_equal(network(images), expected)
+
+
 def test_binary_weights_and_real_activations():
     build = Builder((5, 5, 37))
     x = build.binary_conv(0, 20, (3, 3), (2, 2))

@@ -9,7 +9,7 @@
 
 #include "variants.h"
 
-#define SIMAN_TARGET __attribute__((target("avx2,fma")))
+#define SIMAN_TARGET __attribute__((target("avx2,bmi2,fma")))
 
 namespace siman::avx2 {
 
@@ -79,9 +79,142 @@ SIMAN_TARGET void MultiplyBits(const Taps& taps, const uint32_t* const* pixels,
   }
 }
 
-bool Supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// Products of bits by tables: for the half byte of a pixel, a table says in how many bits it
+// differs from each half byte of a kernel. One look-up counts 4 bits of 32 filters, so a byte of
+// the kernel has to belong to one filter: a vector holds the same byte of the words of 32 filters.
+// The filters after the last 32 are left to `MultiplyBits`.
+constexpr int64_t kTogether = 32;  // filters of a vector
 
-const Variant kVariant = {"avx2", Supported, SIMAN_LOOPS, &kTraining, nullptr};
+struct Tables {
+  alignas(32) uint8_t differing[16][32];  // the same table in both halves of a vector
+};
+
+constexpr Tables MakeTables() {
+  Tables tables{};
+  for (int pixel = 0; pixel < 16; ++pixel)
+    for (int i = 0; i < 32; ++i) {
+      const int differ = pixel ^ (i % 16);
+      tables.differing[pixel][i] = static_cast<uint8_t>((differ & 1) + (differ >> 1 & 1) +
+                                                        (differ >> 2 & 1) + (differ >> 3));
+    }
+  return tables;
+}
+
+constexpr Tables kTables = MakeTables();
+
+// The table for half byte `index` of a word.
+SIMAN_TARGET inline __m256i TableFor(uint32_t word, int index) {
+  const int right = (4 * index + 27) % 32;  // leaves the half byte times 32, the size of a table
+  const uint32_t offset = (word >> right | word << (32 - right) % 32) & 15 * 32;
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(kTables.differing[0] + offset));
+}
+
+void ArrangeBits(int64_t values, int64_t filters, uint32_t* kernel) {
+  for (int64_t value = 0; value < values; ++value, kernel += filters) {
+    for (int64_t first = 0; first + kTogether <= filters; first += kTogether) {
+      uint32_t words[kTogether];
+      std::copy_n(kernel + first, kTogether, words);
+      auto* bytes = reinterpret_cast<uint8_t*>(kernel + first);
+      for (int byte = 0; byte < 4; ++byte)
+        for (const uint32_t word : words) *bytes++ = static_cast<uint8_t>(word >> 8 * byte);
+    }
+  }
+}
+
+// Subtracts twice the counts of a vector of filters from their sums. `even` and `odd` are counts of
+// every other filter.
+SIMAN_TARGET inline void SubtractTwice(__m256i even, __m256i odd, int32_t* y) {
+  const __m256i first = _mm256_unpacklo_epi16(even, odd);  // 0 to 7, 16 to 23
+  const __m256i second = _mm256_unpackhi_epi16(even, odd);
+  const __m128i eights[] = {_mm256_castsi256_si128(first), _mm256_castsi256_si128(second),
+                            _mm256_extracti128_si256(first, 1),
+                            _mm256_extracti128_si256(second, 1)};
+  for (const __m128i& eight : eights) {
+    const __m256i counts = _mm256_cvtepu16_epi32(eight);
+    auto* to = reinterpret_cast<__m256i*>(y);
+    _mm256_storeu_si256(to,
+                        _mm256_sub_epi32(_mm256_loadu_si256(to), _mm256_add_epi32(counts, counts)));
+    y += 8;
+  }
+}
+
+// Counts are summed in bytes, which hold those of 7 words, at most 32 in each, then in 16 bits,
+// which hold those of 2047.
+template <int kVectors>
+SIMAN_TARGET void MultiplyTables(const Taps& taps, const uint32_t* const* pixels,
+                                 const uint32_t* kernel, int32_t terms, int32_t* const* y) {
+  constexpr int64_t kInBytes = 7, kInShorts = 2047 / kInBytes;
+  const __m256i half = _mm256_set1_epi8(0x0f), low = _mm256_set1_epi16(0xff);
+  __m256i shorts[kPixels][kVectors][2];
+  int64_t summed = 0;  // groups of words, in shorts
+  for (int p = 0; p < kPixels; ++p) {
+    std::fill_n(y[p], kVectors * kTogether, terms);
+    for (auto& pair : shorts[p]) pair[0] = pair[1] = _mm256_setzero_si256();
+  }
+  for (int64_t row = 0; row < taps.rows; ++row) {
+    for (int64_t start = 0; start < taps.values; start += kInBytes) {
+      __m256i bytes[kPixels][kVectors];
+      for (auto& all : bytes)
+        for (auto& one : all) one = _mm256_setzero_si256();
+      const int64_t stop = std::min(taps.values, start + kInBytes);
+      for (int64_t i = row * taps.image_row + start; i < row * taps.image_row + stop; ++i) {
+        const auto* vectors = reinterpret_cast<const __m256i*>(kernel);
+#pragma GCC unroll 8
+        for (int index = 0; index < 8; ++index) {
+          __m256i halves[kVectors];
+          for (int v = 0; v < kVectors; ++v) {
+            const __m256i both = _mm256_loadu_si256(vectors + 4 * v + index / 2);
+            halves[v] = _mm256_and_si256(index % 2 == 0 ? both : _mm256_srli_epi32(both, 4), half);
+          }
+          for (int p = 0; p < kPixels; ++p) {
+            const __m256i table = TableFor(pixels[p][i], index);
+            for (int v = 0; v < kVectors; ++v) {
+              bytes[p][v] = _mm256_add_epi8(bytes[p][v], _mm256_shuffle_epi8(table, halves[v]));
+              // The compiler would otherwise collect all counts of a word before it adds them.
+              asm("" : "+x"(bytes[p][v]));
+            }
+          }
+        }
+        kernel += taps.out;
+      }
+      const bool full = ++summed == kInShorts;
+      for (int p = 0; p < kPixels; ++p) {
+        for (int v = 0; v < kVectors; ++v) {
+          __m256i* pair = shorts[p][v];
+          pair[0] = _mm256_add_epi16(pair[0], _mm256_and_si256(bytes[p][v], low));
+          pair[1] = _mm256_add_epi16(pair[1], _mm256_srli_epi16(bytes[p][v], 8));
+          if (!full) continue;
+          SubtractTwice(pair[0], pair[1], y[p] + v * kTogether);
+          pair[0] = pair[1] = _mm256_setzero_si256();
+        }
+      }
+      if (full) summed = 0;
+    }
+  }
+  for (int p = 0; p < kPixels; ++p)
+    for (int v = 0; v < kVectors; ++v)
+      SubtractTwice(shorts[p][v][0], shorts[p][v][1], y[p] + v * kTogether);
+}
+
+SIMAN_TARGET void MultiplyArranged(const Taps& taps, const uint32_t* const* pixels,
+                                   const uint32_t* kernel, int64_t filters, int32_t terms,
+                                   int32_t* const* y) {
+  if (filters == 2 * kTogether) return MultiplyTables<2>(taps, pixels, kernel, terms, y);
+  const int64_t by_tables = filters / kTogether * kTogether;
+  if (by_tables != 0) MultiplyTables<1>(taps, pixels, kernel, terms, y);
+  if (by_tables == filters) return;
+  int32_t* rest[kPixels];
+  for (int p = 0; p < kPixels; ++p) rest[p] = y[p] + by_tables;
+  MultiplyBits(taps, pixels, kernel + by_tables, filters - by_tables, terms, rest);
+}
+
+bool Supported() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+         __builtin_cpu_supports("fma");
+}
+
+const Variant kVariant = {"avx2",  Supported,   SIMAN_LOOPS,     &kTraining,
+                          nullptr, ArrangeBits, MultiplyArranged};
 
 }  // namespace siman::avx2
 

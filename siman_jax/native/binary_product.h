@@ -75,6 +75,11 @@ class BinaryProduct {
     } else {
       kernel_ = Blocks(words.words, n_.kernel_values(), y.channels, n_.out);
     }
+    if (run_.arrange_bits == nullptr) return;
+    const int64_t values = gathered_ ? record_ : n_.kernel_values();
+    for (int64_t first = 0; first < n_.out; first += kFilters)
+      run_.arrange_bits(values, std::min(kFilters, n_.out - first),
+                        kernel_.data() + first * values);
   }
 
   // Places; `sums` of the operand are needed for a centred threshold, `totals` may be null.
@@ -250,6 +255,8 @@ class BinaryProduct {
     const auto terms = static_cast<int32_t>(n_.taps_down * n_.taps_across * channels_);
     const Taps taps = gathered_ ? Taps{1, record_, 0, filters} : n_.taps(filters);
     const uint32_t* kernel = kernel_.data() + filter * (gathered_ ? record_ : n_.kernel_values());
+    const auto multiply =
+        run_.arrange_bits == nullptr ? run_.multiply_bits : run_.multiply_arranged;
     float sum[kLanes] = {};
     ForGroups(n_, tasks_.begin(task), tasks_.end(task), [&](int64_t first, const Group& group) {
       const uint32_t* seen[kPixels];
@@ -270,7 +277,7 @@ class BinaryProduct {
         to[p] = frame.at(y) + place;
         more_of[p] = more + (more == nullptr ? 0 : place);
       }
-      run_.multiply_bits(taps, seen, kernel, filters, terms, sums_of);
+      multiply(taps, seen, kernel, filters, terms, sums_of);
       for (int64_t p = 0; p < group.count; ++p)
         AddPadding(run_, n_, group.rows[p], group.columns[p], corners_.data() + filter, filters,
                    sums_of[p]);

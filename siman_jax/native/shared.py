@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import logging
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -32,6 +31,8 @@ def load() -> ctypes.CDLL | None:
 
 def warn(reason: str) -> None:
     """Say why the library is not used."""
+    import logging  # late: a model loads sooner without it
+
     logging.getLogger(__name__).warning(
         "%s. Packed inference and training run by XLA instead, with the same integers but slower.",
         reason,

@@ -86,6 +86,12 @@ struct Variant {
 
   const Training* training;
   const Tiles* tiles;  // null without a matrix unit
+
+  // Like `multiply_bits`, with a kernel that was rearranged before: `arrange_bits` rearranges a
+  // block of filters [values, filters] in its place. Null where `multiply_bits` is as fast.
+  void (*arrange_bits)(int64_t values, int64_t filters, uint32_t* kernel) = nullptr;
+  void (*multiply_arranged)(const Taps&, const uint32_t* const* pixels, const uint32_t* kernel,
+                            int64_t filters, int32_t terms, int32_t* const* y) = nullptr;
 };
 
 // The functions of a namespace for these fields, in order.

@@ -43,7 +43,7 @@ def _expect(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Operation:
     """An operation on earlier results.
 
@@ -80,8 +80,13 @@ class Operation:
         named = {f.name: getattr(self, f.name) for f in fields(self) if "weight" in f.metadata}
         return {name: array for name, array in named.items() if array is not None}
 
+    # Once for all, since compiling one for every class took a third of the time to import this.
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{type(self).__qualname__}({settings})"
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Images(Operation):
     """The normalized images, `shape` = (height, width, channels)."""
 
@@ -94,7 +99,7 @@ class Images(Operation):
         return self.shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Constant(Operation):
     """The same array for every image: `value` float32 `[*shape]`."""
 
@@ -108,7 +113,7 @@ class Constant(Operation):
 # Products -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Conv(Operation):
     """Convolution of `[height, width, in]` with a real kernel, zeros around the image.
 
@@ -141,7 +146,7 @@ class Conv(Operation):
         return (*_places(x, (height, width), self.strides, self.padding, self.dilation), out)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BinaryConv(Operation):
     """Convolution of `[height, width, in]` with a kernel of +1 and -1, zeros around the image.
 
@@ -164,7 +169,7 @@ class BinaryConv(Operation):
         return (*_places(x, (height, width), self.strides, self.padding), out)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Dense(Operation):
     """Product of the last axis with a matrix: `kernel` float32 `[in, out]`."""
 
@@ -179,7 +184,7 @@ class Dense(Operation):
         return (*x[:-1], self.kernel.shape[1])
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class BinaryDense(Operation):
     """Product of `[in]` with a matrix of +1 and -1: `words` uint32 `[ceil(in / 32), out]`.
 
@@ -198,8 +203,10 @@ class BinaryDense(Operation):
 # Pools and sums -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _Pool(Operation):
+    """An operation on each window of (height, width)."""
+
     window: Pair
     strides: Pair = (1, 1)
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
@@ -216,12 +223,12 @@ class _Pool(Operation):
         return (*_places(x, self.window, self.strides, self.padding), x[2])
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class MaxPool(_Pool):
     """Maximum of each window of (height, width), of each channel; padding is never the maximum."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SumPool(_Pool):
     """Sum of each window of (height, width), of each channel; padding counts as zeros.
 
@@ -229,8 +236,10 @@ class SumPool(_Pool):
     """
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _Reduction(Operation):
+    """An operation over some axes."""
+
     axes: tuple[int, ...]
 
     def _shape_of(self, *shapes: Shape) -> Shape:
@@ -244,12 +253,12 @@ class _Reduction(Operation):
         return tuple(size for axis, size in enumerate(x) if axis not in self.axes)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Sum(_Reduction):
     """Sum over `axes`, which the result does not have. A mean is this and an `Affine`."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Max(_Reduction):
     """Maximum over `axes`, which the result does not have."""
 
@@ -257,7 +266,7 @@ class Max(_Reduction):
 # One number at a time -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Affine(Operation):
     """x * scale + shift, `[channels]` each, float32; None stands for 1 and for 0."""
 
@@ -268,7 +277,7 @@ class Affine(Operation):
         return _by_channel(shapes[0], scale=self.scale, shift=self.shift)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PReLU(Operation):
     """x where x > 0, else slope * x; `slope` float32 `[channels]`."""
 
@@ -278,7 +287,7 @@ class PReLU(Operation):
         return _by_channel(shapes[0], slope=self.slope)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Clip(Operation):
     """min(max(x, low), high): ReLU is 0 to infinity, ReLU6 0 to 6, hardtanh -1 to 1."""
 
@@ -290,7 +299,7 @@ class Clip(Operation):
         return shapes[0]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Sigmoid(Operation):
     """1 / (1 + exp(-x))."""
 
@@ -298,7 +307,7 @@ class Sigmoid(Operation):
         return shapes[0]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Tanh(Operation):
     """The hyperbolic tangent."""
 
@@ -306,7 +315,7 @@ class Tanh(Operation):
         return shapes[0]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Softmax(Operation):
     """exp(x) over its sum along the last axis."""
 
@@ -315,7 +324,7 @@ class Softmax(Operation):
         return shapes[0]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Signs(Operation):
     """+1 where x >= threshold, else -1.
 
@@ -334,8 +343,10 @@ class Signs(Operation):
 # Two operands -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _Pairwise(Operation):
+    """An operation on two operands, number by number."""
+
     operands = 2
 
     def _shape_of(self, *shapes: Shape) -> Shape:
@@ -347,12 +358,12 @@ class _Pairwise(Operation):
         return tuple(map(max, a, b))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Add(_Pairwise):
     """a + b, of equally many axes; an axis of size 1 is repeated."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Multiply(_Pairwise):
     """a * b, of equally many axes; an axis of size 1 is repeated."""
 
@@ -360,7 +371,7 @@ class Multiply(_Pairwise):
 # Places -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Concatenate(Operation):
     """The operands, one or more, one after another along `axis`."""
 
@@ -379,7 +390,7 @@ class Concatenate(Operation):
         return (*first[: self.axis], total, *first[self.axis + 1 :])
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Pad(Operation):
     """`value` added `before` and `after`, so many for each axis."""
 
@@ -394,7 +405,7 @@ class Pad(Operation):
         return tuple(b + n + a for b, n, a in zip(self.before, x, self.after, strict=True))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Slice(Operation):
     """x[start:stop:stride], for each axis."""
 
@@ -415,7 +426,7 @@ class Slice(Operation):
         )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Reshape(Operation):
     """The same numbers in the same order, the last axis fastest, as another `shape`."""
 
@@ -429,7 +440,7 @@ class Reshape(Operation):
         return self.shape
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Transpose(Operation):
     """The axes in another order: axis i of the result is `axes[i]` of the operand."""
 
@@ -441,7 +452,7 @@ class Transpose(Operation):
         return tuple(x[axis] for axis in self.axes)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Broadcast(Operation):
     """Axes of size 1 repeated, to give `shape`."""
 
