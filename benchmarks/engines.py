@@ -103,34 +103,37 @@ def random_variables(model: Any, case: Case) -> Any:
 def prepare_packed(case: Case, folder: Path) -> None:
     """Pack a network and write its model file."""
     from siman_jax.models import build_model
-    from siman_jax.packed.file import PackedNetwork, write_network
-    from siman_jax.packed.network import pack_unchecked
+    from siman_jax.packed.program_file import PackedProgram, write_program
+    from siman_jax.program.trace import trace
 
-    arguments: dict[str, Any] = {
-        "num_classes": case.num_classes,
-        "width": case.width,
-        "weight_rule": "half_half",
-        "activation_rule": "siman",
-    }
-    model = build_model(case.network, **arguments)
-    variables = pack_unchecked(model, random_variables(model, case))
+    model = build_model(case.network, case.num_classes, width=case.width)
     shape = (case.image_size, case.image_size, 3)
-    write_network(folder / PACKED_FILE, PackedNetwork(case.network, arguments, shape, variables))
+    program = trace(model, random_variables(model, case), shape)
+    write_program(folder / PACKED_FILE, PackedProgram(program))
 
 
-def load_packed(setting: Setting, *, native: bool = True) -> Run:
-    """Read the model file and compile it as `siman_jax.load` does, with weights as constants."""
+def load_packed(setting: Setting) -> Run:
+    """Read the model file and prepare it as `siman_jax.load` does."""
+    from siman_jax.native.shared import load
+    from siman_jax.packed.program_file import read_program
+    from siman_jax.program.native import native_network
+
+    if load() is None:
+        raise ModuleNotFoundError("siman-jax was built without its native library")
+    network = native_network(read_program(setting.folder / PACKED_FILE).program)
+    return partial(network, threads=setting.threads)
+
+
+def load_packed_by_xla(setting: Setting) -> Run:
+    """Read the model file and compile it by XLA alone, with weights as constants."""
     import jax
     import numpy as np
 
-    from siman_jax.native.library import variants
-    from siman_jax.packed.file import read_network
-    from siman_jax.packed.network import packed_logits
+    from siman_jax.packed.program_file import read_program
+    from siman_jax.program.interpret import interpret
 
-    if native and not variants():
-        raise ModuleNotFoundError("siman-jax was built without its native library")
-    packed = read_network(setting.folder / PACKED_FILE)
-    logits = jax.jit(partial(packed_logits, packed.model(), packed.variables, native=native))
+    program = read_program(setting.folder / PACKED_FILE).program
+    logits = jax.jit(partial(interpret, program, native=False))
     return lambda images: np.asarray(logits(images))
 
 
@@ -319,7 +322,7 @@ def load_larq(setting: Setting) -> Run:
     return open_interpreter(setting.folder / LARQ_FILE, setting.threads)
 
 
-_JAX = ("numpy", "jax", "jax.numpy", "siman_jax.models", "siman_jax.packed.file")
+_JAX = ("numpy", "jax", "jax.numpy", "siman_jax.models", "siman_jax.program.trace")
 _TORCH = ("numpy", "torch")
 _packed = partial(
     Engine,
@@ -337,7 +340,7 @@ _openvino = partial(Engine, modules=("numpy", "openvino"), install=f"{_onnx_inst
 # By name, in the order of tables and charts.
 ENGINES: dict[str, Engine] = {
     OURS: _packed(load=load_packed),
-    "siman-jax packed (XLA only)": _packed(load=partial(load_packed, native=False)),
+    "siman-jax packed (XLA only)": _packed(load=load_packed_by_xla),
     "siman-jax float twin": Engine(
         TWIN_FILE, prepare_twin, load_twin, _JAX, "pip install -e .", "jax", channels_first=False
     ),
