@@ -33,11 +33,9 @@ class ModelFiles:
     lifetime = 20_000
     entries: tuple[str, ...] = ("arguments", "image_shape", "notes")  # metadata that are JSON
     digests_made_right = 0.2
-    run_one_in = 300  # JAX compiles a network before it runs
 
     def __init__(self, scratch: Path) -> None:
         del scratch
-        self._tried = 0
         self.samples()
 
     @staticmethod
@@ -80,8 +78,7 @@ class ModelFiles:
             return counts | {"read as it was": 1}
         if _content(decode_program(encode_program(network))) != _content(network):
             raise Finding("what is written again is not what was read")
-        self._tried += 1
-        if self._tried % self.run_one_in == 0 and _is_small(network.program):
+        if _is_small(network.program):
             prediction = model.predict(np.zeros((1, *network.image_shape), np.uint8))
             assert len(prediction.names) == 1
         return counts | {"read, with or without a digest that is right": 1}
