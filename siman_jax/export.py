@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.command import run
 from siman_jax.data import class_names, load_dataset
+from siman_jax.data.dataset import Split
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.normalization import normalize
@@ -144,10 +145,12 @@ def _test_images(config: ConfigDict) -> Array | None:
     if not config.data.resident:
         return None
     try:
-        images = load_dataset(config.data).test.images[:COMPARED]
+        test = load_dataset(config.data).test
     except UsageError:
         return None
-    return normalize(jnp.asarray(images), config.data.mean, config.data.std)
+    if not isinstance(test, Split):
+        return None
+    return normalize(jnp.asarray(test.images[:COMPARED]), config.data.mean, config.data.std)
 
 
 def _class_names(config: ConfigDict, workdir: Path, count: int) -> tuple[str, ...] | None:
