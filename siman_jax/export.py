@@ -113,7 +113,7 @@ def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedPr
     images = _test_images(config)
     program, proof = proven_program(model, state.variables(), image_shape(config), images)
     kind = "noise" if images is None else "the test split"
-    print(shown(f"{config.model.name}: {proof}, images of {kind}"))
+    print(shown(f"{config.model.name}, on images of {kind}: {proof}"))
     network = PackedProgram(program)
     notes = notes_from_config(
         config.data,
