@@ -66,7 +66,7 @@ ROOMS = {
     "report": "errors output paths terminal devices training analysis runs command",
     "main": "errors stop streams paths terminal models devices training runs command",
     "sweep": "errors stop streams output paths terminal shipped devices training runs command",
-    "export": "errors outside output paths terminal models program packed devices data training"
+    "export": "errors output paths terminal models program packed devices data training"
     " runs command",
     "convert": "errors output paths terminal models program packed pytorch devices data training"
     " runs configs command",
