@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import siman_jax
 from siman_jax.errors import UsageError
-from siman_jax.packed.program_file import decode_program, encode_program, read_program
+from siman_jax.packed.program_file import decode_program, encode_program, read_model
 from siman_jax.packed.safetensors import decode, encode
 
 FOLDER = Path(__file__).parent / "version1"
@@ -185,7 +185,7 @@ def test_numbers_of_another_kind_are_refused(name, dtype):
 
 def test_a_folder_is_not_a_model_file(tmp_path):
     with pytest.raises(UsageError, match="is a folder"):
-        read_program(tmp_path)
+        read_model(tmp_path)
 
 
 def refused_or_read(data):

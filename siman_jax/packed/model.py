@@ -10,7 +10,7 @@ from siman_jax.errors import UsageError
 from siman_jax.native import shared
 from siman_jax.native.network import Network
 from siman_jax.packed.notes import Notes, parse_notes
-from siman_jax.packed.program_file import PackedProgram, decode_program, read_program
+from siman_jax.packed.program_file import PackedProgram, decode_program, read_model
 from siman_jax.program.native import native_network
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def load_model(source: str | Path | bytes | BinaryIO, *, exact: bool = False) ->
         prediction needs.
     """
     if isinstance(source, str | Path):
-        name, network = str(source), read_program(source)
+        name, network = str(source), read_model(source)
     else:
         name = "the model"
         data = source if isinstance(source, bytes) else source.read()

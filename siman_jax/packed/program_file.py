@@ -150,7 +150,7 @@ def decode_program(data: bytes) -> PackedProgram:
         return _program_of(tensors, metadata)
 
 
-def read_program(path: str | Path) -> PackedProgram:
+def read_model(path: str | Path) -> PackedProgram:
     """Read the model file `path`, of any version.
 
     Raises:
