@@ -1,5 +1,6 @@
 """A user's own data: arrays passed in Python, and sources outside the package."""
 
+import json
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from siman_jax.data.defaults import image_files
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.runs.train import evaluate_run, train
-from siman_jax.runs.trained_on import read_trained_on
+from siman_jax.runs.trained_on import check_classes, read_trained_on
 from siman_jax.runs.workdir import read_config
 from tests.own_data import stripes
 
@@ -70,6 +71,15 @@ def test_a_run_on_arrays_goes_on_and_asks_for_them(tmp_path):
         load_dataset(read_config(tmp_path / "run").data)
     with pytest.raises(UsageError, match="other classes"):
         siman_jax.train(config, tmp_path / "run", data=arrays(), devices=1)
+
+
+def test_the_same_classes_in_another_order_are_other_classes(tmp_path):
+    """Labels are places in this order."""
+    facts = {"classes": ["lying", "standing"], "train_examples": 8}
+    (tmp_path / "data.json").write_text(json.dumps(facts))
+    check_classes(("lying", "standing"), tmp_path)
+    with pytest.raises(UsageError, match=r"other classes .*\(in another order\)"):
+        check_classes(("standing", "lying"), tmp_path)
 
 
 IMAGES, LABELS = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)
