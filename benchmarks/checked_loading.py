@@ -26,15 +26,15 @@ from orbax.checkpoint import v1 as ocp
 
 from siman_jax.configs import cifar10, imagenet
 from siman_jax.devices.mesh import make_mesh, replicated
-from siman_jax.packed.file import PackedNetwork, encode_network
 from siman_jax.packed.model import load_model
-from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.notes import Notes
+from siman_jax.packed.program_file import PackedProgram, encode_program
+from siman_jax.program.trace import trace
 from siman_jax.runs.checkpoint import CheckpointWriter, restore_latest
 from siman_jax.runs.checksums import leaf_shapes
 from siman_jax.runs.snapshot import Snapshot, abstract_snapshot
 from siman_jax.training.optimizer import build_optimizer
-from siman_jax.training.task import activation_rule, model_from_config
+from siman_jax.training.task import image_shape, model_from_config
 
 CONFIGS: dict[str, Callable[[], ConfigDict]] = {
     "CIFAR ResNet-20": cifar10.get_config,
@@ -79,17 +79,9 @@ def restoring(snapshot: Snapshot, folder: Path) -> tuple[Side, Side]:
 
 def loading(config: ConfigDict, snapshot: Snapshot, folder: Path) -> tuple[Side, Side]:
     """Return functions that load a model file with and without a digest."""
-    model, size = model_from_config(config), config.data.image_size
-    packed = pack_unchecked(model, snapshot.progress.state.variables())
-    arguments = {
-        "num_classes": config.data.num_classes,
-        "width": config.model.width,
-        "weight_rule": config.model.weight_rule,
-        "activation_rule": activation_rule(config),
-    }
-    notes = Notes((0.5,) * 3, (0.5,) * 3).as_json()
-    network = PackedNetwork(config.model.name, arguments, (size, size, 3), packed, notes)
-    data = encode_network(network)
+    variables = snapshot.progress.state.variables()
+    program = trace(model_from_config(config), variables, image_shape(config))
+    data = encode_program(PackedProgram(program, Notes((0.5,) * 3, (0.5,) * 3).as_json()))
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     del header["__metadata__"]["sha256"]

@@ -129,12 +129,12 @@ def prepare_packed(case: Case, folder: Path) -> None:
 def load_packed(setting: Setting) -> Run:
     """Read the model file and run it as `siman_jax.load` does, which also normalizes images."""
     from siman_jax.native.shared import load
-    from siman_jax.packed.program_file import read_model
+    from siman_jax.packed.program_file import read_program
     from siman_jax.program.native import native_network
 
     if load() is None:
         raise ModuleNotFoundError("siman-jax was built without its native library")
-    network = native_network(read_model(setting.folder / PACKED_FILE).program)
+    network = native_network(read_program(setting.folder / PACKED_FILE).program)
     return partial(network, threads=setting.threads)
 
 
@@ -143,10 +143,10 @@ def load_interpreted(setting: Setting) -> Run:
     import jax
     import numpy as np
 
-    from siman_jax.packed.program_file import read_model
+    from siman_jax.packed.program_file import read_program
     from siman_jax.program.interpret import interpret
 
-    program = read_model(setting.folder / PACKED_FILE).program
+    program = read_program(setting.folder / PACKED_FILE).program
     logits = jax.jit(partial(interpret, program, native=False))
     return lambda images: np.asarray(logits(images))
 
@@ -341,12 +341,12 @@ def prepare_openvino_binary(case: Case, folder: Path, *, fixed: bool) -> None:
     import numpy as np
 
     from benchmarks.openvino_binary import with_fixed_thresholds, write
-    from siman_jax.packed.program_file import read_model
+    from siman_jax.packed.program_file import read_program
     from siman_jax.program.native import native_network
 
     if not (folder / PACKED_FILE).exists():
         prepare_packed(case, folder)
-    program = read_model(folder / PACKED_FILE).program
+    program = read_program(folder / PACKED_FILE).program
     if fixed:
         program = with_fixed_thresholds(program)
     file = OPENVINO_FIXED_FILE if fixed else OPENVINO_BINARY_FILE

@@ -9,7 +9,6 @@ file must come from `export` of the run's last checkpoint.
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,11 +17,12 @@ import numpy as np
 import siman_jax
 from siman_jax.data import load_dataset
 from siman_jax.devices.mesh import make_mesh
-from siman_jax.models.folding import fold, folded_twin
 from siman_jax.models.normalization import normalize
+from siman_jax.program.interpret import interpret
+from siman_jax.program.prove import proven_program
 from siman_jax.runs.stored_run import load_run
 from siman_jax.runs.workdir import read_config
-from siman_jax.training.task import model_from_config
+from siman_jax.training.task import image_shape, model_from_config
 
 _BATCH = 500
 
@@ -40,13 +40,16 @@ def main() -> None:
     config = read_config(arguments.workdir)
     test = load_dataset(config.data).test
     state = load_run(config, arguments.workdir, make_mesh(1)).progress.state
-    network = model_from_config(config)
-    folded = jax.jit(partial(fold, network))(state.variables())
+    images = normalize(test.images[:8], config.data.mean, config.data.std)
+    program, proof = proven_program(
+        model_from_config(config), state.variables(), image_shape(config), images
+    )
+    print(proof)
 
     @jax.jit
     def evaluate(images: jax.Array) -> jax.Array:
         normalized = normalize(images, config.data.mean, config.data.std)
-        return folded_twin(network).apply(folded, normalized, train=False)
+        return interpret(program, normalized)
 
     batches = [test.images[start : start + _BATCH] for start in range(0, len(test), _BATCH)]
     expected = np.concatenate([evaluate(images) for images in batches])

@@ -57,14 +57,14 @@ def load(source: str | Path | bytes | BinaryIO, *, exact: bool = False) -> "Pack
         model = siman_jax.load("model.safetensors")
         logits = model(images)  # uint8 [batch, height, width, channels]
 
-    Networks of your own run without JAX, if the native library was built, and may be called after
-    a fork. The networks of the package need JAX, whose threads forked processes lack: start
-    processes by `spawn` or `forkserver`, and load the file in each of them.
+    The model runs without JAX if the native library was built, and may then be called from several
+    threads and after a fork. Otherwise, and with `exact`, it needs JAX, whose threads forked
+    processes lack: start processes by `spawn` or `forkserver`, and load the file in each of them.
 
     Args:
       source: path of the file, its bytes, or the file opened for reading bytes.
-      exact: compute layer by layer as evaluation on a CPU does. If run and file are float32, every
-        bit and prediction is then the same. By default the native library may sum real numbers in
+      exact: run by JAX, as evaluation on a CPU does. If run and file are float32, every bit and
+        prediction is then the same. By default the native library may sum real numbers in
         another order, which is faster; in about one of some hundred images rounding then changes a
         bit, and rarely the class.
 

@@ -14,6 +14,7 @@ input.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,10 +31,10 @@ from siman_jax.models import MODELS, build_model
 from siman_jax.models.images import Images, default_images
 from siman_jax.models.leaves import BITS
 from siman_jax.output import check_output
-from siman_jax.packed.file import PackedNetwork, write_network
-from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes, parse_notes
+from siman_jax.packed.program_file import PackedProgram, write_program
 from siman_jax.paths import local_path
+from siman_jax.program.prove import proven_program
 from siman_jax.pytorch.bits import stored_bits
 from siman_jax.pytorch.checkpoint import State, read_state
 from siman_jax.pytorch.names import flax_path, variables_from_torch
@@ -100,14 +101,14 @@ def main(argv: list[str]) -> None:
     images = default_images(MODELS[name], _ends(variables)[1])
     images = images.of_size(size or images.size)
     notes = _notes(images, config, class_names)
-    network = pack_converted(name, variables, images.size, notes)
     if config:
-        _check_config(config, network)
+        _check_config(config, variables)
+    network = pack_converted(name, variables, images.size, notes)
     for warning in warnings:
         say(f"warning: {warning}")
     if config:
         create_run(config, workdir, make_mesh(1), variables)
-    write_network(out, network)
+    write_program(out, network)
     if _TABLE.value:
         _print_table(state.arrays)
     print(_summary(name, state, network))
@@ -133,7 +134,7 @@ def _read(path: Path, name: str, size: int | None) -> tuple[State, dict, list[st
     return state, variables, warnings
 
 
-def _summary(name: str, state: State, network: PackedNetwork) -> str:
+def _summary(name: str, state: State, network: PackedProgram) -> str:
     """Describe what was converted."""
     used = {array: _place(array, state.arrays) for array in state.arrays}
     others = sum(path is None for path in used.values())
@@ -142,7 +143,7 @@ def _summary(name: str, state: State, network: PackedNetwork) -> str:
     shape = "x".join(map(str, network.image_shape))
     return (
         f"{name}: {len(used) - others} arrays{source} converted, {others} not needed; {bits:,}"
-        f" bits, {network.arguments['num_classes']} classes, images of {shape}"
+        f" bits, {network.num_classes} classes, images of {shape}"
     )
 
 
@@ -173,7 +174,7 @@ def _config_of(model: str) -> ConfigDict:
     return _CONFIGS[recipe].get_config(network.removesuffix("_1w1a"))
 
 
-def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
+def _check_config(config: ConfigDict, variables: dict) -> None:
     here = {
         "num_classes": num_classes(config.data),
         "width": config.model.width,
@@ -181,7 +182,7 @@ def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
         "activation_rule": activation_rule(config),
         "channels": config.data.channels,
     }
-    there = network.arguments | {"channels": network.image_shape[2]}
+    there = _arguments(variables) | {"channels": _ends(variables)[0].shape[2]}
     for name, value in here.items():
         if value != there[name]:
             raise UsageError(
@@ -190,7 +191,7 @@ def _check_config(config: ConfigDict, network: PackedNetwork) -> None:
             )
 
 
-def pack_converted(name: str, variables: dict, size: int, notes: Notes) -> PackedNetwork:
+def pack_converted(name: str, variables: dict, size: int, notes: Notes) -> PackedProgram:
     """Pack converted variables with the bits that they hold.
 
     Args:
@@ -200,18 +201,23 @@ def pack_converted(name: str, variables: dict, size: int, notes: Notes) -> Packe
       notes: for the file.
 
     Raises:
-      UsageError: the notes do not fit the network.
+      UsageError: the notes do not fit the network, or it cannot be packed.
     """
     stem, classes = _ends(variables)
-    arguments = {"num_classes": classes, "width": stem.shape[3], **_RULES}
     image_shape = (size, size, stem.shape[2])
     try:
         parse_notes(notes.as_json(), image_shape, classes)
     except UsageError as error:
         raise UsageError(f"--mean, --std or --classes do not fit the model: {error}") from error
     floats = jax.tree.map(lambda leaf: leaf if leaf.dtype == bool else np.float32(leaf), variables)
-    packed = pack_variables(build_model(name, **arguments), floats, image_shape)
-    return PackedNetwork(name, arguments, image_shape, packed, notes.as_json())
+    program, _ = proven_program(build_model(name, **_arguments(variables)), floats, image_shape)
+    return PackedProgram(program, notes.as_json())
+
+
+def _arguments(variables: dict) -> dict[str, Any]:
+    """Return the arguments of the network that has these variables."""
+    stem, classes = _ends(variables)
+    return {"num_classes": classes, "width": stem.shape[3], **_RULES}
 
 
 def _ends(variables: dict) -> tuple[np.ndarray, int]:

@@ -3,37 +3,34 @@
     python -m siman_jax.export runs/digits --out=digits.safetensors
 
 The bits are computed from the checkpoint's weights by the network's weight rule. Equal checkpoints
-give equal files. The data are not needed; class names are stored if they can be found out. Exit
-status: 0 if all went well, 2 for bad arguments or input.
+give equal files. The data are not needed; class names are stored if they can be found out, and test
+images in memory serve to compare the file with the network. Exit status: 0 if all went well, 2 for
+bad arguments or input.
 """
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax.traverse_util import flatten_dict
+from jax import Array
 from ml_collections import ConfigDict
 
 from siman_jax.command import run
-from siman_jax.data import class_names
+from siman_jax.data import class_names, load_dataset
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.models import build_model
+from siman_jax.models.normalization import normalize
 from siman_jax.output import check_output, write_whole
-from siman_jax.outside import is_outside
-from siman_jax.packed.file import PackedNetwork, write_network
 from siman_jax.packed.inference import export_program
-from siman_jax.packed.layers import WORDS
-from siman_jax.packed.network import pack_variables
 from siman_jax.packed.notes import Notes
 from siman_jax.packed.program_file import PackedProgram, write_program
 from siman_jax.paths import local_path
-from siman_jax.program.prove import proven_program
+from siman_jax.program.prove import COMPARED, proven_program
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.model_notes import notes_from_config
 from siman_jax.runs.stored_run import load_run, with_stored_classes
@@ -41,7 +38,7 @@ from siman_jax.runs.trained_on import check_classes, read_trained_on
 from siman_jax.runs.workdir import config_digest, read_config
 from siman_jax.terminal import shown
 from siman_jax.training.metrics import METRICS
-from siman_jax.training.task import activation_rule, image_shape, model_from_config
+from siman_jax.training.task import image_shape, model_from_config
 
 # Other commands have flags of some of these names, and tests import several commands.
 _OUT = flags.DEFINE_string("out", None, "Model file to write.", allow_override=True)
@@ -81,10 +78,7 @@ def main(argv: list[str]) -> None:
     network, notes = pack_run(config, workdir, best=_CHECKPOINT.value == "best")
     stablehlo = export_program(network, notes) if program else b""
     float_dtype = np.float16 if _FLOAT16.value else np.float32
-    if isinstance(network, PackedProgram):
-        write_program(out, network, float_dtype)
-    else:
-        write_network(out, network, float_dtype)
+    write_program(out, network, float_dtype)
     if program:
         write_whole(program, stablehlo)
     print(shown(describe(out, network, notes), keep="\n"))
@@ -99,10 +93,8 @@ def main(argv: list[str]) -> None:
         print(shown(f"{program}: {size:,} bytes, StableHLO for cpu, cuda and tpu"))
 
 
-def pack_run(
-    config: ConfigDict, workdir: Path, *, best: bool
-) -> tuple[PackedNetwork | PackedProgram, Notes]:
-    """Pack a checkpoint of a run.
+def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedProgram, Notes]:
+    """Pack a checkpoint of a run, and print what was proven.
 
     Args:
       config: of the run.
@@ -114,51 +106,26 @@ def pack_run(
         network cannot be packed.
     """
     state = load_run(config, workdir, make_mesh(1), best=best).progress.state
-
-    def notes_for(classes: int) -> Notes:
-        return notes_from_config(
-            config.data,
-            class_names=_class_names(config, workdir, classes),
-            accuracy=_accuracy(workdir, int(state.step)),
-            config_sha256=config_digest(config),
-        )
-
-    if is_outside(config.model.name):
-        own = _pack_own(config, workdir, state.variables())
-        notes = notes_for(own.num_classes)
-        return replace(own, notes=notes.as_json()), notes
-    arguments = {
-        "num_classes": state.params["fc"]["bias"].shape[0],
-        "width": config.model.width,
-        "weight_rule": config.model.weight_rule,
-        "activation_rule": activation_rule(config),
-    }
-    notes = notes_for(arguments["num_classes"])
-    model = build_model(config.model.name, **arguments)
-    packed = pack_variables(model, state.variables(), image_shape(config))
-    network = PackedNetwork(
-        config.model.name, arguments, image_shape(config), packed, notes.as_json()
+    in_float32 = with_stored_classes(config, workdir).copy_and_resolve_references()
+    in_float32.model.dtype = "float32"
+    model = model_from_config(in_float32)
+    images = _test_images(config)
+    program, proof = proven_program(model, state.variables(), image_shape(config), images)
+    kind = "noise" if images is None else "the test split"
+    print(shown(f"{config.model.name}: {proof}, images of {kind}"))
+    network = PackedProgram(program)
+    notes = notes_from_config(
+        config.data,
+        class_names=_class_names(config, workdir, network.num_classes),
+        accuracy=_accuracy(workdir, int(state.step)),
+        config_sha256=config_digest(config),
     )
-    return network, notes
+    return replace(network, notes=notes.as_json()), notes
 
 
-def _pack_own(config: ConfigDict, workdir: Path, variables: Mapping) -> PackedProgram:
-    """Pack a network from outside the package, and print what was proven."""
-    config = with_stored_classes(config, workdir).copy_and_resolve_references()
-    config.model.dtype = "float32"
-    model = model_from_config(config)
-    program, proof = proven_program(model, variables, image_shape(config))
-    print(shown(f"{config.model.name}: {proof}"))
-    return PackedProgram(program)
-
-
-def describe(path: Path, network: PackedNetwork | PackedProgram, notes: Notes) -> str:
+def describe(path: Path, network: PackedProgram, notes: Notes) -> str:
     """Describe the file: its size, the share of binary weights, and the network's accuracy."""
-    if isinstance(network, PackedProgram):
-        words = sum(array.nbytes for _, name, array in network.program.tensors() if name == WORDS)
-    else:
-        leaves = flatten_dict(network.variables["params"])
-        words = sum(leaf.nbytes for name, leaf in leaves.items() if name[-1] == WORDS)
+    words = sum(array.nbytes for _, name, array in network.program.tensors() if name == "words")
     size = path.stat().st_size
     lines = [
         f"{path}: {size:,} bytes; {100 * words / size:.1f} % are 1-bit weights, the rest real"
@@ -170,6 +137,17 @@ def describe(path: Path, network: PackedNetwork | PackedProgram, notes: Notes) -
     else:
         lines.append("top-1 on the test split: unknown")
     return "\n".join(lines)
+
+
+def _test_images(config: ConfigDict) -> Array | None:
+    """Return the first test images, normalized; None if they are streamed or not at hand."""
+    if not config.data.resident:
+        return None
+    try:
+        images = load_dataset(config.data).test.images[:COMPARED]
+    except UsageError:
+        return None
+    return normalize(jnp.asarray(images), config.data.mean, config.data.std)
 
 
 def _class_names(config: ConfigDict, workdir: Path, count: int) -> tuple[str, ...] | None:

@@ -14,14 +14,6 @@ X, KERNEL, Y = ((2, 6, 6, 16), F32), ((3, 3, 16, 16), F32), ((2, 6, 6, 16), F32)
 SUMS, NO_SUMS = ((2, 6, 6, 16), I16), ((0, 0, 0, 0), I16)
 SAMPLES, ROWS = ((2, 36, 16), F32), ((4, 16), F32)
 BACK = {**CONV, "centred": True, "estimator": 1, "activation": 1}
-NETWORK = (
-    *(((3 * 3 * 3 * 16,), F32), ((16,), F32), ((16,), F32)),
-    *(((9 * 16,), U32), ((4, 4, 16), I32), ((16,), F32), ((16,), F32), ((16,), F32)),
-    *(((9 * 32,), U32), ((4, 4, 32), I32), ((32,), F32), ((32,), F32), ((32,), F32)),
-    *(((16 * 32,), F32), ((32,), F32), ((32,), F32)),
-    *(((32,), F32), ((32,), F32), ((32 * 16,), F32), ((16,), F32)),
-)
-
 # A valid call of each function: operands, results, attributes.
 CALLS = {
     library.CONV_FORWARD: (
@@ -77,17 +69,6 @@ CALLS = {
         [((2, 6, 6, 40), BOOL), ((3, 3, 2, 16), U32), ((4, 4, 16), I32)],
         [((2, 6, 6, 16), I32), ((2, 8, 8, 2), U32)],
         CONV,
-    ),
-    library.RESIDUAL_LOGITS: (
-        [((2, 6, 6, 3), F32), *NETWORK],
-        [((2, 16), F32)],
-        {
-            "centred": True,
-            "pooled": False,
-            "real_shortcuts": True,
-            "strides": np.int64([1, 1, 2]),
-            "channels": np.int64([3, 16, 16, 32]),
-        },
     ),
 }
 

@@ -1,4 +1,4 @@
-"""A small packed network for tests, and the outputs of a network's convolutions."""
+"""A small packed network for tests."""
 
 from functools import partial
 
@@ -8,24 +8,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from siman_jax.models import build_model
-from siman_jax.models.layers import BinaryConv
 from siman_jax.models.leaves import BINARY_KERNEL, BITS
-from siman_jax.models.product import computed
-from siman_jax.packed.file import PackedNetwork
-from siman_jax.packed.network import pack_unchecked
 from siman_jax.packed.notes import Notes
-
-ARGUMENTS = {
-    "num_classes": 3,
-    "width": 12,
-    "weight_rule": "half_half",
-    "activation_rule": "siman",
-}
+from siman_jax.packed.program_file import PackedProgram
+from siman_jax.program.trace import trace
 
 
 def packed_network(name="cifar.vgg_small_1w1a", size=8):
-    """Build a network of random weights and bits, for images of `size` by `size` pixels."""
-    model = build_model(name, **ARGUMENTS)
+    """Pack a network of random weights and bits, for images of `size` by `size` pixels."""
+    model = build_model(name, 3, width=12, weight_rule="half_half", activation_rule="siman")
     image_shape = (size, size, 3)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
@@ -38,19 +29,5 @@ def packed_network(name="cifar.vgg_small_1w1a", size=8):
             if path[-1] == BINARY_KERNEL
         }
     )
-    packed = pack_unchecked(model, variables)
     notes = Notes((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), class_names=("a", "b", "é")).as_json()
-    return PackedNetwork(name, ARGUMENTS, image_shape, packed, notes)
-
-
-def outputs_of(model, variables, images, compiler_options=None):
-    """Return logits, and the output of each binary convolution by its path."""
-    apply = partial(
-        model.apply,
-        train=False,
-        mutable=["intermediates"],
-        capture_intermediates=lambda module, _: isinstance(module, BinaryConv),
-    )
-    logits, state = jax.jit(apply, compiler_options=compiler_options)(variables, images)
-    outputs = flatten_dict(state["intermediates"])
-    return logits, {path[:-1]: computed(output) for path, (output,) in outputs.items()}
+    return PackedProgram(trace(model, variables, image_shape), notes)

@@ -23,7 +23,6 @@ class TwoConvolutions(nn.Module):
     conv: Callable[..., BinaryConv]
     norm: Callable[..., BatchNorm] = BatchNorm
     dtype: DTypeLike = jnp.float32
-    max_pool: Callable[..., jax.Array] = nn.max_pool  # packed twins replace it
 
     @nn.compact
     def __call__(self, x, *, train):

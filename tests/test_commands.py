@@ -19,7 +19,7 @@ from siman_jax.data.image_files import list_images
 from siman_jax.errors import UsageError
 from siman_jax.main import main as siman_main
 from siman_jax.output import check_output
-from siman_jax.packed.file import read_network, write_network
+from siman_jax.packed.program_file import read_program, write_program
 from siman_jax.paths import local_path
 from siman_jax.predict import main as predict
 from siman_jax.runs.workdir import check_writable
@@ -34,7 +34,7 @@ def model_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     network = packed_network()
     network.notes["class_names"] = [ODD, "é", "\udc80"]
-    write_network(path, network)
+    write_program(path, network)
     return path
 
 
@@ -141,7 +141,7 @@ def test_a_model_file_may_be_a_pipe(model_file, tmp_path):
     data = model_file.read_bytes()
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
     writer.start()
-    assert read_network(tmp_path / "pipe").image_shape == (8, 8, 3)
+    assert read_program(tmp_path / "pipe").image_shape == (8, 8, 3)
     writer.join()
     assert list_images([str(tmp_path / "pipe")]) == [str(tmp_path / "pipe")]
     with pytest.raises(UsageError, match="reads the model several times"):
@@ -187,4 +187,4 @@ def test_links_to_what_is_not_there_are_named(tmp_path):
         with pytest.raises(UsageError, match=r"link is a broken link"):
             check_writable(folder)
     with pytest.raises(UsageError, match=r"there is no file .*link"):
-        read_network(link)
+        read_program(link)

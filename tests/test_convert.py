@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import threading
-from functools import cache, partial
+from functools import cache
 
 import fake_torch
 import jax
@@ -24,7 +24,7 @@ from siman_jax.errors import UsageError
 from siman_jax.models import MODELS
 from siman_jax.models.images import CIFAR10, IMAGENET, Images, default_images
 from siman_jax.models.leaves import BITS
-from siman_jax.packed.network import packed_twin
+from siman_jax.program.interpret import interpret
 from siman_jax.pytorch.bits import stored_bits
 from siman_jax.pytorch.checkpoint import find_state, read_state
 from siman_jax.pytorch.names import variables_from_torch
@@ -50,8 +50,7 @@ def state(name="resnet20", prefix=""):
 
 def assert_golden_logits(model, name):
     """Compare logits of the golden images, which are already normalized."""
-    apply = jax.jit(partial(packed_twin(model.network.model()).apply, train=False))
-    logits = apply(model.network.variables, jnp.float32(golden(name).images))
+    logits = jax.jit(interpret)(model.network.program, jnp.float32(golden(name).images))
     expected = golden(name).results["eval_logits"]
     error = np.max(np.abs(logits - expected)) / np.max(np.abs(expected))
     assert error < 1e-5

@@ -20,17 +20,18 @@ from siman_jax.data import load_dataset
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.export import main as export
-from siman_jax.models.folding import fold, folded_twin
 from siman_jax.models.leaves import binary_bits
 from siman_jax.models.normalization import normalize
 from siman_jax.packed.model import PackedModel
 from siman_jax.packed.notes import parse_notes
 from siman_jax.program.kernels import unpack_kernel
+from siman_jax.program.operations import BinaryConv
 from siman_jax.runs.log import best_row, read_rows
 from siman_jax.runs.model_notes import notes_from_config
 from siman_jax.runs.stored_run import create_run, load_run
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import read_config
+from siman_jax.training.metrics import score
 from siman_jax.training.task import model_from_config
 
 
@@ -70,23 +71,28 @@ def state_of(workdir, best=False):
 def assert_same_network(model, workdir, best=False):
     """Bits and logits of the model are the checkpoint's."""
     config, state = read_config(workdir), state_of(workdir, best)
-    packed, params = flatten_dict(model.network.variables["params"]), flatten_dict(state.params)
+    params = flatten_dict(state.params)
+    words = {
+        one.path: one.words
+        for one in model.network.program.operations
+        if isinstance(one, BinaryConv)
+    }
     for name, bits in binary_bits(state.params, config.model.weight_rule).items():
         path = tuple(name.split("/"))
         negated = np.asarray(params[*path, "alpha"] < 0)
-        found = unpack_kernel(packed[*path, "words"], bits.shape[2])
+        found = unpack_kernel(words[name], bits.shape[2])
         np.testing.assert_array_equal(found, np.asarray(bits) ^ negated)
-    images = load_dataset(config.data).test.images
+    data = load_dataset(config.data)
+    images = data.test.images
     network, variables = model_from_config(config), state.variables()
     normalized = normalize(jnp.asarray(images), config.data.mean, config.data.std)
     logits = jax.jit(partial(network.apply, variables, train=False))(normalized[:50])
     np.testing.assert_allclose(model(images[:50]), logits, rtol=1e-4, atol=1e-4)
     # Compared with evaluation on the whole test set.
-    folded = jax.jit(partial(fold, network))(variables)
-    logits = jax.jit(partial(folded_twin(network).apply, folded, train=False))(normalized)
-    exact = PackedModel(model.network, exact=True)
-    np.testing.assert_allclose(exact(images), logits, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(np.argmax(exact(images), 1), np.argmax(logits, 1))
+    evaluated = evaluate_run(config, workdir, make_mesh(1))["best" if best else "last"]
+    exact = score(jnp.asarray(PackedModel(model.network, exact=True)(images)), data.test.labels)
+    assert exact.means()["top1"] == evaluated["top1"]
+    assert exact.means()["loss"] == pytest.approx(evaluated["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
@@ -115,7 +121,6 @@ def test_bits_of_another_weight_rule(tmp_path, capsys):
     create_run(config, tmp_path / "run", make_mesh(1), variables)
     call(export, tmp_path / "run", f"--out={tmp_path / 'model'}")
     model = siman_jax.load(tmp_path / "model")
-    assert model.network.arguments["weight_rule"] == "angle_optimal"
     assert_same_network(model, tmp_path / "run")
     assert model.notes.accuracy is None
     assert "unknown" in capsys.readouterr().out
@@ -207,7 +212,7 @@ def test_a_run_on_a_folder_that_changes_and_then_is_gone(tmp_path):
     shutil.rmtree(images)
     model = export_to("without")
     assert model.notes.class_names == ("dark", "light")
-    assert model.network.arguments["num_classes"] == 2
+    assert model.network.num_classes == 2
     (folder / "data.json").unlink()  # as an older version left it
     assert export_to("older").notes.class_names is None
     (folder / "data.json").write_text('{"classes": ["dark"]}')

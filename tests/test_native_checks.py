@@ -17,7 +17,6 @@ from siman_jax.program import pools
 from siman_jax.program.kernels import (
     PackedKernel,
     binary_conv,
-    binary_dense,
     pack_kernel,
     unpack_kernel,
     weight_only_conv,
@@ -42,7 +41,6 @@ MAY_GROW = {
     (library.NORM_STATISTICS, 0): {0, 1},
     (library.BINARY_CONV, 0): {3},
     (library.BINARY_CONV, 4): {1, 2},
-    (library.RESIDUAL_LOGITS, 0): {1, 2},
 }
 
 
@@ -91,30 +89,10 @@ def test_numbers_that_make_no_sense_are_refused(name):
 
 
 @needs_library
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        (library.RESIDUAL_LOGITS, {"strides": np.int64([1, 1])}),
-        (library.RESIDUAL_LOGITS, {"strides": np.int64([1, 0, 2])}),
-        (library.RESIDUAL_LOGITS, {"strides": np.int64([])}),
-        (library.RESIDUAL_LOGITS, {"channels": np.int64([3, 16, 16, -5])}),
-        (library.RESIDUAL_LOGITS, {"channels": np.int64([3, 16, 64, 32])}),
-        (library.RESIDUAL_LOGITS, {"pooled": True}),
-        (library.RESIDUAL_LOGITS, {"real_shortcuts": False}),
-        ("scaled " + library.CONV_BACKWARD, {"shortcut_is_input": True}),
-    ],
-)
-def test_networks_that_do_not_fit_their_weights_are_refused(name, change):
+def test_a_shortcut_that_is_the_input_has_its_shape():
+    name = "scaled " + library.CONV_BACKWARD
     operands, results, attributes = CALLS[name]
-    refused(name, operands, results, {**attributes, **change})
-
-
-@needs_library
-def test_too_few_and_too_many_weights_are_refused():
-    operands, results, attributes = CALLS[library.RESIDUAL_LOGITS]
-    for count in range(1, len(operands)):
-        refused(library.RESIDUAL_LOGITS, operands[:count], results, attributes)
-    refused(library.RESIDUAL_LOGITS, [*operands, ((16,), F32)], results, attributes)
+    refused(name, operands, results, {**attributes, "shortcut_is_input": True})
 
 
 @needs_library
@@ -213,7 +191,7 @@ def test_packed_kernels_that_do_not_fit(bits, words, sums, message, uses_library
 def test_packed_products_that_do_not_fit():
     kernel = pack_kernel(jnp.ones((1, 1, 40, 16), bool))
     with pytest.raises(ValueError, match="the input has 70 channels, but the kernel has 2 words"):
-        binary_dense(jnp.ones((2, 70), bool), kernel)
+        binary_conv(jnp.ones((2, 1, 1, 70), bool), kernel)
     with pytest.raises(ValueError, match="the input has 70 channels, but the kernel has 2 words"):
         weight_only_conv(jnp.ones((2, 6, 6, 70)), kernel.words)
     with pytest.raises(ValueError, match="there are 2 words for 65 bits; expected 3"):

@@ -1,4 +1,4 @@
-"""Tests of packed inference: exact integers, whole networks, the authors' logits."""
+"""Tests of packed kernels, whose integers are exact, and of the authors' logits by them."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from functools import partial
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -16,36 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparisons import assert_close
-from flax.traverse_util import flatten_dict, unflatten_dict
 from golden_data import NETWORKS, load_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from packed_example import outputs_of
 from parameters import first_quickly
-from small_networks import trained, with_random_bits
+from small_networks import trained
 
 import siman_jax
-from siman_jax.models import MODELS, build_model
-from siman_jax.models.folding import fold, folded_twin
-from siman_jax.models.layers import BinaryDense
-from siman_jax.models.leaves import BINARY_KERNEL, BITS, binary_bits
+from siman_jax.models import build_model
+from siman_jax.models.leaves import binary_bits
+from siman_jax.native import binary_conv as native
 from siman_jax.native import library
-from siman_jax.native import packed_calls as native
-from siman_jax.packed.layers import (
-    CORNER_SUMS,
-    DERIVED,
-    WORDS,
-    PackedDense,
-)
-from siman_jax.packed.network import pack_unchecked, packed_logits, packed_twin
 from siman_jax.program import kernels
+from siman_jax.program import operations as op
 from siman_jax.program.bits import dot, pack, signs, unpack
-from siman_jax.program.operations import word_count
+from siman_jax.program.interpret import interpret
+from siman_jax.program.operations import Program, packed_bits, word_count
 from siman_jax.program.pools import max_pool
+from siman_jax.program.trace import trace
 from siman_jax.pytorch.names import variables_from_torch
-from siman_jax.rules import ACTIVATION_RULES
-from siman_jax.rules.siman import siman_activation
 
 # Every example has its own shapes, so most of the time is compilation.
 few = settings(max_examples=10, deadline=None, derandomize=True)
@@ -208,10 +197,21 @@ def test_a_machine_without_the_native_library_says_so_once(built, tmp_path):
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_dense_is_exact(inputs, outputs, seed):
     bits, kernel = random_bits(seed, 3, inputs), random_bits(seed + 1, inputs, outputs)
-    packed = kernels.pack_kernel(jnp.asarray(kernel[None, None]))
-    y = kernels.binary_dense(bits, packed)
-    assert y.dtype == jnp.int32
-    np.testing.assert_array_equal(y, plus_minus_one(bits) @ plus_minus_one(kernel))
+    x = plus_minus_one(bits)
+    for binary in (True, False):
+        y = dense(np.float32(x), kernel, binary=binary)
+        np.testing.assert_array_equal(y, x @ plus_minus_one(kernel))
+
+
+def dense(x, kernel, *, binary):
+    """Multiply by a program whose operand is binary, or real."""
+    (batch, inputs), zeros = x.shape, np.zeros(x.shape[1], np.float32)
+    operations = [op.Images(shape=(1, 1, inputs)), op.Reshape(inputs=(0,), shape=(inputs,))]
+    if binary:
+        operations.append(op.Signs(inputs=(1,), threshold=zeros))
+    last = len(operations)
+    operations.append(op.BinaryDense(inputs=(last - 1,), words=packed_bits(kernel)))
+    return interpret(Program(tuple(operations), last), jnp.asarray(x).reshape(batch, 1, 1, inputs))
 
 
 @settings(few, max_examples=5)
@@ -225,11 +225,11 @@ def test_weight_only_convolution(case):
     np.testing.assert_array_equal(y, convolve(x, signs(kernel, x.dtype), strides, padding))
 
 
-def test_weight_only_dense():
-    x = jax.random.normal(jax.random.key(0), (4, 45))
+def test_dense_of_real_numbers():
+    x = np.random.default_rng(0).standard_normal((4, 45)).astype(np.float32)
     kernel = random_bits(1, 45, 6)
-    y = kernels.weight_only_dense(x, kernels.pack_kernel(jnp.asarray(kernel[None, None])).words)
-    np.testing.assert_allclose(y, x @ signs(jnp.asarray(kernel), x.dtype), rtol=1e-5, atol=1e-5)
+    y = dense(x, kernel, binary=False)
+    np.testing.assert_allclose(y, x @ np.float32(plus_minus_one(kernel)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.float32])
@@ -246,155 +246,16 @@ def test_max_pool_is_flax_s(dtype, size, window, stride, padding):
     np.testing.assert_array_equal(y.astype(jnp.float32), expected)
 
 
-def test_bits_of_activations_are_their_signs_about_the_mean():
-    x = jax.random.normal(jax.random.key(0), (4, 6, 6, 20)) + 3
-    np.testing.assert_array_equal(ACTIVATION_RULES["siman"].bits(x), siman_activation(x) > 0)
-    zero = jnp.array([0.0, -0.0, -1e-30])
-    np.testing.assert_array_equal(ACTIVATION_RULES["approx_sign"].bits(zero), [True, True, False])
-
-
-def test_bits_of_equal_activations_are_one():
-    assert ACTIVATION_RULES["siman"].bits(jnp.full((1, 2, 2, 3), 0.25)).all()
-
-
-@pytest.mark.parametrize("name", first_quickly(MODELS))
-def test_every_integer_of_every_network(name, x64):
-    """In float64, where no activation is so close to its mean that rounding decides its bit."""
-    model, variables, images = trained(name, jnp.float64)
-    variables = with_random_bits(variables)
-    logits, outputs = outputs_of(model, variables, images)
-    logits_of_bits, packed_outputs = outputs_of(
-        packed_twin(model), pack_unchecked(model, variables), images
-    )
-    assert outputs.keys() == packed_outputs.keys()
-    for path, output in outputs.items():
-        leaves = flatten_dict(variables["params"])
-        if (*path, BINARY_KERNEL) not in leaves:  # a real convolution
-            continue
-        alpha = np.asarray(leaves[(*path, "alpha")])
-        ratio = np.asarray(output) / alpha
-        sums = np.rint(ratio)
-        np.testing.assert_allclose(ratio, sums, atol=1e-9)
-        assert packed_outputs[path].dtype == jnp.int32
-        np.testing.assert_array_equal(packed_outputs[path], sums * np.sign(alpha))
-    assert_close(logits_of_bits, logits, 1e-12)
-
-
-@pytest.mark.parametrize("name", first_quickly(MODELS))
-def test_logits_are_those_of_evaluation(name):
-    """Exactly equal, by XLA and by the native library, since both are folded in the same way."""
-    model, variables, images = trained(name, jnp.float32)
-    variables = with_random_bits(variables)
-    folded = jax.jit(partial(fold, model))(variables)
-    evaluated = jax.jit(partial(folded_twin(model).apply, train=False))(folded, images)
-    packed = pack_unchecked(model, variables)
-    for choice in (False, True):
-        twin = packed_twin(model, native=choice)
-        logits = jax.jit(partial(twin.apply, train=False))(packed, images)
-        np.testing.assert_array_equal(logits, evaluated)
-
-
-@pytest.mark.parametrize(
-    ("size", "count", "together"),
-    [(160, 8, 8), (160, 9, 9), (320, 2, 1)],
-    ids=["pieces and a rest", "pieces", "one by one"],
-)
-def test_pieces_of_a_batch_give_the_logits_of_the_whole(size, count, together):
-    """Images so large that three of them, or one, fill a piece.
-
-    The largest are compared with batches of one: XLA sums so many features in another order.
-    """
-    shape = (count, size, size, 3)
-    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32, shape=shape)
-    packed = pack_unchecked(model, with_random_bits(variables))
-    by_pieces = jax.jit(partial(packed_logits, model))
-    assert "stablehlo.while" in by_pieces.lower(packed, images).as_text()
-    apply = jax.jit(partial(packed_twin(model).apply, train=False))
-    batches = [images[i : i + together] for i in range(0, count, together)]
-    whole = jnp.concatenate([apply(packed, batch) for batch in batches])
-    assert_close(by_pieces(packed, images), whole, 1e-6)
-
-
-def assert_logits_agree(model, variables, images):
-    """In float32, up to rounding; this small network has no activation close to its mean."""
-    expected = jax.jit(partial(model.apply, train=False))(variables, images)
-    apply = jax.jit(partial(packed_twin(model).apply, train=False))
-    assert_close(apply(pack_unchecked(model, variables), images), expected, 1e-5)
-
-
-def test_logits_with_recomputed_bits():
-    assert_logits_agree(*trained("cifar.vgg_small_1w1a", jnp.float32))
-
-
-@pytest.mark.parametrize("name", first_quickly(MODELS))
-def test_logits_without_standardized_activations(name):
-    model, variables, images = trained(name, jnp.float32, activation_rule="approx_sign")
-    assert_logits_agree(model, with_random_bits(variables), images)
-
-
-@pytest.mark.slow
-def test_logits_with_bits_of_the_smallest_angle():
-    """Stored: that optimum is flat, so that rounding moves a bit or two of a filter from one
-    compilation to the next, the float network's own included.
-    """
-    model, variables, images = trained(
-        "cifar.vgg_small_1w1a", jnp.float32, weight_rule="angle_optimal"
-    )
-    bits = binary_bits(variables["params"], "angle_optimal")
-    stored = {(*path.split("/"), BINARY_KERNEL): leaf for path, leaf in bits.items()}
-    assert_logits_agree(model, {**variables, BITS: unflatten_dict(stored)}, images)
-
-
-@pytest.mark.parametrize("name", ["cifar.resnet18_1w1a", "cifar.vgg_small_1w1a"])
-def test_logits_with_real_activations(name):
-    model, variables, images = trained(name, jnp.float32, activation_rule="real")
-    assert_logits_agree(model, with_random_bits(variables), images)
-
-
 @pytest.mark.parametrize("weight_rule", ["half_half", "angle_optimal"])
 def test_bits_that_are_not_stored_are_the_rule_s(weight_rule):
-    model, variables, _ = trained("cifar.vgg_small_1w1a", jnp.float32, weight_rule=weight_rule)
-    packed = pack_unchecked(model, variables)["params"]["conv3"][WORDS]
+    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32, weight_rule=weight_rule)
+    program = trace(model, variables, images.shape[1:])
+    (conv,) = (one for one in program.operations if one.path == "conv3" and hasattr(one, "words"))
     layer = variables["params"]["conv3"]
     bits = (
         binary_bits({"conv3": layer}, weight_rule)["conv3"] ^ (layer["alpha"] < 0)[None, None, None]
     )
-    np.testing.assert_array_equal(kernels.unpack_kernel(packed, bits.shape[2]), bits)
-
-
-@pytest.mark.parametrize("activation_rule", ["siman", "approx_sign", "real"])
-def test_dense_layer(activation_rule):
-    x = jax.random.normal(jax.random.key(0), (5, 70))
-    layer = BinaryDense(9, activation_rule=activation_rule)
-    params = layer.init(jax.random.key(1), x)["params"]
-    kernel = kernels.pack_kernel(binary_bits({"": params}, "half_half")[""][None, None])
-    packed = {
-        "params": {WORDS: kernel.words, "alpha": params["alpha"]},
-        DERIVED: {CORNER_SUMS: kernel.corner_sums},
-    }
-    y = PackedDense(9, activation_rule=activation_rule).apply(packed, x)
-    assert_close(y, layer.apply({"params": params}, x), 1e-6)
-
-
-def test_logits_with_real_weights():
-    """Only batch norms change when it is packed."""
-    assert_logits_agree(*trained("cifar.vgg_small_1w1a", jnp.float32, weight_rule="real"))
-
-
-def test_a_packed_network_does_not_train():
-    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
-    with pytest.raises(ValueError, match="cannot be trained"):
-        packed_twin(model).apply(pack_unchecked(model, variables), images, train=True)
-
-
-def test_packed_variables_are_those_that_the_twin_expects():
-    model, variables, images = trained("imagenet.resnet18_1w1a", jnp.float32)
-    init = partial(packed_twin(model).init, train=False)
-    expected = jax.eval_shape(init, jax.random.key(0), images)
-    packed = pack_unchecked(model, variables)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), packed) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), dict(expected)
-    )
+    np.testing.assert_array_equal(kernels.unpack_kernel(conv.words, bits.shape[2]), bits)
 
 
 @pytest.mark.parametrize("golden_name", first_quickly(NETWORKS))
@@ -403,19 +264,6 @@ def test_logits_of_the_authors(golden_name):
     golden, name = load_golden(golden_name), NETWORKS[golden_name]
     model = build_model(name, golden.settings["classes"])
     variables = jax.tree.map(jnp.float32, variables_from_torch(name, golden.arrays))
-    apply = jax.jit(partial(packed_twin(model).apply, train=False))
-    logits = apply(pack_unchecked(model, variables), jnp.float32(golden.images))
+    images = jnp.float32(golden.images)
+    logits = jax.jit(interpret)(trace(model, variables, images.shape[1:]), images)
     assert_close(logits, np.float32(golden.results["eval_logits"]), 1e-5)
-
-
-def test_one_program_for_every_platform_and_batch_size():
-    model, variables, images = trained("cifar.vgg_small_1w1a", jnp.float32)
-    variables = with_random_bits(variables)
-    packed = pack_unchecked(model, variables)
-    apply = jax.jit(partial(packed_twin(model, native=False).apply, train=False))
-    batch = jax.export.symbolic_shape("batch")
-    program = jax.export.export(apply, platforms=("cpu", "cuda", "tpu"))(
-        packed, jax.ShapeDtypeStruct((*batch, *images.shape[1:]), jnp.float32)
-    )
-    for taken in (images, images[:1]):
-        assert_close(program.call(packed, taken), apply(packed, taken), 1e-5)

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,11 @@ from packed_example import packed_network
 import siman_jax
 from siman_jax.errors import UsageError
 from siman_jax.models.normalization import normalize
-from siman_jax.packed.file import write_network
 from siman_jax.packed.inference import export_program
 from siman_jax.packed.model import PackedModel
-from siman_jax.packed.network import packed_twin
 from siman_jax.packed.notes import Notes, parse_notes
+from siman_jax.packed.program_file import write_program
+from siman_jax.program.interpret import interpret
 
 
 @cache
@@ -35,7 +35,7 @@ def network():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    write_network(path, network())
+    write_program(path, network())
     return siman_jax.load(path)
 
 
@@ -44,27 +44,18 @@ def images():
     return np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
 
 
-def test_logits_are_those_of_the_normalized_images(model, images):
-    apply = jax.jit(partial(packed_twin(network().model()).apply, train=False))
-    normalized = normalize(jnp.asarray(images), model.notes.mean, model.notes.std)
-    expected = apply(network().variables, normalized)
-    np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_exact_logits_are_xla_s_bit_for_bit(images):
-    """For a network that the native library would run as a whole."""
-    residual = packed_network("cifar.resnet20_1w1a")
-    model = PackedModel(residual, exact=True)
-    twin = packed_twin(residual.model(), native=False)
+@pytest.mark.parametrize("name", ["cifar.vgg_small_1w1a", "cifar.resnet20_1w1a"])
+def test_logits_are_those_of_the_program_and_exact_ones_bit_for_bit(name, images):
+    packed = packed_network(name)
+    notes = PackedModel(packed).notes
 
     @jax.jit
     def by_xla(images):
-        normalized = normalize(images, model.notes.mean, model.notes.std)
-        return twin.apply(residual.variables, normalized, train=False)
+        return interpret(packed.program, normalize(images, notes.mean, notes.std), native=False)
 
     expected = by_xla(images)
-    np.testing.assert_array_equal(model(images), expected)
-    np.testing.assert_allclose(PackedModel(residual)(images), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(PackedModel(packed, exact=True)(images), expected)
+    np.testing.assert_allclose(PackedModel(packed)(images), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
@@ -144,8 +135,7 @@ def test_the_summary_counts_what_the_file_holds(model, capsys):
     # 1-bit 3x3 convolutions with 12 to 48 channels.
     binary = 9 * (12 * 12 + 12 * 24 + 24 * 24 + 24 * 48 + 48 * 48)
     assert f"{binary:,}" in printed
-    params = network().variables["params"]
-    real = sum(x.size for x in jax.tree.leaves(params) if x.dtype == jnp.float32)
+    real = sum(x.size for x in jax.tree.leaves(network().program) if x.dtype == jnp.float32)
     assert f"{real:,}" in printed
     assert "compression" in printed
 
@@ -172,7 +162,7 @@ def test_the_exported_program_tells_nothing_of_this_machine(model, tmp_path):
     package = tmp_path / "elsewhere" / "siman_jax"
     package.parent.mkdir()
     shutil.copytree(REPOSITORY / "siman_jax", package)
-    write_network(tmp_path / "model", model.network)
+    write_program(tmp_path / "model", model.network)
     code = (
         "import sys, siman_jax; from siman_jax.packed.inference import export_program;"
         "model = siman_jax.load('model');"
@@ -208,7 +198,7 @@ def test_processes_that_are_spawned_after_load_load_it_themselves(model, images,
     assert all(word in siman_jax.load.__doc__ for word in ("forked processes lack", "`spawn`"))
     script, file, given, found = (tmp_path / name for name in ("s.py", "model", "x.npy", "y.npy"))
     script.write_text(SPAWNED)
-    write_network(file, model.network)
+    write_program(file, model.network)
     np.save(given, images)
     subprocess.run(
         [sys.executable, script, file, given, found],
@@ -252,7 +242,7 @@ WRONG = {
 def test_wrong_notes_are_named(tmp_path, case):
     change, message = WRONG[case]
     path = tmp_path / "model.safetensors"
-    write_network(path, dataclasses.replace(network(), notes=network().notes | change))
+    write_program(path, dataclasses.replace(network(), notes=network().notes | change))
     with pytest.raises(UsageError, match=message):
         siman_jax.load(path)
 

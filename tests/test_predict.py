@@ -15,15 +15,15 @@ from siman_jax.data.decode import evaluation_image
 from siman_jax.data.image_files import list_images, read_pixels
 from siman_jax.data.pixels import PixelRules
 from siman_jax.errors import UsageError
-from siman_jax.packed.file import write_network
 from siman_jax.packed.model import PackedModel, Prediction
+from siman_jax.packed.program_file import write_program
 from siman_jax.predict import main as predict
 
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    write_network(path, packed_network())
+    write_program(path, packed_network())
     return path
 
 
@@ -134,7 +134,7 @@ def test_orientation_and_background_are_those_of_the_model_file(
     monkeypatch.setattr(PackedModel, "predict", predict_nothing)
     network = packed_network()
     notes = {**network.notes, "background": 255, "exif_orientation": followed}
-    write_network(tmp_path / "model.safetensors", replace(network, notes=notes))
+    write_program(tmp_path / "model.safetensors", replace(network, notes=notes))
     pixels = np.full((8, 8, 4), 9, np.uint8)
     pixels[..., 3] = 255
     pixels[:, 4:, 3] = 0  # the right half is transparent

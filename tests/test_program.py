@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from packable_networks import PACKABLE, REFUSED, PlainCnn, Refused
 from small_networks import DRAWS, trained, two_convolutions, with_random_bits
 
-from siman_jax.models import MODELS
+from siman_jax.models import MODELS, build_model
 from siman_jax.native import library
 from siman_jax.program import operations as op
 from siman_jax.program.interpret import interpret
@@ -18,7 +18,7 @@ from siman_jax.program.native import native_network
 from siman_jax.program.operations import Program, packed_bits, unpacked_bits
 from siman_jax.program.passes import simplify, without_unused
 from siman_jax.program.prove import Unequal, prove
-from siman_jax.program.trace import Untraceable, trace
+from siman_jax.program.trace import Untraceable, trace, tracer
 from siman_jax.rules import ACTIVATION_RULES, REAL, WEIGHT_RULES
 
 # With so few images, compiling fast matters more than running fast.
@@ -94,14 +94,41 @@ def test_signs_are_shared_and_pools_are_of_whole_numbers():
 
 
 @pytest.mark.parametrize("rule", sorted(WEIGHT_RULES.keys() - {REAL}))
-def test_weight_rules(rule):
+@pytest.mark.parametrize("stored", [False, True])
+def test_weight_rules(rule, stored):
+    """Also with stored bits, which the rule would not give."""
     model = two_convolutions(rule)
     images = images_of(channels=2)
-    program = check(model, drawn(model, images), images)
+    variables = drawn(model, images)
+    program = check(model, with_random_bits(variables) if stored else variables, images)
     learned = WEIGHT_RULES[rule].alpha or WEIGHT_RULES[rule].scaled
     products = [place for place, one in enumerate(program.operations) if type(one) is op.BinaryConv]
     assert len(products) == 2
     assert bool(learned) or all(program.operations[place].origin for place in products)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_network_packs_scaled_and_rotated_kernels(name):
+    size = 32 if name.startswith("cifar") else 64
+    for weight_rule in ("xnor_net", "rbnn"):
+        model = build_model(name, 7, width=8, weight_rule=weight_rule, activation_rule="siman")
+        images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+        variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+        program = jax.eval_shape(tracer(model, variables, (size, size, 3)), variables)
+        assert program.shapes()[program.result] == (7,)
+        kinds = [type(operation) for operation in program.operations]
+        assert (
+            kinds.count(op.BinaryConv) == kinds.count(op.Signs) + name.count("cifar.resnet18") * 3
+        )
+
+
+def test_signs_of_zeros_and_of_equal_numbers_are_plus_one():
+    images = jnp.float32([0.0, -0.0, -1e-30]).reshape(1, 1, 1, 3)
+    about_zero = op.Signs(inputs=(0,), threshold=np.zeros(3, np.float32))
+    program = Program((op.Images(shape=(1, 1, 3)), about_zero), 1)
+    assert interpret(program, images).ravel().tolist() == [1, 1, -1]
+    about_mean = Program((op.Images(shape=(2, 2, 3)), op.Signs(inputs=(0,))), 1)
+    assert (interpret(about_mean, jnp.full((1, 2, 2, 3), 0.25)) == 1).all()
 
 
 @pytest.mark.parametrize("rule", sorted(ACTIVATION_RULES))

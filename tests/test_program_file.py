@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,19 +14,17 @@ import pytest
 from cli import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_example import packed_network
 from program_example import every_operation
 
 import siman_jax
 from siman_jax.errors import UsageError
+from siman_jax.models import build_model
 from siman_jax.models.normalization import normalize
 from siman_jax.native import library
-from siman_jax.packed.file import PackedNetwork, encode_network
 from siman_jax.packed.inference import export_program
 from siman_jax.packed.notes import Notes, parse_notes
 from siman_jax.packed.program_file import (
     PackedProgram,
-    decode_model,
     decode_program,
     encode_program,
     write_program,
@@ -33,6 +32,7 @@ from siman_jax.packed.program_file import (
 from siman_jax.packed.safetensors import decode, encode
 from siman_jax.program.interpret import interpret
 from siman_jax.program.operations import OPERATIONS
+from siman_jax.program.trace import tracer
 
 NOTES = Notes((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), class_names=("a", "b", "é")).as_json()
 PROGRAM = every_operation()
@@ -76,9 +76,22 @@ def test_float16_rounds_what_is_not_binary():
     assert_same(half, rounded)
 
 
-def test_files_of_both_versions_are_read():
-    assert isinstance(decode_model(DATA), PackedProgram)
-    assert isinstance(decode_model(encode_network(packed_network())), PackedNetwork)
+@pytest.mark.parametrize(("dtype", "most"), [(np.float32, 4.25e6), (np.float16, 2.83e6)])
+def test_size_of_resnet18(dtype, most):
+    model = build_model("imagenet.resnet18_1w1a", 1000)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    shapes = jax.eval_shape(tracer(model, variables, (224, 224, 3)), variables)
+    program = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    assert len(encode_program(PackedProgram(program, NOTES), dtype)) < most
+    words = [array for _, name, array in program.tensors() if name == "words"]
+    assert sum(array.nbytes for array in words) * 32 == 4 * 10_985_472
+
+
+def test_values_that_are_not_finite_are_not_written():
+    large = jax.tree.map(lambda x: x + 1e6 if x.dtype == np.float32 else x, PROGRAM)
+    with pytest.raises(UsageError, match=r"stem/conv/kernel'? holds a value that is not finite"):
+        encode_program(PackedProgram(large, NOTES), np.float16)
 
 
 def test_a_loaded_model_predicts_and_says_what_it_costs(tmp_path, capsys):
@@ -283,4 +296,4 @@ def test_damage_is_noticed(place, change):
     damaged = bytearray(DATA)
     damaged[place] ^= change
     with pytest.raises(UsageError):
-        decode_model(bytes(damaged))
+        decode_program(bytes(damaged))

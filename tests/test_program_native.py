@@ -37,6 +37,33 @@ def test_networks_of_the_project(name):
     check(trace(model, with_random_bits(variables), images.shape[1:]), images)
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "shape"),
+    [
+        ("cifar.resnet20_1w1a", 16, (2, 9, 17, 3)),
+        ("cifar.resnet20_1w1a", 40, (1, 8, 8, 1)),  # incomplete blocks of filters
+        ("imagenet.resnet18_1w1a", 5, (1, 33, 66, 2)),
+        ("imagenet.resnet18_1w1a", 20, (1, 47, 31, 3)),  # the stem's rows have odd sizes
+        ("imagenet.resnet18_1w1a", 16, (1, 1, 2, 3)),
+    ],
+)
+def test_networks_for_images_of_odd_sizes(name, width, shape):
+    arguments = {"shape": shape, "width": width, "activation_rule": "approx_sign"}
+    model, variables, images = trained(name, jnp.float32, **arguments)
+    check(trace(model, with_random_bits(variables), images.shape[1:]), images, least=1)
+
+
+@pytest.mark.parametrize("name", ["cifar.resnet20_1w1a", "imagenet.resnet18_1w1a"])
+def test_an_image_has_the_same_logits_alone_and_among_others(name):
+    model, variables, images = trained(name, jnp.float32)
+    network = native_network(trace(model, with_random_bits(variables), images.shape[1:]))
+    images = np.asarray(images)
+    together = network(images)
+    for index in range(len(images)):
+        np.testing.assert_array_equal(network(images[index : index + 1])[0], together[index])
+    assert network(images[:0]).shape == (0, 7)
+
+
 @pytest.mark.parametrize("name", PACKABLE)
 def test_networks_of_one_s_own(name):
     model, images = PACKABLE[name](), images_of()

@@ -56,7 +56,7 @@ ROOMS = {
     "pytorch": "errors paths models",
     "devices": "errors stop",
     "data": "errors outside output paths devices",
-    "training": "errors field_names outside native rules models devices data",
+    "training": "errors field_names outside native rules models program devices data",
     "analysis": "rules models data training",
     "runs": "errors field_names outside stop output terminal native models packed devices data"
     " training analysis",
@@ -68,8 +68,8 @@ ROOMS = {
     "sweep": "errors stop streams output paths terminal shipped devices training runs command",
     "export": "errors outside output paths terminal models program packed devices data training"
     " runs command",
-    "convert": "errors output paths terminal models packed pytorch devices data training runs"
-    " configs command",
+    "convert": "errors output paths terminal models program packed pytorch devices data training"
+    " runs configs command",
     "predict": "errors paths terminal packed data command",
 }
 
@@ -169,9 +169,7 @@ PACKED = RULES | {"packed", "models", "program"}
         ("siman_jax.models.layers", RULES | {"models"}),
         ("siman_jax.models", RULES | {"models"}),
         ("siman_jax.program.kernels", {"program", "native"}),
-        ("siman_jax.models.folding", RULES | {"models"}),
-        ("siman_jax.packed.network", PACKED),
-        ("siman_jax.packed.file", PACKED | {"output", "paths"}),
+        ("siman_jax.packed.program_file", PACKED | {"output", "paths"}),
         ("siman_jax.packed.model", PACKED | {"output", "paths", "terminal"}),
         ("siman_jax.training.optimizer", RULES | {"models", "training"}),
     ],

@@ -12,23 +12,22 @@ import small_networks
 from comparisons import relative_error
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden_data import FOLDER
-from packed_example import outputs_of
 
 from siman_jax.configs import digits
 from siman_jax.data import load_dataset
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
-from siman_jax.models import MODELS, build_model
+from siman_jax.models import build_model
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.models.leaves import BINARY_KERNEL, shares_flipped
 from siman_jax.models.summary import summarize
-from siman_jax.packed.network import pack_unchecked, packed_twin
-from siman_jax.rules import ACTIVATION_RULES, AT_THE_END, WEIGHT_RULES
+from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES
 from siman_jax.runs.log import read_rows
 from siman_jax.runs.snapshot import read_bits
 from siman_jax.runs.train import evaluate_run, load_run, train
 from siman_jax.stop import Preempted
+from siman_jax.training.metrics import score
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.schedules import (
     CLIP_PERCENT,
@@ -36,7 +35,7 @@ from siman_jax.training.schedules import (
     estimator_schedules,
     learning_rate_schedule,
 )
-from siman_jax.training.step import create_state, eval_step, train_step
+from siman_jax.training.step import create_state, train_step
 from siman_jax.training.task import build_task, model_from_config
 
 METHODS = [name for name, rule in WEIGHT_RULES.items() if rule.activation != "real"]
@@ -121,8 +120,8 @@ def learn(weight_rule, theta=None, **optimizer_settings):
     for _ in range(EPOCHS):
         for batch in rng.permutation(len(labels))[: steps * BATCH].reshape(steps, BATCH):
             state, _ = step(state, images[batch], labels[batch])
-    score = jax.jit(partial(eval_step, model=model), compiler_options=QUICK)
-    sums = score(state.variables(), normalized(data.test), data.test.labels)
+    apply = jax.jit(partial(model.apply, train=False), compiler_options=QUICK)
+    sums = score(apply(state.variables(), normalized(data.test)), data.test.labels)
     flipped = shares_flipped(before, read_bits(state, weight_rule))
     return sums.means()["top1"], [float(share) for share in flipped.values()]
 
@@ -155,78 +154,10 @@ def test_kernels_that_never_flip_do_not():
     assert max(flipped) == 0
 
 
-# Draws of leaves as after training, with more negative alphas and smaller kernels.
-DRAWS = {
-    **small_networks.DRAWS,
-    "alpha": lambda rng, shape: (0.05 + 0.1 * rng.random(shape)) * rng.choice([-1, 1, 1], shape),
-    "theta": lambda rng, shape: 3 * rng.random(shape),
-    BINARY_KERNEL: lambda rng, shape: 0.1 * rng.standard_normal(shape),
-    "left": lambda rng, shape: np.linalg.qr(rng.standard_normal(shape))[0],
-    "right": lambda rng, shape: np.linalg.qr(rng.standard_normal(shape))[0],
-}
-
-
-def trained(weight_rule, dtype):
-    """Return a network with the rule, variables as after training, and images."""
-    model = small_networks.two_convolutions(weight_rule, dtype)
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal((9, 8, 8, 1)), dtype)
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    variables = {
-        path: jnp.asarray(DRAWS[path[-1]](rng, leaf.shape), dtype)
-        for path, leaf in flatten_dict(shapes).items()
-    }
-    return model, unflatten_dict(variables), images
-
-
-@pytest.mark.parametrize("weight_rule", METHODS)
-@pytest.mark.parametrize("stored", [False, True])
-def test_packed_networks_are_the_same(weight_rule, stored, x64):
-    """In float64: equal integers, and equal logits up to rounding; also with stored bits."""
-    model, variables, images = trained(weight_rule, jnp.float64)
-    if stored:  # bits that no rule gives
-        leaves = flatten_dict(variables["params"])
-        bits = {path: leaf > 0.02 for path, leaf in leaves.items() if path[-1] == BINARY_KERNEL}
-        variables = {**variables, "bits": unflatten_dict(bits)}
-    logits, outputs = outputs_of(model, variables, images, QUICK)
-    packed = jax.jit(partial(pack_unchecked, model), compiler_options=QUICK)(variables)
-    packed_logits, packed_outputs = outputs_of(packed_twin(model), packed, images, QUICK)
-    assert len(outputs) == 2
-    for path, output in outputs.items():
-        sums = np.asarray(packed_outputs[path])
-        assert sums.dtype == np.int32
-        # Packed scales are positive: where alpha is negative, the packed filter is negated.
-        output = np.asarray(output)
-        scale = np.abs(output).max((0, 1, 2)) / np.abs(sums).max((0, 1, 2))
-        found = output / scale
-        np.testing.assert_array_equal(np.rint(found), sums)
-        np.testing.assert_allclose(found, sums, atol=1e-9)
-    assert relative_error(packed_logits, logits) < TOLERANCE
-    np.testing.assert_array_equal(packed_logits.argmax(-1), logits.argmax(-1))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_network_packs_scaled_and_rotated_kernels(name):
-    size = 32 if name.startswith("cifar") else 64
-    for weight_rule in ("xnor_net", "rbnn"):
-        model = build_model(name, 7, width=8, weight_rule=weight_rule, activation_rule="siman")
-        images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-        variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-        packed = jax.eval_shape(partial(pack_unchecked, model), variables)
-        logits = jax.eval_shape(partial(packed_twin(model).apply, train=False), packed, images)
-        assert logits.shape == (2, 7)
-        leaves = {path[-1] for path in flatten_dict(packed["params"])}
-        assert not leaves & {"theta", "alpha", "left", "right", BINARY_KERNEL}
-
-
 @pytest.mark.parametrize("weight_rule", METHODS)
 @pytest.mark.parametrize("activation_rule", sorted(ACTIVATION_RULES))
-def test_bits_of_activations_are_those_of_the_rules(weight_rule, activation_rule):
-    """Any two rules can be combined, also in bfloat16, and give gradients."""
-    if activation_rule != "real":
-        x = jax.random.normal(jax.random.key(0), (4, 6, 6, 5)) + 0.5
-        rule = ACTIVATION_RULES[activation_rule]
-        np.testing.assert_array_equal(rule.bits(x), rule(x, AT_THE_END) > 0)
+def test_any_two_rules_can_be_combined(weight_rule, activation_rule):
+    """Also in bfloat16; they give gradients."""
     layer = BinaryDense(4, weight_rule, activation_rule, dtype=jnp.bfloat16)
     x = jax.ShapeDtypeStruct((6, 20), jnp.bfloat16)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)

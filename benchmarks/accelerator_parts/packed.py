@@ -20,8 +20,9 @@ from benchmarks.accelerator_parts.part import Part, describe_device, run
 from benchmarks.case import Case
 from benchmarks.engines import random_images, random_variables
 from siman_jax.models import build_model
-from siman_jax.models.folding import fold, folded_twin
-from siman_jax.packed.network import pack_unchecked, packed_logits
+from siman_jax.program.interpret import interpret
+from siman_jax.program.operations import Program
+from siman_jax.program.trace import trace
 
 CASE = Case("imagenet.resnet18_1w1a", 224, 1000, 64)
 BATCHES = (1, 256)
@@ -39,17 +40,14 @@ def main(part: Part) -> None:
     with jax.default_device(jax.devices("cpu")[0]):
         networks = {PACKED: packed(case), TWIN: twin(case)}
     device = jax.devices()[0]
-    networks = {
-        name: (function, jax.device_put(variables, device))
-        for name, (function, variables) in networks.items()
-    }
+    networks = {name: jax.device_put(program, device) for name, program in networks.items()}
     images = {
         batch: jax.device_put(random_images(case, batch, channels_first=False), device)
         for batch in batches
     }
     pool = ThreadPoolExecutor(len(networks) * len(batches))
     futures = {
-        (batch, name): pool.submit(compile_logits, *networks[name], images[batch])
+        (batch, name): pool.submit(compile_logits, networks[name], images[batch])
         for batch in batches
         for name in networks
     }
@@ -63,38 +61,41 @@ def main(part: Part) -> None:
             elif (error := future.exception()) is not None:
                 part.leave_out(label, f"{type(error).__name__}: {error}")
             else:
-                calls[label] = partial(future.result(), networks[name][1], images[batch])
+                calls[label] = partial(future.result(), networks[name], images[batch])
         for label, row in time_in_turn(calls, batch, part.quick).items():
             part.add("calls", label, row)
 
 
-def packed(case: Case) -> tuple[Logits, Any]:
-    """Return the packed network: a function of variables and images, and its variables."""
-    model = _model(case, "half_half", "siman", jnp.float32)
-    return partial(packed_logits, model), pack_unchecked(model, random_variables(model, case))
+def packed(case: Case) -> Program:
+    """Return the program of the packed network."""
+    return _program(case, "half_half", "siman")
 
 
-def twin(case: Case) -> tuple[Logits, Any]:
-    """Return the real-valued network: a function of variables and images, and its variables."""
-    model = _model(case, "real", "real", jnp.bfloat16)
-    variables = jax.jit(partial(fold, model))(random_variables(model, case))
-    return partial(folded_twin(model).apply, train=False), variables
+def twin(case: Case) -> Program:
+    """Return the program of the real-valued network, with weights in bfloat16."""
+    return jax.tree.map(jnp.bfloat16, _program(case, "real", "real"))
 
 
-def _model(case: Case, weight_rule: str, activation_rule: str, dtype: Any) -> Any:
-    return build_model(
+def _program(case: Case, weight_rule: str, activation_rule: str) -> Program:
+    model = build_model(
         case.network,
         case.num_classes,
         width=case.width,
         weight_rule=weight_rule,
         activation_rule=activation_rule,
-        dtype=dtype,
     )
+    shape = (case.image_size, case.image_size, 3)
+    return trace(model, random_variables(model, case), shape)
 
 
-def compile_logits(function: Logits, variables: Any, images: Array) -> Logits:
-    """Compile a function for one batch size."""
-    return jax.jit(function).lower(variables, images).compile()
+def compile_logits(program: Program, images: Array) -> Logits:
+    """Compile a program for one batch size; it computes in the dtype of its real weights."""
+    (dtype,) = {leaf.dtype for leaf in jax.tree.leaves(program)} - {jnp.dtype("uint32")}
+
+    def logits(program: Program, images: Array) -> Array:
+        return interpret(program, images.astype(dtype))
+
+    return jax.jit(logits).lower(program, images).compile()
 
 
 def time_in_turn(

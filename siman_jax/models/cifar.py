@@ -1,6 +1,5 @@
 """The networks for 32x32 images; smaller sizes also work if they can be halved often enough."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -149,7 +148,6 @@ class VggSmall(nn.Module):
       conv: builds the binary convolutions: `BinaryConv` with its rules and dtype set.
       norm: builds the batch norms.
       dtype: dtype to compute in; logits are at least float32.
-      max_pool: the pooling function, with the arguments of `native.pooling.max_pool`.
     """
 
     num_classes: int
@@ -157,7 +155,6 @@ class VggSmall(nn.Module):
     conv: partial[BinaryConv]
     norm: partial[BatchNorm]
     dtype: DTypeLike = jnp.float32
-    max_pool: Callable[..., Array] = max_pool
 
     @property
     def weight_rule(self) -> str:
@@ -180,7 +177,7 @@ class VggSmall(nn.Module):
         x = self.norm(name="bn0")(x, train, activation=PReLU(name="prelu0"))
         for index in range(1, 6):
             conv = self.conv(self.width * 2 ** (index // 2), name=f"conv{index}")
-            y = self.max_pool(conv(x), (2, 2), (2, 2)) if index % 2 == 1 else conv.product(x)
+            y = max_pool(conv(x), (2, 2), (2, 2)) if index % 2 == 1 else conv.product(x)
             x = self.norm(name=f"bn{index}")(y, train, activation=PReLU(name=f"prelu{index}"))
         # Channels first, so that published classifier weights fit without change.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)

@@ -106,7 +106,6 @@ class ResNet(nn.Module):
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
-      max_pool: the stem's pooling, with the arguments of `native.pooling.max_pool`.
     """
 
     num_classes: int
@@ -121,7 +120,6 @@ class ResNet(nn.Module):
     real_init: Initializer
     classifier_init: Initializer
     dtype: DTypeLike = jnp.float32
-    max_pool: Callable[..., Array] = max_pool
 
     @property
     def weight_rule(self) -> str:
@@ -145,7 +143,7 @@ class ResNet(nn.Module):
         )(x)
         x = self.norm(name="bn1")(x, train, activation=self.stem_activation)
         if self.imagenet_stem:
-            x = self.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stages):
             for index in range(blocks):
                 x = self.block(

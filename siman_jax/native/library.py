@@ -14,7 +14,6 @@ from siman_jax.native.shared import load, warn
 
 # Names of the functions that XLA calls.
 BINARY_CONV = "siman_binary_conv"
-RESIDUAL_LOGITS = "siman_residual_logits"
 NETWORK_CALL = "siman_network_call"
 CONV_FORWARD, CONV_BACKWARD = "siman_conv_forward", "siman_conv_backward"
 REAL_FORWARD, REAL_KERNEL_GRADIENT = "siman_real_forward", "siman_real_kernel_gradient"
@@ -27,7 +26,6 @@ NORM_FORWARD, NORM_BACKWARD = "siman_norm_forward", "siman_norm_backward"
 MAX_POOL, MAX_POOL_GRADIENT = "siman_max_pool", "siman_max_pool_gradient"
 _TARGETS = (
     BINARY_CONV,
-    RESIDUAL_LOGITS,
     NETWORK_CALL,
     CONV_FORWARD,
     CONV_BACKWARD,

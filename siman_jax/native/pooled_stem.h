@@ -39,7 +39,7 @@ class PooledStem {
                         2};
     kernel_ = PairKernel(kernel, depth, conv.channels, conv.lanes);
     const Finish finish = inner_.from(0);
-    stem_ = {n, kernel_.data(), {finish.gain, finish.offset}, true, finish.least};
+    stem_ = {n, kernel_.data(), finish.gain, finish.offset, finish.least};
   }
   PooledStem(const PooledStem&) = delete;
 

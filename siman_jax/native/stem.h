@@ -1,6 +1,7 @@
-// The first layer of a network: a real convolution, its batch norm and ReLU, and its pooling.
+// The first layers of a network for large images: a 7x7 convolution with stride 2, a scale and a
+// shift per channel, a lower limit, and 3x3 maxima with stride 2.
 //
-// With a 7x7 kernel and stride 2, two adjacent outputs of a row are computed at once by Winograd's
+// Two adjacent outputs of a row are computed at once by Winograd's
 // minimal filtering, with 10 multiplications instead of 14. Even taps and odd taps are each a
 // convolution without stride. Three even (or odd) taps g and four inputs d give two outputs by
 //
@@ -9,7 +10,7 @@
 //
 // The seventh tap is multiplied directly. Even taps, odd taps and the seventh are added up in the
 // same four sums: that of the left output alone, s, t, and that of the right output alone. The
-// caller transforms the kernel (`residual.pair_kernel`), and `PairInputs` the image.
+// caller transforms the kernel (`PooledStem::PairKernel`), and `PairInputs` the image.
 
 #ifndef SIMAN_STEM_H_
 #define SIMAN_STEM_H_
@@ -22,29 +23,23 @@
 
 namespace siman {
 
-// Gain and offset of a folded batch norm.
-struct Norm {
-  const float *gain, *offset;
-};
-
 struct Stem {
   Convolution conv;     // depth: channels of the image
-  const float* kernel;  // if pooled, the kernels of the four sums, one after another
-  Norm norm;
-  bool pooled;      // 7x7 with stride 2, then 3x3 maxima with stride 2
-  float least = 0;  // of the norm's results
+  const float* kernel;  // the kernels of the four sums, one after another
+  const float *gain, *offset;
+  float least;
 
   static constexpr int kSums = 4;
   static constexpr int64_t kTaps[kSums] = {3, 2, 2, 3};  // taps in a row, for each sum
   static constexpr int64_t kAllTaps = 10;
 
   static int64_t Pooled(int64_t size) { return (size + 1) / 2; }
-  int64_t rows() const { return pooled ? Pooled(conv.rows) : conv.rows; }
-  int64_t columns() const { return pooled ? Pooled(conv.columns) : conv.columns; }
+  int64_t rows() const { return Pooled(conv.rows); }
+  int64_t columns() const { return Pooled(conv.columns); }
   int64_t pairs() const { return (conv.columns + 1) / 2; }
 
   // Sizes in memory: of the image as the convolution reads it, and of a row of its results.
-  int64_t seen_row() const { return pooled ? pairs() * kAllTaps * conv.depth : conv.image_row(); }
+  int64_t seen_row() const { return pairs() * kAllTaps * conv.depth; }
   int64_t padded_row() const { return std::max(conv.padded_width, 4 * pairs() + 5) * conv.depth; }
   int64_t image_size() const { return padded_row() + conv.padded_height * seen_row(); }
   int64_t row_size() const { return 2 * pairs() * conv.out; }
@@ -90,33 +85,15 @@ inline void SeenRows(const Stem& stem, const float* image, int64_t begin, int64_
   float* seen = memory.image + stem.padded_row() + begin * stem.seen_row();
   for (int64_t index = begin; index < end; ++index, seen += stem.seen_row()) {
     const int64_t row = index - n.top;
-    float* padded = stem.pooled ? memory.image : seen;
-    float* padded_end = padded + (stem.pooled ? stem.padded_row() : stem.seen_row());
+    float* padded = memory.image;
     if (row < 0 || row >= n.height) {
       std::fill_n(seen, stem.seen_row(), 0.0f);
       continue;
     }
     std::fill_n(padded, left, 0.0f);
     std::copy_n(image + row * length, length, padded + left);
-    std::fill(padded + left + length, padded_end, 0.0f);
-    if (stem.pooled) PairInputs(stem, padded, seen);
-  }
-}
-
-// Computes a row of the convolution.
-inline void Multiply(const Variant& run, const Stem& stem, int64_t row, const float* seen,
-                     float* y) {
-  const Convolution& n = stem.conv;
-  for (int64_t filter = 0; filter < n.out; filter += kFilters) {
-    const int64_t filters = std::min(kFilters, n.out - filter);
-    ForGroups(n, row * n.columns, (row + 1) * n.columns, [&](int64_t, const Group& group) {
-      const float* first[kPixels];
-      float* to[kPixels];
-      FirstTaps(n, group, seen, first);
-      for (int64_t p = 0; p < kPixels; ++p) to[p] = y + group.columns[p] * n.out + filter;
-      run.multiply_floats(n.taps(filters), first, stem.kernel + filter * n.kernel_values(), filters,
-                          to);
-    });
+    std::fill(padded + left + length, padded + stem.padded_row(), 0.0f);
+    PairInputs(stem, padded, seen);
   }
 }
 
@@ -156,8 +133,8 @@ inline void StemRow(const Variant& run, const Stem& stem, int64_t row, const Ste
                     float* y) {
   const Convolution& n = stem.conv;
   const float* seen = memory.image + stem.padded_row();
-  (stem.pooled ? MultiplyPairs : Multiply)(run, stem, row, seen, y);
-  run.normalize(n.columns, n.out, stem.norm.gain, stem.norm.offset, stem.least, y);
+  MultiplyPairs(run, stem, row, seen, y);
+  run.normalize(n.columns, n.out, stem.gain, stem.offset, stem.least, y);
 }
 
 inline void PoolAcross(const Variant& run, const Stem& stem, const float* row, float* y) {
@@ -172,11 +149,6 @@ inline void StemRows(const Variant& run, const Stem& stem, const float* image, i
                      int64_t end, const StemMemory& memory, float* y) {
   const Convolution& n = stem.conv;
   const int64_t length = stem.columns() * n.out;
-  if (!stem.pooled) {
-    SeenRows(stem, image, begin * n.stride, (end - 1) * n.stride + n.taps_down, memory);
-    for (int64_t row = begin; row < end; ++row, y += length) StemRow(run, stem, row, memory, y);
-    return;
-  }
   int64_t next = std::max<int64_t>(0, 2 * begin - 1);
   const int64_t last = std::min(n.rows, 2 * end) - 1;
   SeenRows(stem, image, next * n.stride, last * n.stride + n.taps_down, memory);

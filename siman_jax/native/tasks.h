@@ -31,8 +31,6 @@ class Tasks {
   int64_t results_, out_, blocks_, part_;
 };
 
-inline Tasks TasksOf(const Convolution& n) { return {n.results(), n.out, n.kernel_values()}; }
-
 // The sum of kLanes totals.
 inline float Total(const float* totals) {
   double sum = 0;

@@ -53,11 +53,6 @@ struct Variant {
   void (*add_border)(int64_t length, const int32_t* all, const int32_t* inner, const int32_t* above,
                      const int32_t* before, const int32_t* both, int32_t* y);
 
-  // y[p] = PReLU(gain * sums[p] + offset + y[p]); adds all of y to kLanes totals.
-  void (*finish_unit)(int64_t pixels, int64_t filters, const int32_t* const* sums,
-                      const float* gain, const float* offset, const float* slope, float* const* y,
-                      float* totals);
-
   // y[p] = what `finish` makes of sums[p] and, unless `more` is null, more[p]; adds all of y to
   // kLanes totals. `more` may be y.
   void (*finish_sums)(const Finish& finish, int64_t pixels, int64_t filters,
@@ -95,9 +90,9 @@ struct Variant {
 };
 
 // The functions of a namespace for these fields, in order.
-#define SIMAN_LOOPS                                                                               \
-  MultiplyBits, MultiplyFloats, AddBorder, FinishUnit, FinishSums, FinishFloats, Normalize, Pack, \
-      Max3, JoinPair, Add
+#define SIMAN_LOOPS                                                                         \
+  MultiplyBits, MultiplyFloats, AddBorder, FinishSums, FinishFloats, Normalize, Pack, Max3, \
+      JoinPair, Add
 
 }  // namespace siman
 

@@ -1,4 +1,4 @@
-"""What both versions of the model file share: metadata, checks, and reading; NumPy alone."""
+"""Metadata, checks and reading of the model file, which all versions share; NumPy alone."""
 
 import json
 from collections.abc import Callable, Mapping

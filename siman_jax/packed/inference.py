@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +11,15 @@ from jax import Array
 from siman_jax.models.normalization import normalize
 from siman_jax.native import library
 from siman_jax.native.network_call import network_call
-from siman_jax.packed.file import PackedNetwork
-from siman_jax.packed.network import packed_logits, packed_twin
 from siman_jax.packed.notes import Notes
 from siman_jax.packed.program_file import PackedProgram
 from siman_jax.program.interpret import interpret
 from siman_jax.program.native import native_network
+from siman_jax.program.operations import Program
 
 
 def inference(
-    network: PackedNetwork | PackedProgram,
-    notes: Notes,
-    *,
-    exact: bool = False,
-    portable: bool = False,
+    network: PackedProgram, notes: Notes, *, exact: bool = False, portable: bool = False
 ) -> Callable[[Array], Array]:
     """Build a pure function from images to logits that contains the weights.
 
@@ -35,11 +29,10 @@ def inference(
     Args:
       network: the packed network.
       notes: its notes, for the normalization.
-      exact: round as evaluation does; see `network.packed_logits`. For a program, run it by JAX
-        instead of as one native call.
-      portable: do not tune for this machine: no native library, and no splitting of the batch.
+      exact: run it by JAX as evaluation does, instead of as one native call.
+      portable: use no native library at all, for a program that runs on other machines.
     """
-    apply = _logits_of(network, exact=exact, portable=portable)
+    apply = _logits_of(network.program, exact=exact, portable=portable)
 
     def logits(images: Array) -> Array:
         if jnp.issubdtype(images.dtype, jnp.floating):
@@ -49,23 +42,16 @@ def inference(
     return logits
 
 
-def _logits_of(
-    network: PackedNetwork | PackedProgram, *, exact: bool, portable: bool
-) -> Callable[[Array], Any]:
+def _logits_of(program: Program, *, exact: bool, portable: bool) -> Callable[[Array], Array]:
     """Return the function from normalized images to logits."""
-    if isinstance(network, PackedProgram):
-        by_jax = partial(interpret, network.program, native=not portable)
-        if exact or portable or not library.variants():
-            return by_jax
-        on_cpu = partial(network_call, native_network(network.program))
-        return partial(jax.lax.platform_dependent, cpu=on_cpu, default=by_jax)
-    model = network.model()
-    if portable:
-        return partial(packed_twin(model, native=False).apply, network.variables, train=False)
-    return partial(packed_logits, model, network.variables, exact=exact)
+    by_jax = partial(interpret, program, native=not portable)
+    if exact or portable or not library.variants():
+        return by_jax
+    on_cpu = partial(network_call, native_network(program))
+    return partial(jax.lax.platform_dependent, cpu=on_cpu, default=by_jax)
 
 
-def export_program(network: PackedNetwork | PackedProgram, notes: Notes) -> bytes:
+def export_program(network: PackedProgram, notes: Notes) -> bytes:
     """Serialize the network as one StableHLO program, with its weights and normalization.
 
     The program maps uint8 `[batch, height, width, channels]` to float32 `[batch, classes]`, for

@@ -10,14 +10,12 @@ from siman_jax.errors import UsageError
 from siman_jax.native import shared
 from siman_jax.native.network import Network
 from siman_jax.packed.notes import Notes, parse_notes
-from siman_jax.packed.program_file import PackedProgram, decode_model, read_model
+from siman_jax.packed.program_file import PackedProgram, decode_program, read_program
 from siman_jax.program.native import native_network
 
 if TYPE_CHECKING:
     from jax import Array
     from jax.typing import ArrayLike
-
-    from siman_jax.packed.file import PackedNetwork
 
 
 class Prediction(NamedTuple):
@@ -37,9 +35,9 @@ class Prediction(NamedTuple):
 class PackedModel:
     """A packed network, ready to be called.
 
-    A program runs by the native library, with NumPy alone; it may be called from several threads
-    and after a fork. Otherwise, and inside `jax.jit`, JAX runs it, which compiles it at the first
-    call with each batch size.
+    The native library runs it, with NumPy alone; it may be called from several threads and after a
+    fork. With `exact`, where the library was not built, and inside `jax.jit`, JAX runs it, which
+    compiles it at the first call with each batch size.
 
     Attributes:
       network: the content of the file.
@@ -47,7 +45,7 @@ class PackedModel:
       notes: the file's notes, checked.
     """
 
-    def __init__(self, network: "PackedNetwork | PackedProgram", *, exact: bool = False) -> None:
+    def __init__(self, network: PackedProgram, *, exact: bool = False) -> None:
         self.network = network
         self.exact = exact
         self.notes: Notes = parse_notes(network.notes, network.image_shape, network.num_classes)
@@ -66,7 +64,7 @@ class PackedModel:
             threads of its own.
 
         Returns:
-          float32 `[batch, classes]`: of NumPy where the library runs a program, else of JAX.
+          float32 `[batch, classes]`: of NumPy where the library runs it, else of JAX.
 
         Raises:
           UsageError: the shape or dtype is wrong, or floats are outside of 0 to 1. A rounding
@@ -123,7 +121,7 @@ class PackedModel:
         from siman_jax.models.summary import print_summary  # late: they need JAX
         from siman_jax.packed.summary import summarize_packed
 
-        print_summary(summarize_packed(self.network))
+        print_summary(summarize_packed(self.network.program))
 
     def _checked(self, images: Any) -> Any:
         array = images if _is_of_jax(images) else np.asarray(images)
@@ -164,9 +162,9 @@ class PackedModel:
         return ""
 
 
-def _native(network: "PackedNetwork | PackedProgram") -> Network | None:
-    """Prepare a program for the native library; None if JAX has to run it."""
-    if not isinstance(network, PackedProgram) or shared.load() is None:
+def _native(network: PackedProgram) -> Network | None:
+    """Prepare a network for the native library; None if that was not built."""
+    if shared.load() is None:
         return None
     try:
         return native_network(network.program)
@@ -196,12 +194,12 @@ def load_model(source: str | Path | bytes | BinaryIO, *, exact: bool = False) ->
         prediction needs.
     """
     if isinstance(source, str | Path):
-        name, network = str(source), read_model(source)
+        name, network = str(source), read_program(source)
     else:
         name = "the model"
         data = source if isinstance(source, bytes) else source.read()
         try:
-            network = decode_model(data)
+            network = decode_program(data)
         except UsageError as error:
             raise UsageError(f"the bytes are not a usable model file: {error}") from error
     try:

@@ -41,7 +41,7 @@ class Notes:
     config_sha256: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the notes as JSON values, for `PackedNetwork.notes`."""
+        """Return the notes as JSON values, for `PackedProgram.notes`."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()

@@ -1,14 +1,15 @@
-"""Version 2 of the model file: any network, as a program.
+"""The model file: any network, as a program; version 2 of the format.
 
 The metadata hold the list of operations as JSON, with their settings and the names of their
 weights; the weights are the file's tensors. Reading it needs NumPy, and none of the network's code.
+Files of version 1 are read too, see `version1`.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -34,9 +35,6 @@ from siman_jax.program.operations import (
     Operation,
     Program,
 )
-
-if TYPE_CHECKING:
-    from siman_jax.packed.file import PackedNetwork
 
 VERSION = "2"
 _CONTENT = {"program", "notes"}
@@ -139,36 +137,26 @@ def _as_json_value(value: Any) -> Any:
 
 
 def decode_program(data: bytes) -> PackedProgram:
-    """Decode the bytes of a model file of version 2, and check all of them.
+    """Decode the bytes of a model file of any version, and check all of them.
 
     Raises:
       UsageError: the file is damaged, or of another kind or version.
     """
     with decoding(data) as (tensors, metadata):
+        if metadata.get("version") == "1":
+            from siman_jax.packed.version1 import program_of  # needs JAX, which programs do not
+
+            return PackedProgram(*program_of(tensors, metadata))
         return _program_of(tensors, metadata)
 
 
-def decode_model(data: bytes) -> "PackedNetwork | PackedProgram":
-    """Decode the bytes of a model file of any version.
-
-    Raises:
-      UsageError: the file is damaged, or of another kind or version.
-    """
-    with decoding(data) as (tensors, metadata):
-        if metadata.get("version") == VERSION:
-            return _program_of(tensors, metadata)
-        from siman_jax.packed.file import network_of  # needs JAX, which programs do not
-
-        return network_of(tensors, metadata)
-
-
-def read_model(path: str | Path) -> "PackedNetwork | PackedProgram":
+def read_program(path: str | Path) -> PackedProgram:
     """Read the model file `path`, of any version.
 
     Raises:
       UsageError: the file is missing, damaged, or of another kind or version.
     """
-    return read_decoded(path, decode_model)
+    return read_decoded(path, decode_program)
 
 
 def write_program(

@@ -18,8 +18,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from siman_jax.native import binary_conv as cpp
 from siman_jax.native import library
-from siman_jax.native import packed_calls as cpp
 from siman_jax.program.bits import pack, signs, unpack
 from siman_jax.program.operations import word_count
 
@@ -119,11 +119,6 @@ def binary_conv(
     )
 
 
-def binary_dense(bits: Array, kernel: PackedKernel, *, native: bool = True) -> Array:
-    """Multiply activations of +-1 `[batch, in]` by a 1x1 kernel: int32 `[batch, out]`, exact."""
-    return binary_conv(bits[:, None, None], kernel, native=native)[:, 0, 0]
-
-
 def weight_only_conv(
     x: Array, words: Array, *, strides: int = 1, padding: Padding = _NO_PADDING
 ) -> Array:
@@ -146,11 +141,6 @@ def weight_only_conv(
     """
     _checked(x, words, strides, padding)
     return _float_conv(x, words, strides, padding, x.dtype)
-
-
-def weight_only_dense(x: Array, words: Array) -> Array:
-    """Multiply real activations `[batch, in]` by a 1x1 kernel of +-1, in the dtype of `x`."""
-    return weight_only_conv(x[:, None, None], words)[:, 0, 0]
 
 
 def conv_by_matrix_unit(

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.sharding import Sharding
 
 from siman_jax.errors import UsageError
 from siman_jax.models.batch_norm import per_channel
@@ -21,7 +22,7 @@ from siman_jax.program import operations as op
 from siman_jax.program.interpret import result_of
 from siman_jax.program.operations import NAMES, Operation, Program
 from siman_jax.program.passes import simplify
-from siman_jax.program.trace import Traced, read, trace, traced_network
+from siman_jax.program.trace import read, traced_network, tracer
 from siman_jax.program.walk import Walker, evaluate
 
 # Largest difference of real numbers, relative to the largest number of the result.
@@ -29,7 +30,8 @@ _TOLERANCE = 1e-5
 # Bits may differ as far from their threshold, in deviations of the sample.
 _NEAR = 1e-5
 
-_IMAGES = 8
+# How many images to compare on.
+COMPARED = 8
 
 
 @dataclass(frozen=True)
@@ -63,29 +65,71 @@ class Unequal(UsageError):  # noqa: N818
 
 
 def proven_program(
-    model: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]
+    model: nn.Module,
+    variables: Mapping,
+    image_shape: tuple[int, int, int],
+    images: Array | None = None,
 ) -> tuple[Program, Proof]:
-    """Trace a network, and prove the program on a few images of noise.
+    """Trace a network, and prove the program on a few images.
 
     Args:
       model: the network, in float32.
       variables: all collections that it needs.
       image_shape: height, width and channels.
+      images: normalized, float32 `[batch, height, width, channels]`; noise if None.
+
+    Returns:
+      The program, with NumPy arrays as weights, and what was compared.
 
     Raises:
       Untraceable: it computes what is not among the operations.
       Unequal: the program computes something else.
     """
-    program = trace(model, variables, image_shape)
-    images = jax.random.normal(jax.random.key(0), (_IMAGES, *image_shape), jnp.float32)
-    return program, prove(program, model, variables, images)
+    if images is None:
+        images = jax.random.normal(jax.random.key(0), (COMPARED, *image_shape), jnp.float32)
+    program, proof = Programs(model, variables, images)(variables, images)
+    return jax.tree.map(np.asarray, program), proof
+
+
+class Programs:
+    """Makes programs of a network's variables, each proven; it traces and compiles once."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping,
+        images: Array,
+        sharding: Sharding | None = None,
+    ) -> None:
+        """Trace the network.
+
+        Args:
+          model: the network, in float32.
+          variables: all collections that it needs; only their shapes matter.
+          images: as for a call; only their shape matters.
+          sharding: of the programs; as it comes if None.
+
+        Raises:
+          Untraceable: it computes what is not among the operations.
+        """
+        count, height, width, channels = images.shape
+        shape = height, width, channels
+        self._program = jax.jit(tracer(model, variables, shape), out_shardings=sharding)
+        self._prove = Prover(model, variables, shape, count, sharding)
+
+    def __call__(self, variables: Mapping, images: Array) -> tuple[Program, Proof]:
+        """Return the program of some variables, proven on normalized images.
+
+        Raises:
+          Untraceable: it computes what is not among the operations.
+          Unequal: the program computes something else.
+        """
+        program = self._program(dict(variables))
+        return program, self._prove(program, variables, images)
 
 
 def prove(program: Program, model: nn.Module, variables: Mapping, images: Array) -> Proof:
     """Compare every operation of a program with the network that it was traced from.
-
-    Whole numbers have to be equal, and real numbers equal up to 1e-5 of the largest. A bit may
-    differ if its activation is within 1e-5 deviations of its threshold.
 
     Args:
       program: from `trace`, simplified.
@@ -96,33 +140,71 @@ def prove(program: Program, model: nn.Module, variables: Mapping, images: Array)
     Raises:
       Unequal: an operation computes something else.
     """
-    traced = traced_network(model, variables, program.image_shape, len(images))
-    again = jax.eval_shape(lambda leaves: simplify(read(traced.jaxpr, leaves)), traced.variables)
-    structures: list[Any] = [jax.tree.structure(again), jax.tree.structure(program)]
-    if structures[0] != structures[1]:
-        raise Unequal(
-            "the network computes something else for another number of images in a batch. Write it"
-            " so that each image is treated alone."
+    return Prover(model, variables, program.image_shape, len(images))(program, variables, images)
+
+
+class Prover:
+    """Compares programs with the network that they were traced from; it compiles once.
+
+    Whole numbers have to be equal, and real numbers equal up to 1e-5 of the largest. A bit may
+    differ if its activation is within 1e-5 deviations of its threshold.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping,
+        image_shape: tuple[int, int, int],
+        count: int,
+        sharding: Sharding | None = None,
+    ) -> None:
+        """Trace the network.
+
+        Args:
+          model: the network.
+          variables: only their shapes matter.
+          image_shape: height, width and channels.
+          count: how many images to compare on.
+          sharding: of what was compared; as it comes if None.
+        """
+        jaxpr = traced_network(model, variables, image_shape, count)
+        self._count = count
+        leaves = jax.tree.leaves(dict(variables))
+        again = jax.eval_shape(lambda leaves: simplify(read(jaxpr, leaves)), leaves)
+        self._structure = jax.tree.structure(again)
+
+        def compare(program: Program, variables: dict, images: Array) -> dict[int, _Finding]:
+            return _compare(program, jaxpr, jax.tree.leaves(variables), images)
+
+        # With so few images, compiling fast matters more than running fast.
+        options = {"xla_backend_optimization_level": 0}
+        self._compare = jax.jit(compare, compiler_options=options, out_shardings=sharding)
+
+    def __call__(self, program: Program, variables: Mapping, images: Array) -> Proof:
+        """Compare a program; the arguments are as for `prove`.
+
+        Raises:
+          Unequal: an operation computes something else.
+        """
+        structure: Any = jax.tree.structure(program)
+        if structure != self._structure:
+            raise Unequal(
+                "the network computes something else for another number of images in a batch. Write"
+                " it so that each image is treated alone."
+            )
+        with jax.default_matmul_precision("highest"):
+            compared = self._compare(program, dict(variables), images)
+        found: dict[int, _Finding] = jax.tree.map(np.asarray, compared)
+        for place, finding in found.items():
+            if not finding.passed:
+                raise _unequal(program.operations[place], finding)
+        bits = [found[place] for place in found if isinstance(program.operations[place], op.Signs)]
+        return Proof(
+            self._count,
+            len(found),
+            sum(int(finding.count) for finding in bits),
+            sum(int(finding.different) for finding in bits),
         )
-
-    def compare(program: Program, variables: list[Any], images: Array) -> dict[int, _Finding]:
-        return _compare(program, traced, variables, images)
-
-    # With so few images, compiling fast matters more than running fast.
-    options = {"xla_backend_optimization_level": 0}
-    with jax.default_matmul_precision("highest"):
-        compared = jax.jit(compare, compiler_options=options)(program, traced.variables, images)
-    found: dict[int, _Finding] = jax.tree.map(np.asarray, compared)
-    for place, finding in found.items():
-        if not finding.passed:
-            raise _unequal(program.operations[place], finding)
-    bits = [found[place] for place in found if isinstance(program.operations[place], op.Signs)]
-    return Proof(
-        len(images),
-        len(found),
-        sum(int(finding.count) for finding in bits),
-        sum(int(finding.different) for finding in bits),
-    )
 
 
 @dataclass(frozen=True)
@@ -174,11 +256,11 @@ class _Recorder(Walker):
 
 
 def _compare(
-    program: Program, traced: Traced, variables: list[Any], images: Array
+    program: Program, jaxpr: ClosedJaxpr, variables: list[Any], images: Array
 ) -> dict[int, _Finding]:
     origins = {operation.origin for operation in program.operations}
     recorder = _Recorder({origin for origin in origins if origin is not None})
-    recorder.walk(traced.jaxpr.jaxpr, traced.jaxpr.consts, [*variables, images])
+    recorder.walk(jaxpr.jaxpr, jaxpr.consts, [*variables, images])
     results: list[Array] = []
     found: dict[int, _Finding] = {}
     for place, operation in enumerate(program.operations):

@@ -8,8 +8,7 @@ own equations, see `rules.marks`, so their arithmetic is not recognized.
 The batch is always the first axis, and no operation may touch it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,19 +32,6 @@ from siman_jax.rules.marks import marking
 _BATCH = 2
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A network's jaxpr for a number of images.
-
-    Attributes:
-      jaxpr: its arguments are the leaves of the variables, then the images.
-      variables: the leaves.
-    """
-
-    jaxpr: ClosedJaxpr
-    variables: list[Any]
-
-
 def trace(
     model: nn.Module,
     variables: Mapping,
@@ -66,16 +52,42 @@ def trace(
     Raises:
       Untraceable: it cannot be called so, or computes what is not among the operations.
     """
-    traced = traced_network(model, variables, image_shape, _BATCH)
     # Compiled, so that weights round as in evaluation.
-    program = jax.jit(lambda variables: then(read(traced.jaxpr, variables)))(traced.variables)
+    program = jax.jit(tracer(model, variables, image_shape, then))(dict(variables))
     return jax.tree.map(np.asarray, program)
+
+
+def tracer(
+    model: nn.Module,
+    variables: Mapping,
+    image_shape: tuple[int, int, int],
+    then: Pass = simplify,
+) -> Callable[[Mapping], Program]:
+    """Trace a network once; return the function from its variables to its program.
+
+    Args:
+      model: as for `trace`.
+      variables: only their shapes matter.
+      image_shape: height, width and channels.
+      then: as for `trace`.
+
+    Returns:
+      A function that may be compiled; the weights are JAX arrays.
+
+    Raises:
+      Untraceable: as for `trace`; the function may raise it too.
+    """
+    jaxpr = traced_network(model, variables, image_shape, _BATCH)
+    return lambda variables: then(read(jaxpr, jax.tree.leaves(dict(variables))))
 
 
 def traced_network(
     model: nn.Module, variables: Mapping, image_shape: tuple[int, int, int], batch: int
-) -> Traced:
+) -> ClosedJaxpr:
     """Trace a network's evaluation with marks, for a batch of so many images.
+
+    Returns:
+      Its arguments are the leaves of the variables, then the images.
 
     Raises:
       Untraceable: it cannot be called so.
@@ -103,7 +115,7 @@ def traced_network(
             f"{name} gives {shapes} for {batch} images; expected float32 logits of shape"
             " [images, classes]. Networks are packed in float32, so build it with that dtype."
         )
-    return Traced(jaxpr, leaves)
+    return jaxpr
 
 
 def read(jaxpr: ClosedJaxpr, variables: Sequence[Any]) -> Program:

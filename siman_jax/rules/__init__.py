@@ -126,11 +126,6 @@ class ActivationRule:
             return x
         return mark(SIGNS, lambda x: self.function(x, *further), x, centred=self.centred)
 
-    def bits(self, x: Array) -> Array:
-        """Tell where a binary rule gives +1: bool, shape of `x` `[batch, ..., channels]`."""
-        # Standardizing would also divide by a deviation, which changes no sign.
-        return x >= (jnp.mean(x, range(1, x.ndim), keepdims=True) if self.centred else 0)
-
 
 def identity(x: Array) -> Array:
     """Return `x`: the rule that leaves weights or activations real-valued."""

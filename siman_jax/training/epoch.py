@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -19,11 +19,14 @@ from siman_jax.data.feed import Batch, Feed
 from siman_jax.devices.communication import communication, describe
 from siman_jax.devices.mesh import replicated
 from siman_jax.errors import UsageError
-from siman_jax.models.folding import COMPARED, NotFoldable, fold, folded_twin, same_logits
 from siman_jax.models.normalization import normalize
 from siman_jax.native.dispatch import native
-from siman_jax.training.metrics import Sums
-from siman_jax.training.step import Step, TrainState, eval_step
+from siman_jax.program.interpret import interpret
+from siman_jax.program.operations import Program
+from siman_jax.program.prove import COMPARED, Programs, Unequal
+from siman_jax.program.reader import Untraceable
+from siman_jax.training.metrics import Sums, score
+from siman_jax.training.step import Step, TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -175,9 +178,9 @@ def make_evaluator(
 ) -> Evaluator:
     """Compile a function from variables to mean loss, top-1 and top-5 (percent) on `batches`.
 
-    The network is folded first, as for packing, so that evaluation predicts what the packed network
-    predicts. Each evaluation compares the logits of a few images with those of `model.apply`. If
-    they differ, it uses `model.apply` instead, with a warning.
+    It runs the network's program, as packed inference does, so that both predict the same. Each
+    evaluation proves the program equal to `model.apply` on a few images of the first batch. It runs
+    `model.apply` itself if the network cannot be packed or the proof fails, and logs why.
 
     Args:
       model: the network.
@@ -192,41 +195,46 @@ def make_evaluator(
       The function. It raises `UsageError`, in all processes, if more examples than `damaged_limit`
       cannot be decoded.
     """
-    settle = jax.jit(partial(fold, model), out_shardings=replicated(mesh))
+    everywhere = replicated(mesh)
+    programs: Programs | None = None
+    packable = True
     warn = cache(_log.warning)  # once, not every epoch
 
-    def normalized(batch: Batch) -> Array:
-        return normalize(batch.images, data.mean, data.std)
+    @partial(jax.jit, out_shardings=everywhere)
+    def first_images(batch: Batch) -> Array:
+        return normalize(batch.images[:COMPARED], data.mean, data.std)
 
-    # Used on a few images only, so it should compile fast.
-    options = {"xla_backend_optimization_level": 0}
-
-    @partial(jax.jit, out_shardings=replicated(mesh), compiler_options=options)
-    def compare(variables: Any, folded: Any, batch: Batch) -> Array:
-        return same_logits(model, variables, folded, normalized(batch)[:COMPARED])
-
-    def try_folding(variables: Any, batch: Batch) -> Any:
+    def proven(variables: Any, batch: Batch) -> Program | None:
+        nonlocal programs, packable
+        if not packable:
+            return None
+        images = first_images(batch)
         try:
-            folded = settle(variables)
-            if compare(variables, folded, batch):
-                return folded
-            reason = "the folded network gives other logits"
-        except NotFoldable as error:
-            reason = str(error)
-        warn("evaluating by model.apply, because this network cannot be folded: %s", reason)
+            programs = programs or Programs(model, variables, images, everywhere)
+            return programs(variables, images)[0]
+        except Untraceable as error:
+            packable = False
+            _log.info("evaluating by model.apply: %s", error)
+        except Unequal as error:
+            warn("evaluating by model.apply: %s", str(error))
         return None
 
-    @partial(jax.jit, donate_argnums=0, static_argnums=3, out_shardings=replicated(mesh))
-    def step(sums: Sums, variables: Any, batch: Batch, is_folded: bool) -> Sums:
-        network = folded_twin(model) if is_folded else model
-        return sums + eval_step(variables, normalized(batch), batch.labels, model=network)
+    @partial(jax.jit, donate_argnums=0, out_shardings=everywhere)
+    def step(sums: Sums, network: Program | Mapping, batch: Batch) -> Sums:
+        images = normalize(batch.images, data.mean, data.std)
+        if isinstance(network, Program):
+            logits: Any = interpret(network, images, native=use_native)
+        else:
+            logits = model.apply(network, images, train=False)
+        return sums + score(logits, batch.labels)
 
     def evaluate(variables: Any) -> dict[str, float]:
         with native(use_native):
-            sums, folded = no_sums(mesh), None
+            sums, network = no_sums(mesh), variables
             for index, batch in enumerate(batches):
-                folded = try_folding(variables, batch) if index == 0 else folded
-                sums = step(sums, folded or variables, batch, folded is not None)
+                if index == 0:
+                    network = proven(variables, batch) or variables
+                sums = step(sums, network, batch)
         check_damage(examples - int(sums.count), damaged_limit, "test")
         return sums.means()
 

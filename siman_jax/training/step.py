@@ -1,4 +1,4 @@
-"""A training step and an evaluation step, as pure functions of a state and a batch."""
+"""A training step, as a pure function of a state and a batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -187,12 +187,3 @@ def _prepare_of(model: nn.Module) -> Prepare | None:
 def _every_kth(x: Array, k: int) -> Array:
     """Split a batch into k parts x[i::k], so that every part is spread over all devices."""
     return x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1)
-
-
-def eval_step(variables: Any, images: Array, labels: Array, *, model: nn.Module) -> Sums:
-    """Compute the loss and hits of a batch; see `metrics.score` for labels that do not count.
-
-    Bits are computed from the kernels, unless `variables` contain the collection `bits`.
-    """
-    logits: Any = model.apply(variables, images, train=False)
-    return score(logits, labels)

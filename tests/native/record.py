@@ -2,33 +2,23 @@
 
     python tests/native/record.py FILE
 
-What is expected is computed here by NumPy, from the definitions and in float64; only the logits of
-whole networks are XLA's. No number is so near a place where a function jumps that rounding could
-decide on which side it is. `replay.cc` tells what the file looks like.
+What is expected is computed here by NumPy, from the definitions and in float64. No number is so
+near a place where a function jumps that rounding could decide on which side it is. `replay.cc`
+tells what the file looks like.
 """
 
 import itertools
 import struct
 import sys
 from collections.abc import Iterator
-from functools import partial
 from typing import BinaryIO, NamedTuple
-from unittest import mock
 
-import jax
-import jax.numpy as jnp
 import native_networks
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from siman_jax.models import build_model
-from siman_jax.models.leaves import BINARY_KERNEL, BITS
 from siman_jax.models.product import same_padding
-from siman_jax.native import packed_calls as native
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH
 from siman_jax.native.norm import HARD_TANH, NONE, PRELU
-from siman_jax.packed import residual
-from siman_jax.packed.network import pack_unchecked, packed_twin
 
 EPSILON = 1e-5  # added to the variance of a sample
 CLEARANCE = 1e-4  # least distance from points where a function jumps
@@ -531,57 +521,6 @@ def packed_convolutions() -> Iterator[Case]:
         )
 
 
-def trained(name, shape, **arguments):
-    """Return a narrow network of two blocks, variables as after training, and images."""
-    model = build_model(name, 7, **arguments).clone(stages=(1, 1))
-    rng = random(name)
-    images = floats(rng, *shape)
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    draws = {
-        "alpha": lambda s: (0.05 + 0.1 * rng.random(s)) * rng.choice([-1, 1, 1, 1], s),
-        "scale": lambda s: 0.8 + 0.4 * rng.random(s),
-        "mean": lambda s: 0.5 * rng.standard_normal(s),
-        "var": lambda s: 0.5 + rng.random(s),
-        "bias": lambda s: 0.1 * rng.standard_normal(s),
-        "slope": lambda s: 0.25 + 0.1 * rng.random(s),
-        "kernel": lambda s: rng.standard_normal(s) * (2 / np.prod(s[:-1])) ** 0.5,
-        BINARY_KERNEL: rng.standard_normal,
-    }
-    leaves = flatten_dict(shapes)
-    variables = {path: np.float32(draws[path[-1]](x.shape)) for path, x in leaves.items()}
-    bits = {
-        (BITS, *path[1:]): rng.integers(0, 2, x.shape)
-        for path, x in leaves.items()
-        if path[-1] == BINARY_KERNEL
-    }
-    return model, jax.tree.map(jnp.asarray, unflatten_dict(variables | bits)), images
-
-
-def networks() -> Iterator[Case]:
-    for name, shape, width, rule in (
-        ("cifar.resnet20_1w1a", (4, 9, 12, 3), 12, "siman"),
-        ("imagenet.resnet18_1w1a", (2, 33, 31, 2), 20, "approx_sign"),
-    ):
-        model, variables, images = trained(name, shape, width=width, activation_rule=rule)
-        packed = pack_unchecked(model, variables)
-        logits = jax.jit(partial(packed_twin(model, native=False).apply, train=False))(
-            packed, images
-        )
-        with mock.patch.object(native, "residual_logits") as call:
-            residual.residual_logits(model, packed, images)
-        (_, weights), arguments = call.call_args
-        flags = ("centred", "pooled", "real_shortcuts")
-        given = {f"weight {i}": np.asarray(weight) for i, weight in enumerate(weights)}
-        lists = {name: np.int64(arguments[name]) for name in ("strides", "channels")}
-        yield Case(
-            f"residual {name} {shape} {rule}",
-            {"weights": len(weights), **{flag: arguments[flag] for flag in flags}},
-            {"images": images, **lists, **given},
-            # The library's logits are padded to whole lanes.
-            {"logits": np.pad(logits, ((0, 0), (0, len(weights[-1]) - logits.shape[1])))},
-        )
-
-
 def network_case(name, operations, images, expected) -> Case:
     """Record a network of `siman.h`; `expected` is the result of its last operation."""
     given = {"images": images}
@@ -651,7 +590,7 @@ def write(file: BinaryIO, cases: list[Case]) -> None:
 def all_cases() -> list[Case]:
     parts = (
         binary_convolutions, real_convolutions, norms, poolings, selections, latent_kernels,
-        packed_convolutions, networks, planned_networks,
+        packed_convolutions, planned_networks,
     )  # fmt: skip
     return [case for part in parts for case in part()]
 

@@ -28,7 +28,6 @@
 
 #include "binary_conv.h"
 #include "executor.h"
-#include "network.h"
 #include "norms.h"
 #include "planner.h"
 #include "pooling.h"
@@ -336,31 +335,6 @@ void RunBits(Call& call) {
                 call.Out<uint32_t>("padded"), call.Out<int32_t>("y"));
 }
 
-void RunResidual(Call& call) {
-  const Array &images = call.In("images"), &strides = call.In("strides"),
-              &channels = call.In("channels");
-  auto integers = [](const Array& array) {
-    const auto* data = array.data<int64_t>();
-    return std::vector<int64_t>(data, data + array.sizes[0]);
-  };
-  std::vector<Weight> weights;
-  for (int64_t i = 0; i < call.Number("weights"); ++i) {
-    const Array& weight = call.In("weight " + std::to_string(i));
-    weights.push_back({weight.bytes.data(), weight.sizes.data()});
-  }
-  const std::vector<int64_t>& sizes = images.sizes;
-  const NetworkShape shape{call.Number("centred") != 0,
-                           call.Number("pooled") != 0,
-                           call.Number("real_shortcuts") != 0,
-                           integers(strides),
-                           integers(channels),
-                           sizes[1],
-                           sizes[2],
-                           call.Sizes("logits")[1]};
-  RunNetwork(call.pool, MakeNetwork(call.variant, shape, Weights(weights)), sizes[0],
-             sizes[1] * sizes[2] * sizes[3], images.data<float>(), call.Out<float>("logits"));
-}
-
 // A planned network, on the threads of the case and on those of the process.
 void RunPlanned(Call& call) {
   struct Parts {
@@ -415,7 +389,6 @@ const std::map<std::string, void (*)(Call&)> kCalls = {
     {"project", RunProject},
     {"magnitude_code", RunMagnitudeCode},
     {"bits", RunBits},
-    {"residual", RunResidual},
     {"network", RunPlanned},
 };
 

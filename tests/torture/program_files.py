@@ -21,7 +21,6 @@ from .model_files import ModelFiles, without_digest
 class ProgramFiles(ModelFiles):
     entries = ("program", "program", "notes")
     digests_made_right = 0.5
-    run_one_in = 1  # by the native library, if it was built
 
     @staticmethod
     def samples() -> tuple[bytes, ...]:

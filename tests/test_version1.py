@@ -1,45 +1,37 @@
-"""Tests of the model file: nothing is lost, bytes are equal, and bad files are refused."""
+"""Version 1 of the model file: files of before programs predict the same, and bad ones are refused.
+
+`version1/` holds such files, and the logits that they gave when they were written.
+"""
 
 import contextlib
 import hashlib
 import json
-from functools import cache, partial
+from functools import cache
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_example import ARGUMENTS, packed_network
 
+import siman_jax
 from siman_jax.errors import UsageError
-from siman_jax.models import build_model
-from siman_jax.packed.file import (
-    PackedNetwork,
-    decode_network,
-    encode_network,
-    read_network,
-    write_network,
-)
-from siman_jax.packed.network import pack_unchecked, packed_twin
+from siman_jax.packed.program_file import decode_program, encode_program, read_program
 from siman_jax.packed.safetensors import decode, encode
 
-
-@cache
-def example():
-    return packed_network()
+FOLDER = Path(__file__).parent / "version1"
+LOGITS = json.loads((FOLDER / "logits.json").read_text())
+ARGUMENTS = {
+    "num_classes": 3,
+    "width": 4,
+    "weight_rule": "half_half",
+    "activation_rule": "siman",
+}
 
 
 @cache
 def example_bytes():
-    return encode_network(example())
-
-
-@pytest.fixture
-def packed():
-    return example()
+    return (FOLDER / "vgg_small.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -47,69 +39,32 @@ def data():
     return example_bytes()
 
 
-def assert_same(found, expected):
-    found, expected = flatten_dict(found), flatten_dict(expected)
-    assert found.keys() == expected.keys()
-    for path, leaf in expected.items():
-        assert found[path].dtype == leaf.dtype, path
-        np.testing.assert_array_equal(found[path], leaf, err_msg=str(path))
-
-
-@pytest.mark.parametrize("name", ["cifar.vgg_small_1w1a", "imagenet.resnet18_1w1a"])
-def test_reading_gives_back_what_was_written(name, tmp_path):
-    packed = packed_network(name, size=32)
-    write_network(tmp_path / "model.safetensors", packed)
-    found = read_network(tmp_path / "model.safetensors")
-    assert_same(found.variables, packed.variables)
-    for attribute in ("network", "arguments", "image_shape", "notes"):
-        assert getattr(found, attribute) == getattr(packed, attribute)
-    images = jax.random.normal(jax.random.key(1), (2, *packed.image_shape))
-    apply = jax.jit(partial(packed_twin(found.model()).apply, train=False))
-    np.testing.assert_array_equal(apply(found.variables, images), apply(packed.variables, images))
-
-
-def test_float16_rounds_what_is_not_binary(packed, data):
-    half = encode_network(packed, np.float16)
-    found = decode_network(half).variables
-    rounded = jax.tree.map(
-        lambda x: x.astype(jnp.float16).astype(x.dtype) if x.dtype == jnp.float32 else x,
-        packed.variables,
+@pytest.mark.parametrize("case", LOGITS)
+def test_files_of_before_predict_the_same(case):
+    model = siman_jax.load(FOLDER / f"{case}.safetensors", exact=True)
+    size = model.network.image_shape[0]
+    images = np.uint8(np.arange(9 * size * size) ** 2 % 251).reshape(3, size, size, 3)
+    expected = np.float32(LOGITS[case])
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-5)
+    # Written again, it is a file of today that gives the very same.
+    again = siman_jax.load(encode_program(model.network), exact=True)
+    np.testing.assert_array_equal(again(images), model(images))
+    np.testing.assert_allclose(
+        siman_jax.load(encode_program(model.network))(images), expected, rtol=1e-4, atol=1e-4
     )
-    assert_same(found, rounded)
-    floats = sum(leaf.nbytes for leaf in jax.tree.leaves(found) if leaf.dtype == jnp.float32)
-    assert len(data) - len(half) == pytest.approx(floats / 2, abs=500)
+    assert model.predict(images).names == ["abé"[index] for index in expected.argmax(1)]
 
 
-def test_equal_networks_give_equal_bytes(packed, data):
-    """The order in which tensors are given does not matter."""
-    backwards = {
-        collection: dict(reversed(tree.items())) for collection, tree in packed.variables.items()
+def test_a_module_s_path_is_that_of_its_tensors(data):
+    tensors, _ = decode(data)
+    words = {
+        f"{one.path}/words": one.words
+        for one in decode_program(data).program.operations
+        if hasattr(one, "words")
     }
-    arguments = dict(reversed(ARGUMENTS.items()))
-    again = PackedNetwork(packed.network, arguments, packed.image_shape, backwards, packed.notes)
-    assert encode_network(again) == data
-
-
-@pytest.mark.parametrize(("dtype", "most"), [(np.float32, 4.22e6), (np.float16, 2.80e6)])
-def test_size_of_resnet18(dtype, most):
-    model = build_model("imagenet.resnet18_1w1a", 1000)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    shapes = jax.eval_shape(partial(pack_unchecked, model), variables)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    arguments = {**ARGUMENTS, "num_classes": 1000, "width": 64}
-    packed = PackedNetwork("imagenet.resnet18_1w1a", arguments, (224, 224, 3), zeros)
-    assert len(encode_network(packed, dtype)) < most
-    binary = [leaf for path, leaf in flatten_dict(zeros["params"]).items() if path[-1] == "words"]
-    assert sum(leaf.nbytes for leaf in binary) * 32 == 4 * 10_985_472
-
-
-def test_values_that_are_not_finite_are_not_written(packed):
-    variables = {**packed.variables}
-    variables["params"] = {**variables["params"], "bn0": {"gain": jnp.full(12, 1e6)}}
-    large = PackedNetwork(packed.network, ARGUMENTS, packed.image_shape, variables)
-    with pytest.raises(UsageError, match=r"'?bn0/gain'? holds a value that is not finite"):
-        encode_network(large, np.float16)
+    assert words.keys() == {name for name in tensors if name.endswith("words")}
+    for name, array in words.items():
+        np.testing.assert_array_equal(array, tensors[name])
 
 
 def changed(data, *, metadata=None, tensors=None):
@@ -121,7 +76,7 @@ def changed(data, *, metadata=None, tensors=None):
 
 
 WRONG = {
-    "version": ({"metadata": {"version": "2"}}, r"version is '2'; expected '1'"),
+    "version": ({"metadata": {"version": "3"}}, r"version is '3'; expected '2'"),
     "format": ({"metadata": {"format": None}}, "format is None"),
     "polarity": ({"metadata": {"polarity": "bit 0 is"}}, "polarity"),
     "notes missing": ({"metadata": {"notes": None}}, "metadata lack notes"),
@@ -151,8 +106,8 @@ WRONG = {
         "'fc/bias' holds a value that is not finite",
     ),
     "spare bits": (
-        {"tensors": {"conv1/words": np.full((3, 3, 1, 12), 2**31, np.uint32)}},
-        "'conv1/words' sets bits beyond its 12 input channels",
+        {"tensors": {"conv1/words": np.full((3, 3, 1, 4), 2**31, np.uint32)}},
+        "'conv1/words' sets bits beyond its 4 input channels",
     ),
 }
 
@@ -161,7 +116,7 @@ WRONG = {
 def test_what_is_wrong_is_named(data, case):
     change, message = WRONG[case]
     with pytest.raises(UsageError, match=message):
-        decode_network(changed(data, **change))
+        decode_program(changed(data, **change))
 
 
 def test_one_flipped_bit_anywhere_is_refused(data):
@@ -172,11 +127,11 @@ def test_one_flipped_bit_anywhere_is_refused(data):
         broken = bytearray(data)
         broken[place // 8] ^= 1 << place % 8
         with pytest.raises(UsageError):
-            decode_network(bytes(broken))
+            decode_program(bytes(broken))
     broken = bytearray(data)
     broken[-1] ^= 1
     with pytest.raises(UsageError, match=r"its digest .* does not match its contents"):
-        decode_network(bytes(broken))
+        decode_program(bytes(broken))
 
 
 def without_digest(data):
@@ -195,11 +150,12 @@ def test_a_digest_is_64_digits(data, digest):
     header["__metadata__"]["sha256"] = digest
     text = json.dumps(header).encode()
     with pytest.raises(UsageError, match=r"its digest .* is not 64 hexadecimal digits"):
-        decode_network(len(text).to_bytes(8, "little") + text + data[end:])
+        decode_program(len(text).to_bytes(8, "little") + text + data[end:])
 
 
-def test_a_file_without_a_digest_loads(packed, data):
-    assert_same(decode_network(without_digest(data)).variables, packed.variables)
+def test_a_file_without_a_digest_loads(data):
+    found, expected = (decode_program(file) for file in (without_digest(data), data))
+    assert encode_program(found) == encode_program(expected)
 
 
 def test_the_digest_is_the_whole_files_with_zeros_in_its_place(data):
@@ -224,26 +180,26 @@ def test_numbers_of_another_kind_are_refused(data, name, dtype):
     header[name]["dtype"] = dtype
     text = json.dumps(header).encode()
     with pytest.raises(UsageError, match=f"'{name}' has dtype"):
-        decode_network(len(text).to_bytes(8, "little") + text + file[end:])
+        decode_program(len(text).to_bytes(8, "little") + text + file[end:])
 
 
 def test_a_folder_is_not_a_model_file(tmp_path):
     with pytest.raises(UsageError, match="is a folder"):
-        read_network(tmp_path)
+        read_program(tmp_path)
 
 
 def refused_or_read(data):
     """Read it; only errors of bad input are allowed."""
     with contextlib.suppress(UsageError):
-        decode_network(data)
+        decode_program(data)
 
 
 def test_every_truncation_is_refused(data):
     for length in {*range(0, len(data), 997), *range(20), len(data) - 1}:
         with pytest.raises(UsageError):
-            decode_network(data[:length])
+            decode_program(data[:length])
     with pytest.raises(UsageError, match="1 bytes follow"):
-        decode_network(data + b"\0")
+        decode_program(data + b"\0")
 
 
 fuzz = settings(max_examples=60, deadline=None, derandomize=True)
