@@ -50,16 +50,17 @@ class Benchmark:
     def run(self) -> dict[str, Any]:
         """Measure everything, and return the report as plain data."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name in LOADERS:
+        names = self._args.engines
+        for name in names:
             with self._leaving_out(name):
                 self._ask(name, "engine_worker", "0")  # writes the model file
-        turns: dict[str, list[dict]] = {name: [] for name in LOADERS}
+        turns: dict[str, list[dict]] = {name: [] for name in names}
         for round_ in range(self._args.rounds):
-            for name in random.Random(round_).sample(list(LOADERS), len(LOADERS)):
+            for name in random.Random(round_).sample(names, len(names)):
                 if name not in self.left_out:
                     with self._leaving_out(name):
                         turns[name].append(self._load(name, calls=0))
-        for name in LOADERS:
+        for name in names:
             if name not in self.left_out:
                 with self._leaving_out(name):
                     called = self._load(name, calls=self._args.calls)
@@ -138,12 +139,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
+    add("--engines", default=",".join(LOADERS), help="separated by commas")
     add("--rounds", type=int, default=9)
     add("--calls", type=int, default=10_000, help="with random batch sizes; at least 10")
     add("--threads", type=int, default=1)
     add("--files", type=Path, help="folder for the model files; those there are used again")
     add("--out", type=Path, default=REPOSITORY / "results" / "packed_loading")
     args = parser.parse_args()
+    args.engines = args.engines.split(",")
+    for name in args.engines:
+        if name not in LOADERS:
+            parser.error(f"unknown engine {name!r}; known are {', '.join(LOADERS)}")
     if min(args.rounds, args.threads) < 1 or args.calls < 10:
         parser.error("--rounds and --threads must be above 0, and --calls at least 10")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -153,7 +159,7 @@ def main() -> None:
             "machine": describe(),
             "python": platform.python_version(),
             "threads": args.threads,
-            **Benchmark(args, args.files or Path(temporary)).run(),
+            **Benchmark(args, (args.files or Path(temporary)).resolve()).run(),
         }
     print_report(report["rows"])
     (args.out / "loading.json").write_text(json.dumps(report, indent=1) + "\n")

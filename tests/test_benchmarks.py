@@ -14,7 +14,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from benchmarks import accelerator, kernel_profile
+from benchmarks import accelerator, engines, kernel_profile
+from benchmarks.case import Case
 from siman_jax.configs import cifar10
 from siman_jax.models import MODELS, build_model
 from siman_jax.pytorch.names import variables_from_torch
@@ -44,6 +45,34 @@ def test_packed_inference_writes_numbers_and_a_chart(tmp_path):
     # The user did not say which interpreter has it.
     assert report["left_out"][network][missing].startswith("not installed")
     assert (tmp_path / f"{network}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_loading_writes_numbers(tmp_path):
+    ours, other = "siman-jax packed", "ONNX Runtime float"
+    flags = [f"--engines={ours},{other}", "--rounds=2", "--calls=20", f"--out={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "benchmarks.loading", *flags], cwd=REPOSITORY, check=True)
+    report = json.loads((tmp_path / "loading.json").read_text())
+    assert all(reason.startswith("not installed") for reason in report["left_out"].values())
+    assert [row["engine"] for row in report["rows"]] == [
+        name for name in (ours, other) if name not in report["left_out"]
+    ]
+    row = report["rows"][0]
+    assert row["engine"] == ours
+    assert 0 < row["seconds_to_first_prediction"] < row["seconds_of_process"]
+    assert row["megabytes_beyond_numpy"] < 30
+    assert len(row["seconds_of_rounds"]) == 2
+    assert len(row["megabytes_after_tenths"]) == 10
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"imagenet.resnet34_1w1a"}))
+def test_openvino_computes_the_same(name, tmp_path):
+    pytest.importorskip("openvino")
+    case = Case(name, 32, 5, 8)
+    engines.prepare_packed(case, tmp_path)
+    for fixed in (False, True):
+        engines.prepare_openvino_binary(case, tmp_path, fixed=fixed)  # compares the logits
+    assert (tmp_path / engines.OPENVINO_BINARY_FILE).exists()
 
 
 @pytest.mark.slow

@@ -80,7 +80,8 @@ class Operation:
         named = {f.name: getattr(self, f.name) for f in fields(self) if "weight" in f.metadata}
         return {name: array for name, array in named.items() if array is not None}
 
-    # Once for all, since compiling one for every class took a third of the time to import this.
+    # Once for all: a model would load later if every class had one of its own. Nor are classes
+    # without fields of their own made dataclasses again.
     def __repr__(self) -> str:
         settings = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
         return f"{type(self).__qualname__}({settings})"
@@ -223,12 +224,10 @@ class _Pool(Operation):
         return (*_places(x, self.window, self.strides, self.padding), x[2])
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class MaxPool(_Pool):
     """Maximum of each window of (height, width), of each channel; padding is never the maximum."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SumPool(_Pool):
     """Sum of each window of (height, width), of each channel; padding counts as zeros.
 
@@ -253,12 +252,10 @@ class _Reduction(Operation):
         return tuple(size for axis, size in enumerate(x) if axis not in self.axes)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Sum(_Reduction):
     """Sum over `axes`, which the result does not have. A mean is this and an `Affine`."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Max(_Reduction):
     """Maximum over `axes`, which the result does not have."""
 
@@ -299,7 +296,6 @@ class Clip(Operation):
         return shapes[0]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Sigmoid(Operation):
     """1 / (1 + exp(-x))."""
 
@@ -307,7 +303,6 @@ class Sigmoid(Operation):
         return shapes[0]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Tanh(Operation):
     """The hyperbolic tangent."""
 
@@ -315,7 +310,6 @@ class Tanh(Operation):
         return shapes[0]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Softmax(Operation):
     """exp(x) over its sum along the last axis."""
 
@@ -343,7 +337,6 @@ class Signs(Operation):
 # Two operands -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class _Pairwise(Operation):
     """An operation on two operands, number by number."""
 
@@ -358,12 +351,10 @@ class _Pairwise(Operation):
         return tuple(map(max, a, b))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Add(_Pairwise):
     """a + b, of equally many axes; an axis of size 1 is repeated."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Multiply(_Pairwise):
     """a * b, of equally many axes; an axis of size 1 is repeated."""
 
