@@ -23,6 +23,22 @@ SIMAN_TARGET inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
+
+// The bytes of four vectors. Compilers would take each number out of its vector.
+SIMAN_TARGET inline void ManyToBytes(const float* x, float least, uint8_t* bytes) {
+  const __m256 limit = _mm256_set1_ps(least);
+  __m256i flags[4];
+  for (int v = 0; v < 4; ++v)
+    flags[v] = _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x + v * 8), limit, _CMP_GE_OQ));
+  // Packing keeps the halves of registers apart.
+  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(flags[0], flags[1]),
+                                            _mm256_packs_epi32(flags[2], flags[3]));
+  const __m256i ordered =
+      _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes),
+                      _mm256_and_si256(ordered, _mm256_set1_epi8(kBit)));
+}
+#define SIMAN_MANY_TO_BYTES ManyToBytes
 // No register can hold a table of sixteen floats.
 #define SIMAN_BY_PIXELS nullptr, nullptr
 #include "training.inc"
