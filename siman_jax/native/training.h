@@ -18,6 +18,12 @@ constexpr int64_t kFloatsOfTable = kSums * kTableFilters;
 constexpr int64_t kMostTaps = 16;      // taps in one call of add_rows or add_pixels
 constexpr int64_t kFoursOfPlaces = 8;  // fours whose indices fit in 32 bits together
 constexpr uint8_t kBit = 8;            // value of a bit in the bytes that become indices
+constexpr int64_t kEight = 8;          // channels whose bits are one byte
+
+// A row of counts for a byte has one for each half and each of the sixteen halves of a kernel's
+// byte. Rows are told by where they begin. The last one is for padding, which is neither +1 nor -1.
+constexpr int64_t kCountsOfEight = 2 * kSums;
+constexpr uint16_t kNoEight = 256 * kCountsOfEight;
 
 enum class Activation : int64_t { kNone, kPRelu, kHardTanh };
 
@@ -64,6 +70,18 @@ struct Training {
 
   // to = a + 2 b + 4 c + 8 d, with b to d at distances `step`, 2 step and 3 step from a.
   void (*join_bytes)(int64_t length, const uint8_t* a, int64_t step, uint8_t* to);
+
+  // places[i] = where the row of counts for eight numbers begins, whose bits are x >= least. The
+  // length is a multiple of kEight. Null if multiply_eights is.
+  void (*eights)(int64_t length, const float* x, float least, uint16_t* places);
+
+  // y[p][f] = the product of filter f and the image around pixel p: the channels of all values,
+  // less twice the counts of filter f at places[p * step + offsets[value]], for one or two blocks
+  // of kTableFilters filters. Kernels are [values, blocks, 2, kTableFilters], the halves of bytes.
+  // Null if a register cannot look up bytes.
+  void (*multiply_eights)(int64_t values, const int32_t* offsets, int64_t pixels, int64_t step,
+                          const uint16_t* places, int64_t blocks, const uint8_t* kernel,
+                          int64_t y_step, int16_t* y);
 
   // Pixels of x are kFilters numbers apart, those of the result `step`.
   void (*to_shorts)(int64_t pixels, int64_t filters, const int32_t* x, int64_t step, int16_t* to);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "forward_by_eights.h"
 #include "input_by_pixels.h"
 #include "input_by_rows.h"
 #include "input_by_tiles.h"
@@ -170,12 +171,23 @@ inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* 
   KernelBits kernel(conv);
   std::vector<std::vector<uint32_t>> images(workers);
   std::vector<std::vector<uint8_t>> rows(workers);
+  std::vector<std::vector<uint16_t>> eights(workers);
   std::optional<Statistics> of_filters;
   if (sums != nullptr) of_filters.emplace(conv.run(), conv.batch, n.results(), conv.filters);
+  std::optional<ForwardByEights> by_eights;
+  if (sums != nullptr && ForwardByEights::Covers(conv.run(), conv.channels, conv.filters))
+    by_eights.emplace(conv.run(), n, conv.channels, conv.filters, conv.code);
 
   auto sample = [&](int64_t index, int64_t worker) {
     const float* x = conv.x + index * conv.sample();
     Moments(conv, x, moments + 2 * index);
+    if (by_eights) {
+      eights[worker].resize(by_eights->image_size(), kNoEight);
+      by_eights->Image(x, moments[2 * index], eights[worker].data());
+      by_eights->Run(eights[worker].data(), sums + index * conv.results());
+      of_filters->AddSample(index, {nullptr, sums + index * conv.results()});
+      return;
+    }
     images[worker].resize(n.padded_size());
     rows[worker].resize(n.width * conv.channels);
     PackImage(conv, x, moments[2 * index], rows[worker].data(), images[worker].data());
@@ -200,8 +212,8 @@ inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* 
     if (sums != nullptr) of_filters->AddSample(index, {nullptr, sums + index * conv.results()});
   };
   std::vector<Phase> phases = {
-      {conv.taps(), [&](int64_t tap, int64_t) { kernel.PackTap(tap); }},
-      {1, [&](int64_t, int64_t) { kernel.AddUp(); }},
+      {conv.taps(), [&](int64_t tap, int64_t) { by_eights ? by_eights->Prepare(tap) : kernel.PackTap(tap); }},
+      {1, [&](int64_t, int64_t) { if (!by_eights) kernel.AddUp(); }},
       {conv.batch, sample},
   };
   if (sums != nullptr)
