@@ -151,6 +151,11 @@ struct Training {
   void (*to_rows)(int64_t pixels, int64_t channels, const float* from, int64_t from_step,
                   const float* scale, float* to, int64_t to_step);
 
+  // to[pixel][c] = the sum over i of from[i][c * from_step + pixel] where masks[i][pixel] is -1; it
+  // is 0 elsewhere. Whole vectors are read.
+  void (*join_rows)(int64_t pixels, int64_t channels, int64_t count, const float* const* from,
+                    const int32_t* const* masks, int64_t from_step, float* to, int64_t to_step);
+
   // sums[value][filter] += sum over pixels of x[pixel * x_step + value] * g[pixel * filters +
   // filter], filters a multiple of kLanes.
   void (*add_products)(int64_t pixels, int64_t values, int64_t x_step, const float* x,
