@@ -47,7 +47,8 @@ struct Counts {
       for (int i = 0; i < kCountsOfEight; ++i) {
         int differ = (i < kSums ? byte : byte >> 4) ^ i;
         for (int bit = 0; bit < 4; ++bit, differ >>= 1)
-          rows[byte * kCountsOfEight + i] = static_cast<uint8_t>(rows[byte * kCountsOfEight + i] + (differ & 1));
+          rows[byte * kCountsOfEight + i] =
+              static_cast<uint8_t>(rows[byte * kCountsOfEight + i] + (differ & 1));
       }
     }
     for (int i = 0; i < kCountsOfEight; ++i) rows[kNoEight + i] = 2;

@@ -60,8 +60,8 @@ class InputByRows : public InputGradient {
   int64_t ScratchSize() const override {
     int64_t size = 0;
     for (const Class& own : classes_)
-      size = std::max(size, own.table * own.slots + own.fours * kFour * own.lanes +
-                                own.before() + own.kept * SumsSize(own) + own.after());
+      size = std::max(size, own.table * own.slots + own.fours * kFour * own.lanes + own.before() +
+                                own.kept * SumsSize(own) + own.after());
     return size + kLanes;
   }
 
@@ -76,7 +76,7 @@ class InputByRows : public InputGradient {
     int64_t lanes;                 // of a row of results
     int64_t fours = 0, table = 0;  // fours of filters at a time, and the floats in their tables
     int64_t kept = 1;              // rows of pixels whose sums are kept
-    // Indices by block of fours, row of taps, channel, column of taps and four.
+    // Indices by block of fours, channel, column of taps, four and row of taps.
     std::vector<uint16_t> places;
     // For each column of taps: all ones where a pixel has a result, else 0.
     std::vector<int32_t> masks;
@@ -99,8 +99,8 @@ class InputByRows : public InputGradient {
     int64_t after() const { return RoundUp(high + columns, kLanes) + kLanes; }
     // Columns of taps; none if there are no rows of taps.
     int64_t across() const { return slots == 0 ? 0 : static_cast<int64_t>(right.size()); }
-    // Indices of a channel.
-    int64_t terms() const { return fours * across(); }
+    int64_t height() const { return static_cast<int64_t>(down.size()); }
+    int64_t places_of_channel() const { return across() * fours * height(); }
   };
 
   // Sums of a row of pixels: [channels, columns of taps, lanes].
@@ -117,7 +117,7 @@ class InputByRows : public InputGradient {
       own.fours = (all + blocks - 1) / blocks;
       own.table = own.fours * kSums * own.lanes;
       if (blocks > 1) own.kept = own.rows;
-      own.places.resize(blocks * own.down.size() * channels_ * own.terms());
+      own.places.resize(blocks * channels_ * own.places_of_channel());
       for (int64_t block = 0; block < blocks; ++block)
         for (size_t down = 0; down < own.down.size(); ++down)
           tasks_.push_back({classes_.size(), block, static_cast<int64_t>(down)});
@@ -127,8 +127,7 @@ class InputByRows : public InputGradient {
 
   // Computes the indices for one block of fours and one row of taps.
   void Place(Class& own, int64_t block, int64_t down) {
-    uint16_t* places = own.places.data() + (block * static_cast<int64_t>(own.down.size()) + down) *
-                                               channels_ * own.terms();
+    uint16_t* places = own.places.data() + block * channels_ * own.places_of_channel() + down;
     const int64_t filter = block * own.fours * kFour;
     const int64_t filters = std::min(own.fours * kFour, filters_ - filter);
     std::vector<uint8_t> bits(own.fours * kFour);
@@ -140,7 +139,8 @@ class InputByRows : public InputGradient {
         for (int64_t four = 0; four < own.fours; ++four) {
           int64_t sum = four * kSums;
           for (int64_t f = 0; f < kFour; ++f) sum += bits[four * kFour + f] / kBit << f;
-          *places++ = static_cast<uint16_t>(sum * own.lanes);
+          *places = static_cast<uint16_t>(sum * own.lanes);
+          places += own.height();
         }
       }
     }
@@ -162,7 +162,6 @@ class InputByRows : public InputGradient {
     const int64_t all = (filters_ + kFour - 1) / kFour;
     std::fill_n(rows, own.fours * kFour * own.lanes, 0.0f);
     const uint16_t* places = own.places.data();
-    const int64_t by_tap = channels_ * own.terms();
     for (int64_t first = 0; first < all; first += own.fours) {
       const int64_t begin = first * kFour, count = std::min(own.fours * kFour, filters_ - begin);
       // Clear what the previous block left in rows beyond the last filter.
@@ -171,16 +170,6 @@ class InputByRows : public InputGradient {
       int64_t built = -1;  // rows of results up to this one have tables
       for (int64_t row = 0; row < own.rows; ++row) {
         float* of_row = sums + row % own.kept * SumsSize(own);
-        const float* table_of[kMostTaps];
-        const uint16_t* places_of[kMostTaps];
-        bool fresh = first == 0;
-        int64_t taps = 0;
-        auto flush = [&] {
-          run_.add_rows(own.lanes, channels_ * own.across(), taps, table_of, own.fours, places_of,
-                        own.fours, fresh, of_row, own.lanes);
-          fresh = false;
-          taps = 0;
-        };
         const int64_t needed = row + own.last_step();
         for (int64_t next = std::max(built + 1, needed - own.slots + 1);
              next <= std::min(needed, n_.rows - 1); ++next) {
@@ -190,18 +179,33 @@ class InputByRows : public InputGradient {
           run_.row_tables(own.fours, own.lanes, rows, tables + next % own.slots * own.table);
           built = next;
         }
-        for (size_t i = 0; i < own.down.size(); ++i) {
-          const int64_t meets = row + own.row_steps[i];
-          if (meets < 0 || meets >= n_.rows) continue;
-          table_of[taps] = tables + meets % own.slots * own.table;
-          places_of[taps++] = places + static_cast<int64_t>(i) * by_tap;
-          if (taps == kMostTaps) flush();
-        }
-        if (taps > 0 || fresh) flush();
+        AddRow(own, row, tables, places, first == 0, of_row);
         if (first + own.fours >= all) finish(row, of_row);
       }
-      places += static_cast<int64_t>(own.down.size()) * by_tap;
+      places += channels_ * own.places_of_channel();
     }
+  }
+
+  // Adds the tables of one block to the sums of a row of pixels.
+  void AddRow(const Class& own, int64_t row, const float* tables, const uint16_t* places,
+              bool fresh, float* sums) const {
+    const float* table_of[kMostRows];
+    int64_t begin = 0, taps = 0;
+    auto flush = [&] {
+      run_.add_rows(own.lanes, channels_ * own.across(), taps, table_of, own.fours, own.height(),
+                    places + begin, own.fours * own.height(), fresh, sums, own.lanes);
+      fresh = false;
+      taps = 0;
+    };
+    for (int64_t i = 0; i < own.height(); ++i) {
+      const int64_t meets = row + own.row_steps[i];
+      if (meets < 0 || meets >= n_.rows) continue;
+      if (taps == 0) begin = i;
+      table_of[taps++] = tables + meets % own.slots * own.table;
+      if (taps == kMostRows) flush();
+    }
+    if (taps > 0) flush();
+    if (fresh) std::fill_n(sums, SumsSize(own), 0.0f);
   }
 
   // Adds up the columns of taps of a row of pixels, which begins at `da` in the first sample.

@@ -212,8 +212,12 @@ inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* 
     if (sums != nullptr) of_filters->AddSample(index, {nullptr, sums + index * conv.results()});
   };
   std::vector<Phase> phases = {
-      {conv.taps(), [&](int64_t tap, int64_t) { by_eights ? by_eights->Prepare(tap) : kernel.PackTap(tap); }},
-      {1, [&](int64_t, int64_t) { if (!by_eights) kernel.AddUp(); }},
+      {conv.taps(),
+       [&](int64_t tap, int64_t) { by_eights ? by_eights->Prepare(tap) : kernel.PackTap(tap); }},
+      {1,
+       [&](int64_t, int64_t) {
+         if (!by_eights) kernel.AddUp();
+       }},
       {conv.batch, sample},
   };
   if (sums != nullptr)
@@ -282,12 +286,12 @@ class ConvBackward {
     sums_size_ = KernelGradient::SumsSize(conv_.n, layout_, filters_) +
                  KernelGradient::BorderSize(conv_.n, filters_);
     sums_.emplace(blocks_ * ranges_ * sums_size_);
-    places_.emplace((together_ ? workers : Groups()) * BytesSize());
+    places_.emplace((together_ ? workers : Groups()) * PlacesSize());
     widths_.resize(workers);
     for (int64_t worker = 0; worker < workers; ++worker) {
       spaces_.emplace_back(SpaceSize());
       // Everything outside of image and result stays 0.
-      std::fill_n(ImageOf(worker), 4 * BytesSize(), 0);
+      std::fill_n(ImageOf(worker), 4 * ImageSize(), 0);
       std::fill_n(TilesScratch(worker), TilesScratchSize(), 0.0f);
     }
     std::vector<Phase> phases;
@@ -310,28 +314,30 @@ class ConvBackward {
   }
 
  private:
-  // A worker's scratch: the gradient of a group's results, its images in bytes, tables, the input's
+  // A worker's scratch: the gradient of a group's results, an image in bytes, tables, the input's
   // gradient with its own scratch, and the shortcut's gradient.
   int64_t GradientWidth() const { return RoundUp(conv_.filters, kTableFilters); }
   int64_t GradientSize() const { return group_ * layout_.pixels() * GradientWidth(); }
-  int64_t BytesSize() const { return RoundUp(group_ * layout_.image / 4 + kLanes, kLanes); }
+  int64_t ImageSize() const { return RoundUp(layout_.image, 4 * kLanes) / 4; }
+  int64_t PlacesSize() const { return RoundUp(group_ * layout_.places, 4 * kLanes) / 4; }
   int64_t InputSize() const { return RoundUp(group_ * conv_.sample(), kLanes); }
   int64_t MoreSize() const {
     return to_.shortcut_is_input ? RoundUp(group_ * conv_.results(), kLanes) : 0;
   }
   int64_t SpaceSize() const {
-    return GradientSize() + BytesSize() + KernelGradient::kMostFours * kFloatsOfTable +
+    return GradientSize() + ImageSize() + KernelGradient::kMostFours * kFloatsOfTable +
            InputSize() + MoreSize() + RoundUp(input_->ScratchSize(), kLanes) + TilesScratchSize();
   }
   float* Gradient(int64_t worker) { return spaces_[worker].data(); }
   uint8_t* ImageOf(int64_t worker) {
     return reinterpret_cast<uint8_t*>(Gradient(worker) + GradientSize());
   }
-  // The images of all samples are kept if several tasks need each.
+  // The indices of all samples are kept if several tasks need each.
   uint8_t* Places(int64_t group, int64_t worker) {
-    return reinterpret_cast<uint8_t*>(places_->data() + (together_ ? worker : group) * BytesSize());
+    return reinterpret_cast<uint8_t*>(places_->data() +
+                                      (together_ ? worker : group) * PlacesSize());
   }
-  float* Tables(int64_t worker) { return Gradient(worker) + GradientSize() + BytesSize(); }
+  float* Tables(int64_t worker) { return Gradient(worker) + GradientSize() + ImageSize(); }
   float* InputOf(int64_t worker) {
     return Tables(worker) + KernelGradient::kMostFours * kFloatsOfTable;
   }
@@ -401,15 +407,14 @@ class ConvBackward {
     return norm;
   }
 
-  // Writes a group's images in bytes, joined by fours.
+  // Writes the indices of a group's images.
   void PlacesTask(int64_t group, int64_t worker) {
-    uint8_t* bytes = ImageOf(worker);
-    for (int64_t sample = 0; sample < Samples(group); ++sample)
+    const KernelPlaces places(conv_.run(), conv_.n, layout_, Samples(group));
+    for (int64_t sample = 0; sample < Samples(group); ++sample) {
       ImageBytes(conv_.run(), conv_.n, layout_, conv_.channels, X(group, sample),
-                 Mean(group, sample), bytes + sample * layout_.image);
-    conv_.run().join_bytes(
-        Samples(group) * layout_.image - (kFour - 1) * conv_.n.stride * layout_.channels, bytes,
-        conv_.n.stride * layout_.channels, Places(group, worker));
+                 Mean(group, sample), ImageOf(worker));
+      places.Join(sample, ImageOf(worker), Places(group, worker));
+    }
   }
 
   void KernelTask(int64_t block, int64_t range, int64_t worker) {
