@@ -151,8 +151,10 @@ class InputByRows : public InputGradient {
     float* tables = scratch;
     float* rows = tables + own.table * own.slots;
     float* sums = rows + own.fours * kFour * own.lanes + own.before();
+    std::vector<const float*> from(own.across());
+    std::vector<const int32_t*> masks(own.across());
     auto finish = [&](int64_t row, const float* of_row) {
-      Finish(own, samples, of_row,
+      Finish(own, samples, of_row, from.data(), masks.data(),
              da + ((row * n_.stride + own.first_row) * n_.width + own.first_column) * channels_);
     };
     if (own.slots == 0) {
@@ -209,17 +211,16 @@ class InputByRows : public InputGradient {
   }
 
   // Adds up the columns of taps of a row of pixels, which begins at `da` in the first sample.
-  void Finish(const Class& own, int64_t samples, const float* sums, float* da) const {
-    std::vector<const float*> from(own.across());
-    std::vector<const int32_t*> masks(own.across());
+  // `from` and `masks` are scratch for as many pointers.
+  void Finish(const Class& own, int64_t samples, const float* sums, const float** from,
+              const int32_t** masks, float* da) const {
     for (int64_t sample = 0; sample < samples; ++sample) {
       for (int64_t i = 0; i < own.across(); ++i) {
         from[i] = sums + i * own.lanes + sample * n_.columns + own.column_steps[i];
         masks[i] = own.masks.data() + i * own.mask;
       }
-      run_.join_rows(own.columns, channels_, own.across(), from.data(), masks.data(),
-                     own.across() * own.lanes, da + sample * n_.height * n_.width * channels_,
-                     n_.stride * channels_);
+      run_.join_rows(own.columns, channels_, own.across(), from, masks, own.across() * own.lanes,
+                     da + sample * n_.height * n_.width * channels_, n_.stride * channels_);
     }
   }
 
