@@ -19,8 +19,10 @@ namespace siman {
 
 class ForwardByEights {
  public:
-  static bool Covers(const Training& run, int64_t channels, int64_t filters) {
-    return run.multiply_eights != nullptr && channels % kEight == 0 && filters % kTableFilters == 0;
+  static bool Covers(const Training& run, const Convolution& n, int64_t channels, int64_t filters) {
+    constexpr int64_t kMost = 32767;  // a sum that 16 bits hold
+    return run.multiply_eights != nullptr && channels % kEight == 0 &&
+           filters % kTableFilters == 0 && n.taps_down * n.taps_across * channels <= kMost;
   }
 
   // `code` is the kernel [taps down, taps across, channels, filters]; values >= 0 count as +1.
