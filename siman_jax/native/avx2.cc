@@ -23,6 +23,110 @@ SIMAN_TARGET inline uint32_t AtLeast(const float* x, float least) {
 }
 
 #include "packed.inc"
+
+// The bytes of four vectors. Compilers would take each number out of its vector.
+SIMAN_TARGET inline void ManyToBytes(const float* x, float least, uint8_t* bytes) {
+  const __m256 limit = _mm256_set1_ps(least);
+  __m256i flags[4];
+  for (int v = 0; v < 4; ++v)
+    flags[v] = _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x + v * 8), limit, _CMP_GE_OQ));
+  // Packing keeps the halves of registers apart.
+  const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(flags[0], flags[1]),
+                                            _mm256_packs_epi32(flags[2], flags[3]));
+  const __m256i ordered =
+      _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes),
+                      _mm256_and_si256(ordered, _mm256_set1_epi8(kBit)));
+}
+#define SIMAN_MANY_TO_BYTES ManyToBytes
+
+// How many of four bits differ, for both halves of a byte and all halves of another byte.
+struct Counts {
+  constexpr Counts() : rows() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int i = 0; i < kCountsOfEight; ++i) {
+        int differ = (i < kSums ? byte : byte >> 4) ^ i;
+        for (int bit = 0; bit < 4; ++bit, differ >>= 1)
+          rows[byte * kCountsOfEight + i] =
+              static_cast<uint8_t>(rows[byte * kCountsOfEight + i] + (differ & 1));
+      }
+    }
+    for (int i = 0; i < kCountsOfEight; ++i) rows[kNoEight + i] = 2;
+  }
+  alignas(32) uint8_t rows[kNoEight + kCountsOfEight];
+};
+constexpr Counts kCounts;
+
+SIMAN_TARGET void Eights(int64_t length, const float* x, float least, uint16_t* places) {
+  for (int64_t i = 0; i < length; i += kEight)
+    *places++ = static_cast<uint16_t>(AtLeast(x + i, least) * kCountsOfEight);
+}
+
+// For kPixels pixels and kBlocks blocks of filters.
+template <int kPixels, int kBlocks>
+SIMAN_TARGET inline void MultiplyEightsOf(int64_t values, const int32_t* offsets, int64_t step,
+                                          const uint16_t* places, const uint8_t* kernel,
+                                          int64_t y_step, int16_t* y) {
+  constexpr int64_t kMost = 63;  // counts of at most four that a byte can hold
+  const uint16_t* at[kPixels];
+  for (int p = 0; p < kPixels; ++p) at[p] = places + p * step;
+  __m256i all = _mm256_set1_epi16(static_cast<int16_t>(values * kEight));
+  for (int64_t begin = 0; begin < values; begin += kMost) {
+    const int64_t end = std::min(values, begin + kMost);
+    __m256i bytes[kPixels][kBlocks];
+    for (auto& counts : bytes)
+      for (auto& block : counts) block = _mm256_setzero_si256();
+    for (int64_t i = begin; i < end; ++i, kernel += kBlocks * kCountsOfEight) {
+      const int64_t offset = offsets[i];
+      __m256i filters[kBlocks];
+      for (int b = 0; b < kBlocks; ++b)
+        filters[b] =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kernel + b * kCountsOfEight));
+      for (int p = 0; p < kPixels; ++p) {
+        const __m256i counts =
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(kCounts.rows + at[p][offset]));
+        for (int b = 0; b < kBlocks; ++b)
+          bytes[p][b] = _mm256_add_epi8(bytes[p][b], _mm256_shuffle_epi8(counts, filters[b]));
+      }
+    }
+    for (int p = 0; p < kPixels; ++p) {
+      for (int b = 0; b < kBlocks; ++b) {
+        auto* to = reinterpret_cast<__m256i*>(y + p * y_step + b * kTableFilters);
+        const __m256i low = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes[p][b]));
+        const __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes[p][b], 1));
+        const __m256i counts = _mm256_add_epi16(low, high);
+        const __m256i rest = begin == 0 ? all : _mm256_loadu_si256(to);
+        _mm256_storeu_si256(to, _mm256_sub_epi16(rest, _mm256_add_epi16(counts, counts)));
+      }
+    }
+  }
+}
+
+template <int kBlocks>
+SIMAN_TARGET void MultiplyEightsFor(int64_t values, const int32_t* offsets, int64_t pixels,
+                                    int64_t step, const uint16_t* places, const uint8_t* kernel,
+                                    int64_t y_step, int16_t* y) {
+  constexpr int kMany = 8 / kBlocks;
+  int64_t p = 0;
+  for (; p + kMany <= pixels; p += kMany)
+    MultiplyEightsOf<kMany, kBlocks>(values, offsets, step, places + p * step, kernel, y_step,
+                                     y + p * y_step);
+  for (; p + 2 <= pixels; p += 2)
+    MultiplyEightsOf<2, kBlocks>(values, offsets, step, places + p * step, kernel, y_step,
+                                 y + p * y_step);
+  if (p < pixels)
+    MultiplyEightsOf<1, kBlocks>(values, offsets, step, places + p * step, kernel, y_step,
+                                 y + p * y_step);
+}
+
+SIMAN_TARGET void MultiplyEights(int64_t values, const int32_t* offsets, int64_t pixels,
+                                 int64_t step, const uint16_t* places, int64_t blocks,
+                                 const uint8_t* kernel, int64_t y_step, int16_t* y) {
+  (blocks == 2 ? MultiplyEightsFor<2> : MultiplyEightsFor<1>)(values, offsets, pixels, step, places,
+                                                              kernel, y_step, y);
+}
+#define SIMAN_BY_EIGHTS Eights, MultiplyEights
+
 // No register can hold a table of sixteen floats.
 #define SIMAN_BY_PIXELS nullptr, nullptr
 #include "training.inc"

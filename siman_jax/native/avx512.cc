@@ -102,6 +102,7 @@ SIMAN_TARGET void AddPixels(int64_t pixels, int64_t channels, int64_t taps,
 }
 
 #define SIMAN_BY_PIXELS PixelTables, AddPixels
+#define SIMAN_BY_EIGHTS nullptr, nullptr
 #include "training.inc"
 
 template <int kVectors>

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "convolution.h"
 #include "training.h"
@@ -23,14 +22,17 @@ struct KernelGradientLayout {
         fours(n.rows * fours_across),
         channels(RoundUp(channels, kLanes)),
         image_columns(
-            std::max(n.padded_width, (fours_across * kFour - 1) * n.stride + n.taps_across) +
-            (kFour - 1) * n.stride),
-        image(n.padded_height * image_columns * this->channels) {}
+            std::max(n.padded_width, (fours_across * kFour - 1) * n.stride + n.taps_across)),
+        image(n.padded_height * image_columns * this->channels),
+        rows_of_phase((n.padded_height + n.stride - 1) / n.stride),
+        places(n.taps_across * n.stride * rows_of_phase * fours_across * this->channels) {}
 
   int64_t fours_across, fours;  // in a row, and in a sample
   int64_t channels;             // rounded up
   int64_t image_columns;        // columns of the padded image of bytes
   int64_t image;                // size of that image for one sample
+  int64_t rows_of_phase;        // rows of the image with the same remainder by the stride
+  int64_t places;               // size of a sample's indices
 
   int64_t pixels() const { return fours * kFour; }  // pixels of a sample's gradient, rounded up
 };
@@ -49,6 +51,41 @@ inline void ImageBytes(const Training& run, const Convolution& n,
       run.to_bytes(channels, x + column * channels, least, to + column * layout.channels);
   }
 }
+
+// The indices of all taps, [taps across, blocks of channels, phases, rows of a phase, samples,
+// fours across, channels of a block]. A row of the image has the phase row % stride. In this order,
+// all that one look_up reads is contiguous.
+class KernelPlaces {
+ public:
+  KernelPlaces(const Training& run, const Convolution& n, const KernelGradientLayout& layout,
+               int64_t samples)
+      : run_(run), n_(n), layout_(layout), row_(samples * layout.fours_across * run.together) {}
+
+  // Bytes between two blocks of channels.
+  int64_t block() const { return n_.stride * layout_.rows_of_phase * row_; }
+
+  // Where the indices of a tap begin.
+  int64_t tap(int64_t down, int64_t right) const {
+    return right * layout_.channels / run_.together * block() +
+           (down % n_.stride * layout_.rows_of_phase + down / n_.stride) * row_;
+  }
+
+  // Joins the bytes of a sample's image by fours.
+  void Join(int64_t sample, const uint8_t* image, uint8_t* places) const {
+    const int64_t channels = layout_.channels;
+    for (int64_t row = 0; row < n_.padded_height; ++row, image += layout_.image_columns * channels)
+      for (int64_t right = 0; right < n_.taps_across; ++right)
+        run_.join_bytes(
+            layout_.fours_across, channels, image + right * channels, n_.stride * channels,
+            places + tap(row, right) + sample * layout_.fours_across * run_.together, block());
+  }
+
+ private:
+  const Training& run_;
+  const Convolution& n_;
+  const KernelGradientLayout& layout_;
+  int64_t row_;
+};
 
 // The gradient for some filters, summed over groups of samples.
 class KernelGradient {
@@ -77,24 +114,23 @@ class KernelGradient {
   static constexpr int64_t kMostFours = 32;
 
   // Adds the contribution of samples. `g` is [samples, layout.pixels(), filters], with filters
-  // rounded up, and 0 outside of the gradient; `places` are the samples' images, joined by fours.
+  // rounded up, and 0 outside of the gradient.
   void Add(int64_t samples, const float* g, const uint8_t* places) {
-    Starts(samples);
-    const int64_t taps = n_.taps_down * n_.taps_across,
+    const KernelPlaces order(run_, n_, layout_, samples);
+    const int64_t taps = n_.taps_down * n_.taps_across, all = samples * layout_.fours,
                   block = taps * layout_.channels * kTableFilters;
     // Fewer tables fit the first cache better; with more tables, sums that do not fit it are loaded
     // less often.
     constexpr int64_t part = 24;
     for (int64_t first = 0; first < filters_; first += kTableFilters) {
-      for (int64_t four = 0; four < samples * layout_.fours; four += part) {
-        const int64_t fours = std::min(part, samples * layout_.fours - four);
-        run_.filter_tables(fours, g + four * kFour * filters_ + first, filters_, tables_);
+      for (int64_t four = 0; four < all; four += part) {
+        const int64_t fours = std::min(part, all - four);
+        Tables(samples, g + first, four, fours);
         float* sums = sums_ + first / kTableFilters * block;
         for (int64_t row = 0; row < n_.taps_down; ++row) {
           for (int64_t column = 0; column < n_.taps_across; ++column) {
-            run_.look_up(fours, tables_, starts_.data() + four,
-                         places + (row * layout_.image_columns + column) * layout_.channels,
-                         layout_.channels, fresh_ && four == 0, sums);
+            run_.look_up(fours, tables_, places + order.tap(row, column) + four * run_.together,
+                         order.block(), layout_.channels, fresh_ && four == 0, sums);
             sums += layout_.channels * kTableFilters;
           }
         }
@@ -106,16 +142,17 @@ class KernelGradient {
   }
 
  private:
-  // Computes where in the images the first tap of each four is.
-  void Starts(int64_t samples) {
-    if (static_cast<int64_t>(starts_.size()) >= samples * layout_.fours) return;
-    starts_.clear();
-    for (int64_t sample = 0; sample < samples; ++sample)
-      for (int64_t row = 0; row < n_.rows; ++row)
-        for (int64_t four = 0; four < layout_.fours_across; ++four)
-          starts_.push_back(static_cast<int32_t>(sample * layout_.image +
-                                                 (row * layout_.image_columns + four * kFour) *
-                                                     n_.stride * layout_.channels));
+  // Computes the tables of fours, in the order of `KernelPlaces`.
+  void Tables(int64_t samples, const float* g, int64_t four, int64_t fours) {
+    const int64_t across = layout_.fours_across;
+    for (int64_t done = 0; done < fours;) {
+      const int64_t row = (four + done) / across, column = (four + done) % across;
+      const int64_t own = std::min(across - column, fours - done);
+      const int64_t at =
+          row % samples * layout_.fours + row / samples * across + column;  // of the sample
+      run_.filter_tables(own, g + at * kFour * filters_, filters_, tables_ + done * kFloatsOfTable);
+      done += own;
+    }
   }
 
   // Bits of padding are 0, which counted as -1; this corrects for it.
@@ -156,7 +193,6 @@ class KernelGradient {
   int64_t filters_;
   float *sums_, *border_, *tables_;
   bool fresh_ = true;  // nothing has been added yet
-  std::vector<int32_t> starts_;
 };
 
 }  // namespace siman

@@ -25,6 +25,7 @@ inline uint32_t AtLeast(const float* x, float least) {
 #include "packed.inc"
 // No register can hold a table of sixteen floats.
 #define SIMAN_BY_PIXELS nullptr, nullptr
+#define SIMAN_BY_EIGHTS nullptr, nullptr
 #include "training.inc"
 
 // Counts of ones are summed in bytes, which hold up to 255: 31 words of at most 8 ones per byte.

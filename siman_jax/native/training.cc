@@ -55,10 +55,10 @@ Samples SamplesOf(const ffi::AnyBuffer& y) {
   return {sizes[0], sizes[1], sizes[2]};
 }
 
-ffi::Error ConvForward(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 scale,
-                       ffi::Result<Floats2> moments, ffi::Result<Sums> sums,
-                       ffi::Result<Floats2> statistics, ffi::Result<Floats4> y, int64_t variant,
-                       int64_t stride, int64_t top, int64_t left, bool centred) {
+ffi::Error ConvForwardCall(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 scale,
+                           ffi::Result<Floats2> moments, ffi::Result<Sums> sums,
+                           ffi::Result<Floats2> statistics, ffi::Result<Floats4> y, int64_t variant,
+                           int64_t stride, int64_t top, int64_t left, bool centred) {
   const bool scaled = sums->element_count() == 0;
   const auto result = scaled ? y->dimensions() : sums->dimensions();
   const auto kernel = code.dimensions();
@@ -373,7 +373,7 @@ ffi::Error MaxPoolGradient(ffi::ThreadPool pool, Floats4 g, Places which, ffi::R
 
 extern "C" {
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_forward, siman::ConvForward,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_forward, siman::ConvForwardCall,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<siman::Floats4>()

@@ -15,9 +15,16 @@ constexpr int64_t kFour = 4;           // floats in one table
 constexpr int64_t kSums = 16;          // their signed sums
 constexpr int64_t kTableFilters = 16;  // filters in a table of the kernel's gradient
 constexpr int64_t kFloatsOfTable = kSums * kTableFilters;
-constexpr int64_t kMostTaps = 16;      // taps in one call of add_rows or add_pixels
+constexpr int64_t kMostRows = 3;       // rows of taps in one call of add_rows
+constexpr int64_t kMostTaps = 16;      // taps in one call of add_pixels
 constexpr int64_t kFoursOfPlaces = 8;  // fours whose indices fit in 32 bits together
 constexpr uint8_t kBit = 8;            // value of a bit in the bytes that become indices
+constexpr int64_t kEight = 8;          // channels whose bits are one byte
+
+// A row of counts for a byte has one for each half and each of the sixteen halves of a kernel's
+// byte. Rows are told by where they begin. The last one is for padding, which is neither +1 nor -1.
+constexpr int64_t kCountsOfEight = 2 * kSums;
+constexpr uint16_t kNoEight = 256 * kCountsOfEight;
 
 enum class Activation : int64_t { kNone, kPRelu, kHardTanh };
 
@@ -52,7 +59,8 @@ struct Numbers {
 
 // Arrays are [pixels, channels] of any size unless stated otherwise.
 struct Training {
-  int64_t width;  // floats in a vector
+  int64_t width;     // floats in a vector
+  int64_t together;  // channels that look_up handles together; kLanes is a multiple of it
 
   double (*sum)(int64_t length, const float* x);
 
@@ -62,8 +70,23 @@ struct Training {
   // bytes = kBit where x >= least, else 0.
   void (*to_bytes)(int64_t length, const float* x, float least, uint8_t* bytes);
 
-  // to = a + 2 b + 4 c + 8 d, with b to d at distances `step`, 2 step and 3 step from a.
-  void (*join_bytes)(int64_t length, const uint8_t* a, int64_t step, uint8_t* to);
+  // For each of the fours, and each channel, a multiple of kLanes: a + 2 b + 4 c + 8 d, of pixels
+  // that are `step` bytes apart. Blocks of `together` channels are `block` bytes apart in the
+  // result, fours of a block `together`.
+  void (*join_bytes)(int64_t fours, int64_t channels, const uint8_t* pixels, int64_t step,
+                     uint8_t* to, int64_t block);
+
+  // places[i] = where the row of counts for eight numbers begins, whose bits are x >= least. The
+  // length is a multiple of kEight. Null if multiply_eights is.
+  void (*eights)(int64_t length, const float* x, float least, uint16_t* places);
+
+  // y[p][f] = the product of filter f and the image around pixel p: the channels of all values,
+  // less twice the counts of filter f at places[p * step + offsets[value]], for one or two blocks
+  // of kTableFilters filters. Kernels are [values, blocks, 2, kTableFilters], the halves of bytes.
+  // Null if a register cannot look up bytes.
+  void (*multiply_eights)(int64_t values, const int32_t* offsets, int64_t pixels, int64_t step,
+                          const uint16_t* places, int64_t blocks, const uint8_t* kernel,
+                          int64_t y_step, int16_t* y);
 
   // Pixels of x are kFilters numbers apart, those of the result `step`.
   void (*to_shorts)(int64_t pixels, int64_t filters, const int32_t* x, int64_t step, int16_t* to);
@@ -95,10 +118,10 @@ struct Training {
   // (bit i of b ? +1 : -1) * g[4 * four + i]. Rows of g are `stride` apart.
   void (*filter_tables)(int64_t fours, const float* g, int64_t stride, float* tables);
 
-  // sums[c] = (fresh ? 0 : sums[c]) + the sum over fours of the table's row with the index
-  // place[starts[four] + c], a byte in units of kBit. Sums are [channels, kTableFilters], channels
-  // a multiple of 8.
-  void (*look_up)(int64_t fours, const float* tables, const int32_t* starts, const uint8_t* places,
+  // sums[c] = (fresh ? 0 : sums[c]) + the sum over fours of the table's row whose index is the byte
+  // of the four and of channel c, as `join_bytes` writes them, in units of kBit. Sums are
+  // [channels, kTableFilters].
+  void (*look_up)(int64_t fours, const float* tables, const uint8_t* places, int64_t block,
                   int64_t channels, bool fresh, float* sums);
 
   // gradient = scale * (outside + the sum over blocks of sums), kTableFilters numbers. Sums of two
@@ -110,10 +133,11 @@ struct Training {
   void (*row_tables)(int64_t fours, int64_t lanes, const float* rows, float* tables);
 
   // sums[c] = (fresh ? 0 : sums[c]) + the sum over taps and terms of
-  // tables[tap][places[c][tap][term] + lane], for `lanes` lanes, a multiple of kLanes.
+  // tables[tap][places[c * places_step + term * term_step + tap] + lane], for `lanes` lanes in
+  // whole vectors and up to kMostRows taps.
   void (*add_rows)(int64_t lanes, int64_t channels, int64_t taps, const float* const* tables,
-                   int64_t terms, const uint16_t* const* places, int64_t places_step, bool fresh,
-                   float* sums, int64_t sums_step);
+                   int64_t terms, int64_t term_step, const uint16_t* places, int64_t places_step,
+                   bool fresh, float* sums, int64_t sums_step);
 
   // Computes tables [pixels, to_step], those of a pixel [fours, kSums]: entry b is the sum of
   // (bit i of b ? +1 : -1) * g[pixel][4 * four + i] * scale[4 * four + i]. The number of fours is a
@@ -132,6 +156,11 @@ struct Training {
   // inverse is the same with pixels and channels exchanged.
   void (*to_rows)(int64_t pixels, int64_t channels, const float* from, int64_t from_step,
                   const float* scale, float* to, int64_t to_step);
+
+  // to[pixel][c] = the sum over i of from[i][c * from_step + pixel] where masks[i][pixel] is -1; it
+  // is 0 elsewhere. Whole vectors are read.
+  void (*join_rows)(int64_t pixels, int64_t channels, int64_t count, const float* const* from,
+                    const int32_t* const* masks, int64_t from_step, float* to, int64_t to_step);
 
   // sums[value][filter] += sum over pixels of x[pixel * x_step + value] * g[pixel * filters +
   // filter], filters a multiple of kLanes.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "forward_by_eights.h"
 #include "input_by_pixels.h"
 #include "input_by_rows.h"
 #include "input_by_tiles.h"
@@ -163,50 +164,112 @@ inline void PackImage(const TrainingConv& conv, const float* x, float least, uin
 
 // Computes the forward direction: either `sums`, with the statistics of each filter, or `y`, the
 // sums times `scale`. `moments` is [batch, 2]; `statistics` is [2, filters], mean and variance.
-inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* scale,
-                       float* moments, int16_t* sums, float* statistics, float* y) {
-  const Convolution& n = conv.n;
-  const int64_t workers = Workers(pool);
-  KernelBits kernel(conv);
-  std::vector<std::vector<uint32_t>> images(workers);
-  std::vector<std::vector<uint8_t>> rows(workers);
-  std::optional<Statistics> of_filters;
-  if (sums != nullptr) of_filters.emplace(conv.run(), conv.batch, n.results(), conv.filters);
+class ConvForward {
+ public:
+  ConvForward(const TrainingConv& conv, const float* scale, float* moments, int16_t* sums,
+              float* statistics, float* y)
+      : conv_(conv),
+        n_(conv.n),
+        scale_(scale),
+        moments_(moments),
+        sums_(sums),
+        statistics_(statistics),
+        y_(y),
+        zeros_(conv.filters) {
+    if (sums != nullptr) of_filters_.emplace(conv.run(), conv.batch, n_.results(), conv.filters);
+    if (ForwardByEights::Covers(conv.run(), n_, conv.channels, conv.filters))
+      by_eights_.emplace(conv.run(), n_, conv.channels, conv.filters, conv.code);
+    else
+      by_words_.emplace(conv);
+  }
 
-  auto sample = [&](int64_t index, int64_t worker) {
-    const float* x = conv.x + index * conv.sample();
-    Moments(conv, x, moments + 2 * index);
-    images[worker].resize(n.padded_size());
-    rows[worker].resize(n.width * conv.channels);
-    PackImage(conv, x, moments[2 * index], rows[worker].data(), images[worker].data());
-    for (int64_t filter = 0; filter < n.out; filter += kFilters) {
-      const int64_t block = std::min(kFilters, n.out - filter);
-      const int64_t filters = std::min(block, conv.filters - filter);
-      ForGroups(n, 0, n.results(), [&](int64_t first, const Group& group) {
+  void Run(const Pool& pool) {
+    scratch_.resize(Workers(pool));
+    std::vector<Phase> phases = {{conv_.taps(), [this](int64_t tap, int64_t) {
+                                    if (by_eights_)
+                                      by_eights_->Prepare(tap);
+                                    else
+                                      by_words_->PackTap(tap);
+                                  }}};
+    if (by_words_) phases.push_back({1, [this](int64_t, int64_t) { by_words_->AddUp(); }});
+    phases.push_back(
+        {conv_.batch, [this](int64_t index, int64_t worker) { Sample(index, scratch_[worker]); }});
+    if (sums_ != nullptr)
+      phases.push_back({1, [this](int64_t, int64_t) { of_filters_->Finish(statistics_); }});
+    RunPhases(pool, Workers(pool), std::move(phases));
+  }
+
+ private:
+  struct Scratch {
+    std::vector<uint32_t> words;   // the padded image in bits
+    std::vector<uint16_t> eights;  // or as ForwardByEights reads it
+    std::vector<uint8_t> row;      // of bytes
+    std::vector<int16_t> sums;     // of a sample, if they are not kept
+  };
+
+  void Sample(int64_t index, Scratch& scratch) {
+    const float* x = conv_.x + index * conv_.sample();
+    Moments(conv_, x, moments_ + 2 * index);
+    const float least = moments_[2 * index];
+    if (by_eights_)
+      ByEights(index, x, least, scratch);
+    else
+      ByWords(index, x, least, scratch);
+    if (sums_ != nullptr) of_filters_->AddSample(index, {nullptr, sums_ + index * conv_.results()});
+  }
+
+  void ByEights(int64_t index, const float* x, float least, Scratch& scratch) {
+    scratch.eights.resize(by_eights_->image_size(), kNoEight);
+    by_eights_->Image(x, least, scratch.eights.data());
+    const int64_t at = index * conv_.results();
+    if (sums_ != nullptr) return by_eights_->Run(scratch.eights.data(), sums_ + at);
+    scratch.sums.resize(conv_.results());
+    by_eights_->Run(scratch.eights.data(), scratch.sums.data());
+    conv_.run().norm(n_.results(), conv_.filters,
+                     {zeros_.data(), scale_, zeros_.data(), nullptr, Activation::kNone},
+                     {nullptr, scratch.sums.data()}, nullptr, y_ + at);
+  }
+
+  void ByWords(int64_t index, const float* x, float least, Scratch& scratch) {
+    scratch.words.resize(n_.padded_size());
+    scratch.row.resize(n_.width * conv_.channels);
+    PackImage(conv_, x, least, scratch.row.data(), scratch.words.data());
+    for (int64_t filter = 0; filter < n_.out; filter += kFilters) {
+      const int64_t block = std::min(kFilters, n_.out - filter);
+      const int64_t filters = std::min(block, conv_.filters - filter);
+      ForGroups(n_, 0, n_.results(), [&](int64_t first, const Group& group) {
         int32_t products[kPixels][kFilters];
         int32_t* to[kPixels];
         for (int64_t p = 0; p < kPixels; ++p) to[p] = products[p];
-        MultiplyGroup(*conv.variant, n, n.taps(n.out), group, conv.channels, block,
-                      images[worker].data(), kernel.words() + filter, kernel.corner_sums() + filter,
-                      to);
-        const int64_t at = index * conv.results() + first * conv.filters + filter;
-        if (sums != nullptr)
-          conv.run().to_shorts(group.count, filters, products[0], conv.filters, sums + at);
+        MultiplyGroup(*conv_.variant, n_, n_.taps(n_.out), group, conv_.channels, block,
+                      scratch.words.data(), by_words_->words() + filter,
+                      by_words_->corner_sums() + filter, to);
+        const int64_t at = index * conv_.results() + first * conv_.filters + filter;
+        if (sums_ != nullptr)
+          conv_.run().to_shorts(group.count, filters, products[0], conv_.filters, sums_ + at);
         else
-          conv.run().scale_sums(group.count, filters, products[0], scale + filter, conv.filters,
-                                y + at);
+          conv_.run().scale_sums(group.count, filters, products[0], scale_ + filter, conv_.filters,
+                                 y_ + at);
       });
     }
-    if (sums != nullptr) of_filters->AddSample(index, {nullptr, sums + index * conv.results()});
-  };
-  std::vector<Phase> phases = {
-      {conv.taps(), [&](int64_t tap, int64_t) { kernel.PackTap(tap); }},
-      {1, [&](int64_t, int64_t) { kernel.AddUp(); }},
-      {conv.batch, sample},
-  };
-  if (sums != nullptr)
-    phases.push_back({1, [&](int64_t, int64_t) { of_filters->Finish(statistics); }});
-  RunPhases(pool, workers, std::move(phases));
+  }
+
+  const TrainingConv& conv_;
+  const Convolution& n_;
+  const float* scale_;
+  float* moments_;
+  int16_t* sums_;
+  float *statistics_, *y_;
+  std::vector<float> zeros_;
+  std::optional<Statistics> of_filters_;
+  std::optional<ForwardByEights> by_eights_;  // one of these two
+  std::optional<KernelBits> by_words_;
+  std::vector<Scratch> scratch_;  // of each worker
+};
+
+inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* scale,
+                       float* moments, int16_t* sums, float* statistics, float* y) {
+  ConvForward(conv, scale, moments, sums, statistics, y).Run(pool);
 }
 
 // The source of the gradient of y = scale * sums: either `dy`, or `dout` through a norm.
@@ -270,12 +333,12 @@ class ConvBackward {
     sums_size_ = KernelGradient::SumsSize(conv_.n, layout_, filters_) +
                  KernelGradient::BorderSize(conv_.n, filters_);
     sums_.emplace(blocks_ * ranges_ * sums_size_);
-    places_.emplace((together_ ? workers : Groups()) * BytesSize());
+    places_.emplace((together_ ? workers : Groups()) * PlacesSize());
     widths_.resize(workers);
     for (int64_t worker = 0; worker < workers; ++worker) {
       spaces_.emplace_back(SpaceSize());
       // Everything outside of image and result stays 0.
-      std::fill_n(ImageOf(worker), 4 * BytesSize(), 0);
+      std::fill_n(ImageOf(worker), 4 * ImageSize(), 0);
       std::fill_n(TilesScratch(worker), TilesScratchSize(), 0.0f);
     }
     std::vector<Phase> phases;
@@ -298,28 +361,30 @@ class ConvBackward {
   }
 
  private:
-  // A worker's scratch: the gradient of a group's results, its images in bytes, tables, the input's
+  // A worker's scratch: the gradient of a group's results, an image in bytes, tables, the input's
   // gradient with its own scratch, and the shortcut's gradient.
   int64_t GradientWidth() const { return RoundUp(conv_.filters, kTableFilters); }
   int64_t GradientSize() const { return group_ * layout_.pixels() * GradientWidth(); }
-  int64_t BytesSize() const { return RoundUp(group_ * layout_.image / 4 + kLanes, kLanes); }
+  int64_t ImageSize() const { return RoundUp(layout_.image, 4 * kLanes) / 4; }
+  int64_t PlacesSize() const { return RoundUp(group_ * layout_.places, 4 * kLanes) / 4; }
   int64_t InputSize() const { return RoundUp(group_ * conv_.sample(), kLanes); }
   int64_t MoreSize() const {
     return to_.shortcut_is_input ? RoundUp(group_ * conv_.results(), kLanes) : 0;
   }
   int64_t SpaceSize() const {
-    return GradientSize() + BytesSize() + KernelGradient::kMostFours * kFloatsOfTable +
+    return GradientSize() + ImageSize() + KernelGradient::kMostFours * kFloatsOfTable +
            InputSize() + MoreSize() + RoundUp(input_->ScratchSize(), kLanes) + TilesScratchSize();
   }
   float* Gradient(int64_t worker) { return spaces_[worker].data(); }
   uint8_t* ImageOf(int64_t worker) {
     return reinterpret_cast<uint8_t*>(Gradient(worker) + GradientSize());
   }
-  // The images of all samples are kept if several tasks need each.
+  // The indices of all samples are kept if several tasks need each.
   uint8_t* Places(int64_t group, int64_t worker) {
-    return reinterpret_cast<uint8_t*>(places_->data() + (together_ ? worker : group) * BytesSize());
+    return reinterpret_cast<uint8_t*>(places_->data() +
+                                      (together_ ? worker : group) * PlacesSize());
   }
-  float* Tables(int64_t worker) { return Gradient(worker) + GradientSize() + BytesSize(); }
+  float* Tables(int64_t worker) { return Gradient(worker) + GradientSize() + ImageSize(); }
   float* InputOf(int64_t worker) {
     return Tables(worker) + KernelGradient::kMostFours * kFloatsOfTable;
   }
@@ -389,15 +454,14 @@ class ConvBackward {
     return norm;
   }
 
-  // Writes a group's images in bytes, joined by fours.
+  // Writes the indices of a group's images.
   void PlacesTask(int64_t group, int64_t worker) {
-    uint8_t* bytes = ImageOf(worker);
-    for (int64_t sample = 0; sample < Samples(group); ++sample)
+    const KernelPlaces places(conv_.run(), conv_.n, layout_, Samples(group));
+    for (int64_t sample = 0; sample < Samples(group); ++sample) {
       ImageBytes(conv_.run(), conv_.n, layout_, conv_.channels, X(group, sample),
-                 Mean(group, sample), bytes + sample * layout_.image);
-    conv_.run().join_bytes(
-        Samples(group) * layout_.image - (kFour - 1) * conv_.n.stride * layout_.channels, bytes,
-        conv_.n.stride * layout_.channels, Places(group, worker));
+                 Mean(group, sample), ImageOf(worker));
+      places.Join(sample, ImageOf(worker), Places(group, worker));
+    }
   }
 
   void KernelTask(int64_t block, int64_t range, int64_t worker) {

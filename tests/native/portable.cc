@@ -24,6 +24,7 @@ inline uint32_t AtLeast(const float* x, float least) {
 
 #include "packed.inc"
 #define SIMAN_BY_PIXELS nullptr, nullptr
+#define SIMAN_BY_EIGHTS nullptr, nullptr
 #include "training.inc"
 
 void MultiplyBits(const Taps& taps, const uint32_t* const* pixels, const uint32_t* kernel,
