@@ -4,10 +4,8 @@ import importlib
 import os
 
 import pytest
-from absl import flags
-from cli import TINY, call, run
+from cli import TINY, run
 
-import siman_jax.main  # noqa: F401, defines the flag --config
 from siman_jax.configs import cifar10, digits, image_folder, imagenet
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
@@ -44,17 +42,6 @@ def test_another_mode(config, source, resident, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         train(config.lock(), tmp_path / "run", make_mesh(1))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_takes_a_fraction_of_an_epoch_as_warmup(name):
-    found = []
-    call(
-        lambda argv: found.append(flags.FLAGS.config.optimizer.warmup_epochs),
-        f"--config=configs/{name}.py",
-        "--config.optimizer.warmup_epochs=2.5",
-    )
-    assert found == [2.5]
 
 
 def test_a_field_that_is_missing_or_of_another_kind():

@@ -52,6 +52,14 @@ def test_a_field_that_cannot_be_set(flag, message, monkeypatch):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "cifar10_short", "digits", "image_folder", "imagenet"]
+)
+def test_every_config_takes_a_fraction_of_an_epoch_as_warmup(name, monkeypatch):
+    flag = "--config.optimizer.warmup_epochs=2.5"
+    assert parsed(monkeypatch, f"--config=configs/{name}.py", flag).optimizer.warmup_epochs == 2.5
+
+
 @pytest.mark.parametrize("written", [["--config=FILE"], ["-config=FILE"], ["--config", "FILE"]])
 def test_a_shipped_config_is_found_from_any_folder(written, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
