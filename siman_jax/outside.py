@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,26 @@ def describe(error: BaseException, name: str) -> str:
       error: the error, as it was caught.
       name: the function's name, "PACKAGE.MODULE:FUNCTION".
     """
-    text = first_line(error)
+    text = first_line(error).rstrip(".")
     kind = type(error).__name__
     # The text of a SyntaxError holds the line.
     line = "" if isinstance(error, SyntaxError) else _last_line(error, name)
     return (text if text == kind else f"{kind}: {text}") + (f" ({line})" if line else "")
+
+
+def parameters_of(function: Callable[..., Any], name: str) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function by name.
+
+    Raises:
+      UsageError: they cannot be found out, as for some functions written in C.
+    """
+    try:
+        return inspect.signature(function).parameters
+    except ValueError as error:
+        raise UsageError(
+            f"the parameters of {name} cannot be found out; write a function in Python that calls"
+            " it."
+        ) from error
 
 
 def _last_line(error: BaseException, name: str) -> str:

@@ -13,7 +13,7 @@ from flax.errors import InvalidRngError
 from siman_jax.errors import UsageError
 from siman_jax.models import MODELS
 from siman_jax.models.layers import BinaryConv, BinaryDense
-from siman_jax.outside import call_function, describe, find_function
+from siman_jax.outside import call_function, describe, find_function, parameters_of
 from siman_jax.rules import REAL
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
         Flax module, or it lacks an argument that the config sets.
     """
     function = find_function(name, "model.name", MODELS)
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(function, name)
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     taken = {key: x for key, x in arguments.items() if takes_all or key in parameters}
     for key, value in _LEFT_OUT.items():
