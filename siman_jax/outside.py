@@ -78,11 +78,11 @@ def call_function(function: Callable[..., Any], name: str, *args: Any, **kwargs:
 
 
 def describe(error: BaseException, name: str) -> str:
-    """Describe an error that a function's own code raised: its type, its message, and the line.
+    """Describe an error that code of others raised: its type, its message, and the line.
 
     Args:
       error: the error, as it was caught.
-      name: the function's name, "PACKAGE.MODULE:FUNCTION".
+      name: of the function or module that failed: "PACKAGE.MODULE:FUNCTION" or "PACKAGE.MODULE".
     """
     text = first_line(error).rstrip(".")
     kind = type(error).__name__
