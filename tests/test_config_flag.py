@@ -71,6 +71,7 @@ def test_every_config_takes_a_fraction_of_an_epoch_as_warmup(name, monkeypatch):
 )
 def test_a_config_that_fails_is_told_with_its_line(text, message, monkeypatch, tmp_path):
     (tmp_path / "mine.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of another test's config
     with pytest.raises(UsageError, match=message):
         parsed(monkeypatch, f"--config={tmp_path / 'mine.py'}")
 
