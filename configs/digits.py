@@ -28,6 +28,6 @@ def get_config() -> ConfigDict:
     config.data.crop_padding = 1
     config.data.flip = False
 
-    config.optimizer.warmup_epochs = 0
+    config.optimizer.warmup_epochs = 0.0
     config.optimizer.staircase = False  # twelve epochs are too few for a staircase
     return config

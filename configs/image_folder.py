@@ -31,6 +31,6 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.data.crop_padding = 4
     config.data.flip = True
 
-    config.optimizer.warmup_epochs = 1
+    config.optimizer.warmup_epochs = 1.0
     config.optimizer.staircase = False  # ten epochs are too few for a staircase
     return config

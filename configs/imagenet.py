@@ -59,6 +59,6 @@ def get_config(network: str = "resnet18") -> ConfigDict:
     config.data.flip = True
     config.data.shorter_side = 256  # in evaluation: size before the central crop
 
-    config.optimizer.warmup_epochs = 0
+    config.optimizer.warmup_epochs = 0.0
     config.optimizer.weight_decay = 1e-4
     return config

@@ -12,9 +12,12 @@ from ml_collections import ConfigDict
 from siman_jax.config_flag import check_field_flags, with_found_configs
 from siman_jax.errors import UsageError
 from siman_jax.native.library import keep_freed_memory
+from siman_jax.outside import describe
 from siman_jax.stop import EXIT_CODE, Preempted
 from siman_jax.terminal import accept_any_text, say, shown
 
+# What ml_collections calls the module that it makes of the file of --config.
+_CONFIG_MODULE = "config_config"
 # Exit status of a program that writes to a closed pipe (128 + SIGPIPE), as shells report it.
 CLOSED_PIPE = 141
 
@@ -106,7 +109,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         check_field_flags(argv, error)
         if not isinstance(error, flags.Error) or "Traceback" in str(error):
             given = " ".join(arg for arg in argv if arg.startswith("--config"))
-            raise UsageError(f"cannot use {given}: {cause}") from None
+            if isinstance(cause, AttributeError) and "'get_config'" in str(cause):
+                raise UsageError(
+                    f"the file of {given} defines no get_config(); expected a function that returns"
+                    " an ml_collections.ConfigDict, as in configs/digits.py."
+                ) from None
+            raise UsageError(f"cannot use {given}: {describe(cause, _CONFIG_MODULE)}.") from None
         raise UsageError(f"{error} (--help lists the flags)") from None
 
 

@@ -52,6 +52,30 @@ def test_a_field_that_cannot_be_set(flag, message, monkeypatch):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "cifar10_short", "digits", "image_folder", "imagenet"]
+)
+def test_every_config_takes_a_fraction_of_an_epoch_as_warmup(name, monkeypatch):
+    flag = "--config.optimizer.warmup_epochs=2.5"
+    assert parsed(monkeypatch, f"--config=configs/{name}.py", flag).optimizer.warmup_epochs == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"mine.py defines no get_config\(\); expected a function"),
+        ("def get_config():\n    return {}['x']\n", r"KeyError: 'x' \(mine.py, line 2\)\."),
+        ("import not_there\n", r"ModuleNotFoundError: No module .* \(mine.py, line 1\)\."),
+        ("def get_config(:\n", r"SyntaxError: invalid syntax \(mine.py, line 1\)\."),
+    ],
+)
+def test_a_config_that_fails_is_told_with_its_line(text, message, monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of another test's config
+    with pytest.raises(UsageError, match=message):
+        parsed(monkeypatch, f"--config={tmp_path / 'mine.py'}")
+
+
 @pytest.mark.parametrize("written", [["--config=FILE"], ["-config=FILE"], ["--config", "FILE"]])
 def test_a_shipped_config_is_found_from_any_folder(written, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)

@@ -30,13 +30,16 @@ for shape, sample in draw.values():
     half = np.argmin(np.abs(shares - 0.5))
     np.testing.assert_allclose(heights[half, 0], optimum(shape).half_half_cosine, atol=0.01)
 """
-# Run after the last cell of own_network_and_data: its evaluation is the log's, up to an image
-# that rounding decides.
+# Run after the last cell of own_network_and_data: its evaluation is that of the log and
+# of the model file, up to an image that rounding decides.
 CHECK_EVALUATION = """
 assert set(dataset.classes) == set(NAMES)
 assert len(labels) == 360
 assert abs(100 * np.mean(guesses == labels) - results["last"]["top1"]) < 0.6
 assert results["best"]["top1"] > 30
+assert np.sum(predicted.classes != guesses) <= 1
+assert predicted.names == [dataset.classes[index] for index in predicted.classes]
+assert np.array_equal(siman_jax.load(model_file).predict(images).classes, predicted.classes)
 """
 # Run after the last cell of colab_cifar10_tpu: the picture shows the bits of the parameters in the
 # checkpoint.
@@ -190,3 +193,5 @@ def test_own_network_and_data_runs(source, tmp_path, monkeypatch):
     assert "compression" in printed(notebook, "summary")
     assert "epoch   2" in printed(notebook, "train")
     assert "of 360 test images are right" in printed(notebook, "predict")
+    assert "top-1 on the test split" in printed(notebook, "pack")
+    assert "binary_conv" in printed(notebook, "pack")

@@ -9,7 +9,13 @@ import pytest
 from cli import REPOSITORY
 
 from siman_jax.errors import UsageError
-from siman_jax.runs.workdir import check_workdir, fields_that_matter, read_config
+from siman_jax.runs.workdir import (
+    check_workdir,
+    claim_workdir,
+    config_digest,
+    fields_that_matter,
+    read_config,
+)
 
 # Files written by older versions, and the config that made each.
 OLD = [
@@ -39,7 +45,8 @@ def test_an_older_run_goes_on(tmp_path, file, name):
     """If this fails for a new field, add it to those in `runs.workdir` or `data.defaults`."""
     config = config_of(name, copy(file, tmp_path))
     check_workdir(config, tmp_path)
-    assert fields_that_matter(read_config(tmp_path)) == fields_that_matter(config)
+    old, new = (fields_that_matter(each) for each in (read_config(tmp_path), config))
+    assert repr(sorted(old.items())) == repr(sorted(new.items()))  # as reports compare runs
 
 
 def test_new_fields_and_their_values_are_logged(tmp_path, caplog):
@@ -70,3 +77,17 @@ def test_a_field_that_no_default_is_known_of_is_named(tmp_path):
     Path(tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(UsageError, match=r"model.dtype: no such field there, float32 here"):
         check_workdir(config, tmp_path)
+
+
+def test_a_warmup_of_whole_epochs_is_stored_as_it_was(tmp_path):
+    """It was a whole number before it took fractions."""
+    config = importlib.import_module("siman_jax.configs.cifar10").get_config()
+    claim_workdir(config, tmp_path)
+    assert '"warmup_epochs": 5,' in (tmp_path / "config.json").read_text()
+    assert config_digest(read_config(tmp_path)) == config_digest(config)
+    check_workdir(config, tmp_path)
+    config.optimizer.warmup_epochs = 5.5
+    with pytest.raises(UsageError, match=r"warmup_epochs: 5 there, 5.5 here"):
+        check_workdir(config, tmp_path)
+    claim_workdir(config, tmp_path)
+    assert read_config(tmp_path).optimizer.warmup_epochs == 5.5

@@ -48,6 +48,19 @@ def test_learning_rate_without_warmup(config):
         assert float(schedule(jnp.int32(10 * epoch))) == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.parametrize("staircase", [False, True])
+def test_a_warmup_of_two_and_a_half_epochs(config, staircase):
+    config.warmup_epochs, config.staircase = 2.5, staircase
+    schedule = learning_rate_schedule(config, 150, 10)
+    for step in range(40):
+        epoch = step // 10 if staircase else step / 10
+        if epoch < 1.5:
+            expected = 0.1 * (epoch + 1) / 2.5
+        else:
+            expected = 0.05 * (1 + math.cos(math.pi * (epoch - 1.5) / 148.5))
+        assert float(schedule(jnp.int32(step))) == pytest.approx(expected, abs=1e-7)
+
+
 def test_the_learning_rate_grows_with_the_batch(config):
     assert linear_scale(config, 1024) == 1  # no scaling by default
     config.reference_batch_size = 256

@@ -166,6 +166,7 @@ def test_a_network_without_batch_norm_or_bits_trains(tmp_path):
         ),
         ("tests.own_networks:drops", r"train=True\): InvalidRngError.*layers like Dropout"),
         ("tests.own_networks:always_bnn", "has the weight rule 'bnn'.*Set the field to 'bnn'"),
+        ("builtins:int", "the parameters of builtins:int cannot be found out"),
         ("cifar.resnet2", "unknown model.*cifar.resnet20_1w1a"),
     ],
 )

@@ -49,6 +49,7 @@ COMMANDS = {
     "sweep": ("half_half", {"--workdir": f"{SMALL_SWEEP} --workdir"}),
 }
 NEEDS_TORCH = "product-torch"
+WRITES_AN_IMAGE = "product-image"
 SNIPPETS = {"layers": "", "data-arrays": "", "product-python": "compression"}
 FILES = {"data-source": "my_data.py", "own-network": "my_networks.py", "config": "my_config.py"}
 
@@ -93,7 +94,7 @@ def folder(tmp_path_factory):
     for name, file in FILES.items():
         (folder / file).write_text(block(name))
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / "digit.png")
+    execute([sys.executable, "-c", block(WRITES_AN_IMAGE)], folder)
     for place in ("train/cats", "train/dogs", "test/cats", "test/dogs"):
         (folder / "photos" / place).mkdir(parents=True)
         for number in range(8):
@@ -108,7 +109,7 @@ def test_every_block_of_code_is_run():
     """Here, or by .ci/run."""
     named = [name for name, language, _ in blocks() if language not in NOT_CODE]
     assert sorted(named) == sorted(
-        {*RUN_BY_CI, *RUN_FIRST, *COMMANDS, *SNIPPETS, *FILES, NEEDS_TORCH}
+        {*RUN_BY_CI, *RUN_FIRST, *COMMANDS, *SNIPPETS, *FILES, NEEDS_TORCH, WRITES_AN_IMAGE}
     )
 
 

@@ -62,7 +62,7 @@ ROOMS = {
     " training analysis",
     "configs": "errors data runs",
     "siman_jax": "errors paths models rules packed devices data runs",
-    "command": "config_flag errors stop terminal native",
+    "command": "config_flag errors outside stop terminal native",
     "report": "errors output paths terminal devices training analysis runs command",
     "main": "errors stop streams paths terminal models devices training runs command",
     "sweep": "errors stop streams output paths terminal shipped devices training runs command",

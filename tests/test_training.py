@@ -412,6 +412,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("optimizer.weight_decay", -1e-4, "it must be at least 0"),
         ("optimizer.momentum", 1.0, "it must be at least 0 and below 1"),
         ("optimizer.warmup_epochs", 30, "more than --config.epochs"),
+        ("optimizer.warmup_epochs", 0.5, "must be 0 or at least 1.*set 0 for no warm-up"),
         ("optimizer.name", "adma", "unknown optimizer 'adma'; did you mean 'adam'"),
         ("optimizer.beta2", 1.0, "beta2 is 1.0; it must be at least 0 and below 1"),
         ("optimizer.epsilon", 0.0, "epsilon is 0.0; it must be above 0"),

@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from siman_jax.data import arrays, digits, image_folder, tfds
-from siman_jax.data.dataset import Dataset, Labelled, Records, Split, evenly_spaced
+from siman_jax.data.dataset import CheckedRecords, Dataset, Records, Split, evenly_spaced
 from siman_jax.data.defaults import are_files
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
-from siman_jax.outside import check_takes, find_function, is_outside
+from siman_jax.outside import call_function, find_function, is_outside
 
 SOURCES: dict[str, Callable[[ConfigDict], Dataset]] = {
     "digits": digits.load,
@@ -59,11 +60,6 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
             f" {','.join(['0.5'] * config.channels)}, and std must be above 0."
         )
     dataset = load(config) if given is None else given
-    if not isinstance(dataset, Dataset):
-        raise UsageError(
-            f"{config.source} gave {type(dataset).__name__}; expected a function from a config to a"
-            " siman_jax.data.dataset.Dataset."
-        )
     if len(dataset.classes) != num_classes(config):
         raise UsageError(
             f"the data set has {len(dataset.classes)} classes, but --config.data.num_classes is"
@@ -83,7 +79,7 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
             )
         _check_background(config.background)
         if is_outside(config.source):
-            dataset = _labelled(dataset)
+            dataset = _checked(dataset, config.source)
         if config.resident:
             dataset = decode_dataset(dataset, config)
     for name, split in (("training", dataset.train), ("test", dataset.test)):
@@ -96,10 +92,40 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
 
 def _source(name: str) -> Callable[[ConfigDict], Dataset]:
     if is_outside(name):
-        load = find_function(name, "data.source", SOURCES)
-        check_takes(load, name, ConfigDict())
-        return load
+        return partial(_load_outside, find_function(name, "data.source", SOURCES), name)
     return choose(SOURCES, name, "data source")
+
+
+def _load_outside(function: Callable[..., object], name: str, config: ConfigDict) -> Dataset:
+    """Call a source outside the package, and check that it gives two splits and names."""
+    dataset = call_function(function, name, config)
+    if not isinstance(dataset, Dataset):
+        raise UsageError(
+            f"{name} gave {type(dataset).__name__}; expected a function from a config to a"
+            " siman_jax.data.dataset.Dataset."
+        )
+    classes = dataset.classes
+    if not isinstance(classes, list | tuple) or not all(isinstance(x, str) for x in classes):
+        raise UsageError(
+            f"{name} gave the classes {classes!r}; expected their names, such as ('no', 'yes')."
+        )
+    for split, part in (("training", dataset.train), ("test", dataset.test)):
+        _check_type(f"the {split} split that {name} gave", part)
+    return replace(dataset, classes=tuple(classes))
+
+
+def _check_type(what: str, split: object) -> None:
+    if isinstance(split, Split):
+        if not (isinstance(split.images, np.ndarray) and isinstance(split.labels, np.ndarray)):
+            raise UsageError(
+                f"{what} has images of type {type(split.images).__name__} and labels of type"
+                f" {type(split.labels).__name__}; expected NumPy arrays."
+            )
+    elif not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
+        raise UsageError(
+            f"{what} is of type {type(split).__name__}; expected a siman_jax.data.dataset.Split, or"
+            " an object with len and [index] that gives Record(data, label, name)."
+        )
 
 
 def _part(split: Split | Records, wanted: int) -> Split:
@@ -124,10 +150,10 @@ def _check_background(level: int) -> None:
         )
 
 
-def _labelled(dataset: Dataset) -> Dataset:
-    """Return the data set, with labels that are checked where they are read one by one."""
+def _checked(dataset: Dataset, name: str) -> Dataset:
+    """Return the data set of a source, with records that are checked where they are read."""
     train, test = (
-        part if isinstance(part, Split) else Labelled(part, len(dataset.classes))
+        part if isinstance(part, Split) else CheckedRecords(part, len(dataset.classes), name)
         for part in (dataset.train, dataset.test)
     )
     return replace(dataset, train=train, test=test)

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from siman_jax.errors import UsageError
+from siman_jax.outside import describe
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,18 @@ def steps_in_epoch(split: Split | Records, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Records from outside the package, whose labels are checked as they are read.
+class CheckedRecords:
+    """Records from outside the package, which are checked as they are read.
 
     Attributes:
       records: the records.
       classes: how many classes there are.
+      source: name of the function that they come from, "PACKAGE.MODULE:FUNCTION".
     """
 
     records: Records
     classes: int
+    source: str
 
     def __len__(self) -> int:
         """Number of images."""
@@ -88,15 +91,40 @@ class Labelled:
         """Read a record.
 
         Raises:
-          UsageError: its label is not that of a class.
+          OSError: it cannot be read, so its image counts as damaged.
+          DamagedImage: likewise.
+          UsageError: reading it fails in another way, it is not a record, or its label is not that
+            of a class.
         """
-        record = self.records[index]
+        try:
+            record = self.records[index]
+        except (OSError, DamagedImage, UsageError):
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"reading image {index} of {self.source} failed: {describe(error, self.source)}."
+                " Fix the class that reads it."
+            ) from error
+        if not _is_record(record):
+            raise UsageError(
+                f"image {index} of {self.source} is of type {type(record).__name__}; expected"
+                " Record(data, label, name): bytes, a whole number and a text."
+            )
         if not 0 <= record.label < self.classes:
             raise UsageError(
                 f"{record.name} has the label {record.label}; expected 0 to {self.classes - 1}, the"
                 f" last of {self.classes} classes."
             )
         return record
+
+
+def _is_record(record: object) -> bool:
+    return (
+        isinstance(record, Record)
+        and isinstance(record.data, bytes)
+        and isinstance(record.label, int | np.integer)
+        and isinstance(record.name, str)
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from siman_jax.data.cache import cache_of, digest_of, digest_of_example
-from siman_jax.data.dataset import Dataset, Record, Records, Split
+from siman_jax.data.dataset import DamagedImage, Dataset, Record, Records, Split
 from siman_jax.data.frames import has_more_frames, say_first_frame
 from siman_jax.errors import UsageError
 
@@ -51,7 +51,7 @@ def _digests(records: Records) -> list[bytes]:
     def digest(index: int) -> bytes:
         try:
             return digest_of_example(records[index])
-        except OSError:
+        except (OSError, DamagedImage):
             return b""
 
     with ThreadPoolExecutor() as pool:
@@ -70,7 +70,7 @@ def _decode_all(records: Records, config: ConfigDict) -> tuple[Split, list[bytes
         """Read one image; return what is wrong with it, and its name if its file holds several."""
         try:
             record = records[index]
-        except OSError as error:
+        except (OSError, DamagedImage) as error:
             return f"cannot be read: {error}", ""
         labels[index], digests[index] = record.label, digest_of_example(record)
         try:

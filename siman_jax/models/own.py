@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax.errors import InvalidRngError
 
-from siman_jax.errors import UsageError, first_line
+from siman_jax.errors import UsageError
 from siman_jax.models import MODELS
 from siman_jax.models.layers import BinaryConv, BinaryDense
-from siman_jax.outside import check_takes, find_function
+from siman_jax.outside import call_function, describe, find_function, parameters_of
 from siman_jax.rules import REAL
 
 _log = logging.getLogger(__name__)
@@ -36,11 +36,11 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
       **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups` and `dtype`.
 
     Raises:
-      UsageError: there is no such function, it cannot be called so, it does not build a Flax
-        module, or it lacks an argument that the config sets.
+      UsageError: there is no such function, it cannot be called so or fails, it does not build a
+        Flax module, or it lacks an argument that the config sets.
     """
     function = find_function(name, "model.name", MODELS)
-    parameters = inspect.signature(function).parameters
+    parameters = parameters_of(function, name)
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     taken = {key: x for key, x in arguments.items() if takes_all or key in parameters}
     for key, value in _LEFT_OUT.items():
@@ -53,8 +53,7 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
         _log.warning(
             "%s takes no width, so --config.model.width=%s has no effect", name, arguments["width"]
         )
-    check_takes(function, name, num_classes, **taken)
-    model = function(num_classes, **taken)
+    model = call_function(function, name, num_classes, **taken)
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"{name} returned {type(model).__name__}; expected a function from num_classes to a"
@@ -144,5 +143,5 @@ def _traced(
             hint = " Training gives layers no random numbers, so leave out layers like Dropout."
         raise UsageError(
             f"{name} cannot be called on images of shape {image_shape} as"
-            f" model(images, train={train}): {type(error).__name__}: {first_line(error)}{hint}"
+            f" model(images, train={train}): {describe(error, name)}.{hint}"
         ) from error

@@ -58,7 +58,8 @@ class _Operation(ctypes.Structure):
 class Network:
     """A network, prepared to run.
 
-    It may be called from several threads at a time, which run Python meanwhile, and after a fork.
+    It may be called from several threads at once, and after a fork. Other threads may run Python
+    meanwhile.
 
     Attributes:
       image_size: how many numbers an image has.
@@ -71,7 +72,7 @@ class Network:
         """Prepare a network.
 
         Args:
-          operations: in an order in which each comes after its operands; the images first.
+          operations: each after its operands; the images come first.
           result: place of the operation whose result is the network's.
           variant: instruction set; the fastest one if None.
 
@@ -140,7 +141,7 @@ class Network:
 
     @property
     def number(self) -> int:
-        """What compiled programs call this network by, as long as it exists."""
+        """The number by which compiled programs call this network, as long as it exists."""
         return self._library.siman_network_number(self._address)
 
     def __del__(self) -> None:

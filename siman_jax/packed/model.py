@@ -91,15 +91,15 @@ class PackedModel:
         return self._compiled
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep what the file holds; the rest is made again."""
+        """Keep only what the file holds; `__setstate__` makes the rest."""
         return {"network": self.network, "exact": self.exact}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make it again from what `__getstate__` kept."""
+        """Prepare the model again from what `__getstate__` kept."""
         self.__init__(state["network"], exact=state["exact"])  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        """Say what it maps to what, and how."""
+        """Say which images it maps to how many logits, and how."""
         size = "x".join(map(str, self.network.image_shape))
         how = "by JAX" if self._native is None else "natively"
         return f"<PackedModel: images of {size} to {self.network.num_classes} classes, {how}>"

@@ -188,7 +188,7 @@ def _program_of(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> 
     try:
         shapes = program.shapes()
     except ValueError as error:
-        raise UsageError(f"its program does not hold together: {error}.") from error
+        raise UsageError(f"its operations do not fit each other: {error}.") from error
     for place, shape in enumerate(shapes):
         if math.prod(shape) > _MOST_NUMBERS:
             raise UsageError(f"operation {place} has a result of {shape}, which is too large.")

@@ -83,8 +83,8 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def decoding(data: bytes) -> Iterator[tuple[dict[str, np.ndarray], dict[str, str]]]:
     """As `decode`, but a large file's digest is computed during the block.
 
-    It is compared at the block's end. If it does not match, the error says so, and not what the
-    block made of the damage.
+    The digest is compared when the block ends. If it does not match, the error says so, whatever
+    error the damage caused in the block.
     """
     tensors, metadata, start = _decode(data)
     digest = metadata.pop(_DIGEST, None)

@@ -1,4 +1,4 @@
-"""The equations of a jaxpr that have operations, and how each is read.
+"""How each equation of a jaxpr is read as an operation.
 
 A function here takes the reader, the equation and the values of its inputs, of which at least one
 depends on the images. It returns the value of the result, or a list of several.
@@ -96,12 +96,12 @@ def _dense(reader: Reader, equation: JaxprEqn, inputs: list[Any]) -> Result:
     x, kernel = inputs
     (of_x, of_kernel), batches = equation.params["dimension_numbers"]
     if not isinstance(x, Result) or isinstance(kernel, Result):
-        raise reader.refusal("it multiplies two matrices that depend on the images, or a matrix")
+        raise reader.refusal("it multiplies by a matrix that depends on the images")
     rank = len(reader.shape(x)) + 1
     last = tuple(range(rank - len(of_x), rank))
     order = sorted(range(len(of_x)), key=lambda i: of_x[i])
     if any(batches) or tuple(of_x[i] for i in order) != last or 0 in last:
-        raise reader.refusal("its product sums over other axes than the last ones")
+        raise reader.refusal("its product does not sum over the last axes")
     summed = tuple(of_kernel[i] for i in order)
     rest = [axis for axis in range(kernel.ndim) if axis not in summed]
     sizes = tuple(kernel.shape[axis] for axis in rest)
@@ -202,7 +202,7 @@ def _clip(reader: Reader, name: str, inputs: list[Any]) -> Result:
     x, bound = inputs if isinstance(inputs[0], Result) else inputs[::-1]
     limit = scalar(bound)
     if not isinstance(x, Result) or limit is None:
-        raise reader.refusal(f"it computes {name} of activations and what is not one number")
+        raise reader.refusal(f"it computes {name} of activations and an array of several numbers")
     if limit == (-math.inf if name == "max" else math.inf):  # as in jax.nn.softmax
         return x
     low, high = (limit, math.inf) if name == "max" else (-math.inf, limit)
@@ -249,7 +249,7 @@ def _opposite(test: Test) -> Test:
 def _select(reader: Reader, equation: JaxprEqn, inputs: list[Any]) -> Result:
     test, *cases = inputs
     if not isinstance(test, Test) or len(cases) != 2:
-        raise reader.refusal("it selects by what is not one comparison with numbers")
+        raise reader.refusal("it selects by something else than one comparison with numbers")
     above, below = cases[::-1] if test.above else cases
     x, than = Result(test.place), scalar(test.than)
     high, low = scalar(above), scalar(below)
@@ -350,7 +350,7 @@ def _pad(reader: Reader, equation: JaxprEqn, inputs: list[Any]) -> Result:
     x, value = inputs
     number, (batch, *rest) = scalar(value), equation.params["padding_config"]
     if number is None or tuple(batch) != (0, 0, 0) or any(inner for _, _, inner in rest):
-        raise reader.refusal("it pads between numbers, by what is not one number, or the batch")
+        raise reader.refusal("it pads between numbers, with several numbers, or along the batch")
     return reader.add(
         op.Pad,
         reader.result(x),

@@ -22,7 +22,7 @@ def native_network(program: Program, *, variant: str | None = None) -> network.N
       program's result, float32 `[batch, size]` with all axes in one.
 
     Raises:
-      ValueError: the program does not hold together, or there is no such instruction set.
+      ValueError: its operations do not fit each other, or there is no such instruction set.
       RuntimeError: the library was not built.
     """
     return network.Network(

@@ -493,7 +493,7 @@ NAMES = {kind: name for name, kind in OPERATIONS.items()}
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A network: operations in order, and the place of the one whose result are the logits."""
+    """A network: operations in order, and the place of the one that gives the logits."""
 
     operations: tuple[Operation, ...]
     result: int
@@ -502,8 +502,8 @@ class Program:
         """Return the shape of every result, after checking all operations.
 
         Raises:
-          ValueError: an operation takes what is not before it, or its shapes do not fit; the
-            message names the operation.
+          ValueError: an operation takes the result of one that is not before it, or shapes do not
+            fit; the message names the operation.
         """
         shapes: list[Shape] = []
         for place, operation in enumerate(self.operations):

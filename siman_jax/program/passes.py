@@ -19,7 +19,7 @@ Pass = Callable[[Program], Program]
 
 
 def simplify(program: Program) -> Program:
-    """Apply all passes, in an order in which each finds what those before it made."""
+    """Apply all passes, each to the result of the one before."""
     for simplification in (
         without_broadcasts,
         without_shifts_of_softmax,
@@ -92,7 +92,7 @@ def without_broadcasts(program: Program) -> Program:
 
 
 def without_shifts_of_softmax(program: Program) -> Program:
-    """Leave out that the maximum is subtracted before a softmax: `Softmax` does it by itself."""
+    """Leave out the subtraction of the maximum before a softmax, which `Softmax` does by itself."""
     shapes = program.shapes()
 
     def changed(operation: Operation, operations: Sequence[Operation]) -> Operation:
@@ -163,7 +163,7 @@ def with_scales_after_pools(program: Program) -> Program:
 def with_merged_affines(program: Program) -> Program:
     """Join scales and shifts that follow each other: (x s + b) t + c = x (s t) + (b t + c).
 
-    A mean keeps its division to itself, so that it rounds as in evaluation.
+    The division of a mean is not joined to anything, so that it rounds as in evaluation.
     """
     users = _user_counts(program)
 
@@ -190,7 +190,7 @@ def with_merged_affines(program: Program) -> Program:
 def _mapped(
     program: Program, change: Callable[[Operation, Sequence[Operation]], Operation]
 ) -> Program:
-    """Change operations one after another; `change` sees those before as they are by then."""
+    """Change operations in order; `change` takes one, and those before it as already changed."""
     operations: list[Operation] = []
     for operation in program.operations:
         operations.append(change(operation, operations))
@@ -208,7 +208,7 @@ def _rewritten(program: Program, replacement: Callable[[list[Operation], int], i
 
 
 def _user_counts(program: Program) -> list[int]:
-    """Return how many operations take each result; whoever asked for the logits counts too."""
+    """Return how many operations take each result; the program's own result counts once more."""
     counts = [len(users) for users in program.users()]
     counts[program.result] += 1
     return counts

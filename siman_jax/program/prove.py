@@ -27,7 +27,7 @@ from siman_jax.program.walk import Walker, evaluate
 
 # Largest difference of real numbers, relative to the largest number of the result.
 _TOLERANCE = 1e-5
-# Bits may differ as far from their threshold, in deviations of the sample.
+# Signs may differ where an activation is this close to its threshold, in deviations of the sample.
 _NEAR = 1e-5
 
 # How many images to compare on.
@@ -51,7 +51,7 @@ class Proof:
     near: int
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Describe the proof in one line."""
         text = f"{self.operations} operations compute the same on {self.images} images"
         if self.near:
             text += f"; {self.near} of {self.bits:,} bits differ, each next to its threshold"
@@ -209,7 +209,7 @@ class Prover:
 
 @dataclass(frozen=True)
 class _Finding:
-    """Of one operation.
+    """The comparison of one operation.
 
     Attributes:
       passed: whether it computes the same.

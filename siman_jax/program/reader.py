@@ -1,4 +1,4 @@
-"""What an equation of a network's jaxpr becomes: values while reading, and the operations made."""
+"""Make operations of the equations of a network's jaxpr: the reader, and its values meanwhile."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ class Untraceable(UsageError):  # noqa: N818
     """A network computes what no program can; the message says what, where, and what to do."""
 
 
-# Values while reading. Whatever is none of these is an array that the images do not change.
+# Values while reading. Values of other types are arrays that do not depend on the images.
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Test:
-    """Whether a result is above or below numbers: `above` is x >= or >, else x <= or <.
+    """The comparison of a result with numbers, such as x >= 0.
 
     Attributes:
       place: of the result x.
       than: the numbers.
-      above: which way.
-      strict: whether equal numbers fail.
+      above: True for x > and x >=, False for x < and x <=.
+      strict: True for x > and x <, which equal numbers fail.
     """
 
     place: int
@@ -83,7 +83,7 @@ _HINTS = {
 
 
 class Reader(Walker):
-    """Makes operations of equations.
+    """Reads equations one by one, and makes operations of them.
 
     Attributes:
       batch: how many images the jaxpr is for.
@@ -176,7 +176,7 @@ class Reader(Walker):
         return x[0]
 
     def per_channel(self, x: Any, shape: Shape) -> Any:
-        """Return an array as `[channels]` of a result of `shape`; None if it is not so."""
+        """Return an array as `[channels]`, for a result of `shape`; None if that cannot hold it."""
         if np.ndim(x) == 0:
             numbers: Any = jnp if isinstance(x, jax.core.Tracer) else np
             return numbers.full(shape[-1:], x, np.float32)
@@ -211,9 +211,11 @@ class Reader(Walker):
         x = Result(test.place)
         than = self.per_channel(test.than, self.shape(x))
         if than is None:
-            raise self.refusal("it compares activations with an array that is not one per channel")
+            raise self.refusal(
+                "it compares activations with an array that does not have one number per channel"
+            )
         if test.above == test.strict:
-            # x > t and x <= t part the numbers right above t.
+            # Signs compare by >=: x > t is x >= the next number above t, and x <= t the opposite.
             than = _next_after(than)
         signs = self.add(op.Signs, x, threshold=than)
         if test.above:
@@ -223,7 +225,7 @@ class Reader(Walker):
 
 
 def _plain(value: Any) -> Any:
-    """Return whole numbers of NumPy, which some equations hold, as those of Python for files."""
+    """Convert whole numbers of NumPy, which some equations hold, to those of Python, for files."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return int(value) if isinstance(value, np.integer) else value

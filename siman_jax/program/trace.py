@@ -44,7 +44,7 @@ def trace(
       model: called as `model(images, train=False)`, with logits `[batch, classes]` as its result.
       variables: all collections that it needs.
       image_shape: height, width and channels.
-      then: what is done with the program as it stands in the source.
+      then: function that is applied to the program as read, which follows the source.
 
     Returns:
       The program, with NumPy arrays as weights.

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError
 from siman_jax.field_names import expected, find_field
+from siman_jax.outside import describe
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def load_sweep(path: Path) -> Sweep:
     except UsageError:
         raise
     except Exception as error:  # the file may raise any error
-        raise UsageError(f"cannot use {path}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"cannot use {path}: {describe(error, path.stem)}.") from error
     if not isinstance(sweep, Sweep):
         raise UsageError(
             f"get_sweep() of {path} returned {type(sweep).__name__}; expected a"

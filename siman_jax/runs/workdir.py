@@ -61,6 +61,9 @@ _ADDED: dict[str, Any] = {
     "config.estimator.first_tau": 0.85,
     "config.estimator.last_tau": 0.99,
 }
+# A field that took whole numbers only in older versions. Where it is whole it is stored as before,
+# so that equal configs have the same text, digest and group in reports.
+_ONCE_WHOLE = ("optimizer", "warmup_epochs")
 _log = logging.getLogger(__name__)
 
 
@@ -240,4 +243,10 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
-    return json.loads(config.to_json(sort_keys=True))
+    """Return a config as values of JSON."""
+    fields = json.loads(config.to_json(sort_keys=True))
+    section, name = _ONCE_WHOLE
+    value = fields.get(section, {}).get(name)
+    if isinstance(value, float) and value.is_integer():
+        fields[section][name] = int(value)
+    return fields

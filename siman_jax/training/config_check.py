@@ -100,6 +100,12 @@ def _check_optimizer(config: ConfigDict) -> None:
             f"--config.optimizer.epsilon is {optimizer.epsilon}; it must be above 0 and finite, so"
             " that Adam never divides by 0."
         )
+    if 0 < optimizer.warmup_epochs < 1:
+        raise UsageError(
+            f"--config.optimizer.warmup_epochs is {optimizer.warmup_epochs}; it must be 0 or at"
+            " least 1. Warm-up starts at learning_rate / warmup_epochs, so less than one epoch"
+            " would start above the rate; set 0 for no warm-up."
+        )
     if optimizer.warmup_epochs > config.epochs:
         raise UsageError(
             f"--config.optimizer.warmup_epochs is {optimizer.warmup_epochs}, more than"

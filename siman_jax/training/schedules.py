@@ -72,8 +72,9 @@ def learning_rate_schedule(
     within an epoch, as published; otherwise it grows with every step.
 
     Args:
-      config: with `learning_rate`; `schedule`, a key of `CURVES`; `warmup_epochs` (W; 0 and 1 both
-        mean none); `staircase`; and, for "step", `step_epochs` and `step_factor`.
+      config: with `learning_rate`; `schedule`, a key of `CURVES`; `warmup_epochs`, W, which is 0 or
+        at least 1, and may be a fraction (0 and 1 both mean none); `staircase`; and, for "step",
+        `step_epochs` and `step_factor`.
       epochs: length of the training.
       steps_per_epoch: optimizer steps in an epoch.
       scale: factor; base is `config.learning_rate` times this.
