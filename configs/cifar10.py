@@ -57,6 +57,9 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.data.crop_padding = 4
     config.data.flip = True
 
+    config.loss = ConfigDict()
+    config.loss.label_smoothing = 0.0  # share of a target that all classes get
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # or adam, or adamw
     config.optimizer.learning_rate = 0.1

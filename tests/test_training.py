@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -33,7 +34,7 @@ from siman_jax.runs.workdir import check_workdir
 from siman_jax.stop import Preempted
 from siman_jax.training import schedules
 from siman_jax.training.epoch import Progress, make_epoch_runner
-from siman_jax.training.metrics import METRICS, Sums, score
+from siman_jax.training.metrics import METRICS, Sums, score, smoothed_cross_entropy
 from siman_jax.training.step import TrainState
 from siman_jax.training.task import build_task
 
@@ -122,6 +123,21 @@ def test_scores_count_hits_and_skip_negative_labels():
     assert (sums + Sums.zero()).means()["loss"] == pytest.approx(expected / 3)
     constant = score(jnp.zeros((7, 7)), jnp.arange(7))
     assert int(constant.top1) == 1  # in a tie only the first class is a hit
+
+
+def test_smoothed_labels():
+    """Loss and gradient as by NumPy; labels that do not count change neither."""
+    logits = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
+    labels, share = np.array([3, 0, -1, 4]), 0.2
+    loss = partial(smoothed_cross_entropy, share=share)
+    value, gradient = jax.value_and_grad(lambda x: score(x, jnp.asarray(labels), loss).loss)(
+        jnp.asarray(logits)
+    )
+    targets = (1 - share) * np.eye(5)[labels] + share / 5
+    targets[2] = 0
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert float(value) == pytest.approx(-np.sum(targets * np.log(p)), rel=1e-5)
+    np.testing.assert_allclose(gradient, targets.sum(1, keepdims=True) * p - targets, atol=1e-6)
 
 
 def test_many_steps_per_dispatch_see_the_batches_of_single_steps():
@@ -413,6 +429,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("optimizer.momentum", 1.0, "it must be at least 0 and below 1"),
         ("optimizer.warmup_epochs", 30, "more than --config.epochs"),
         ("optimizer.warmup_epochs", 0.5, "must be 0 or at least 1.*set 0 for no warm-up"),
+        ("loss.label_smoothing", 1.0, "label_smoothing is 1.0; it must be at least 0 and below 1"),
         ("optimizer.name", "adma", "unknown optimizer 'adma'; did you mean 'adam'"),
         ("optimizer.beta2", 1.0, "beta2 is 1.0; it must be at least 0 and below 1"),
         ("optimizer.epsilon", 0.0, "epsilon is 0.0; it must be above 0"),

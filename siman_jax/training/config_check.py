@@ -53,6 +53,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     """
     check_fields(config)
     _check_numbers(config)
+    _check_loss(config.loss)
     _check_optimizer(config)
     _check_estimator(config)
     _check_batch(config, mesh)
@@ -81,6 +82,14 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UsageError(
             f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
             f" {config.data.max_area}; the first must be above 0 and at most the second."
+        )
+
+
+def _check_loss(loss: ConfigDict) -> None:
+    if not 0 <= loss.label_smoothing < 1:
+        raise UsageError(
+            f"--config.loss.label_smoothing is {loss.label_smoothing}; it must be at least 0 and"
+            " below 1."
         )
 
 

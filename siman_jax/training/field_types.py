@@ -34,6 +34,7 @@ _FIELDS = {
     **dict.fromkeys(("measure_kernels", "native", "shard_optimizer"), BOOL),
     **dict.fromkeys(("model.name", "model.weight_rule", "model.activation_rule"), TEXT),
     "model.dtype": TEXT,
+    "loss.label_smoothing": NUMBER,
     "model.width": WHOLE,
     "data.source": TEXT,
     **dict.fromkeys(("data.resident", "data.flip"), BOOL),

@@ -1,5 +1,8 @@
 """Loss and accuracy as sums on the device, converted to means on the host."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
@@ -7,13 +10,16 @@ from jax import Array
 
 METRICS = ("loss", "top1", "top5")
 
+# Function from logits `[batch, classes]` and labels int32 `[batch]` to losses `[batch]`.
+Loss = Callable[[Array, Array], Array]
+
 
 @struct.dataclass
 class Sums:
     """Sums over examples, so that batches of different sizes add up exactly.
 
     Attributes:
-      loss: summed cross-entropy, in the dtype of the logits.
+      loss: summed loss, in the dtype of the logits.
       top1: int32, examples whose label has the largest logit.
       top5: int32, examples whose label has one of the five largest logits.
       count: int32, examples.
@@ -48,16 +54,28 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def score(logits: Array, labels: Array) -> Sums:
+def smoothed_cross_entropy(logits: Array, labels: Array, share: float) -> Array:
+    """Cross-entropy with smoothed labels, `[batch]`, from logits `[batch, classes]`.
+
+    Each example's target is `1 - share` for its label, and `share` spread evenly over all classes.
+
+    Source: Szegedy et al., arXiv 1512.00567 (2015), section 7.
+    """
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, share))
+
+
+def score(logits: Array, labels: Array, loss: Loss = cross_entropy) -> Sums:
     """Compute the sums of a batch.
 
     Args:
       logits: `[batch, classes]`.
       labels: int32 `[batch]`; examples with a negative label do not count.
+      loss: the loss of each example.
     """
     counted = labels >= 0
     labels = jnp.maximum(labels, 0)
-    losses = cross_entropy(logits, labels)
+    losses = loss(logits, labels)
     rank = _rank(logits, labels)
     return Sums(
         jnp.sum(jnp.where(counted, losses, 0)),

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from siman_jax.models.leaves import CHOSEN, ROTATIONS, SCHEDULE
 from siman_jax.rules import WEIGHT_RULES, Prepare
-from siman_jax.training.metrics import Sums, score
+from siman_jax.training.metrics import Loss, Sums, cross_entropy, score
 from siman_jax.training.optimizer import (
     prepare_binary_kernels,
     project_binary_kernels,
@@ -87,6 +87,7 @@ def train_step(
     schedules: Schedules,
     steps_per_epoch: int = 1,
     accumulation: int = 1,
+    loss: Loss = cross_entropy,
     replicate: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Sums]:
     """Project the binary kernels, compute gradients at the projected values, and update these.
@@ -108,6 +109,7 @@ def train_step(
       steps_per_epoch: number of steps between updates of the rotations.
       accumulation: number of equal parts of the batch, which are computed one after the other to
         save memory.
+      loss: the loss of each example.
       replicate: function that keeps a tree whole on every device, so that the compiler does not
         divide projection and bits when the optimizer state is divided.
 
@@ -147,7 +149,7 @@ def train_step(
             train=True,
             mutable=["batch_stats"],
         )
-        sums = score(logits, labels)
+        sums = score(logits, labels, loss)
         share = sums.loss / counted.astype(sums.loss.dtype)
         return share, (updated.get("batch_stats", {}), sums)
 

@@ -19,6 +19,7 @@ from siman_jax.models.own import build_own, check_model
 from siman_jax.outside import is_outside
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES, resolve_activation_rule
 from siman_jax.training.config_check import check_config
+from siman_jax.training.metrics import Loss, cross_entropy, smoothed_cross_entropy
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.schedules import CLIP_PERCENT, LEARNING_RATE, Schedules, build_schedules
 from siman_jax.training.step import Step, train_step
@@ -85,6 +86,7 @@ def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> 
         schedules=schedules,
         steps_per_epoch=steps_per_epoch,
         accumulation=config.accumulation_steps,
+        loss=_loss(config.loss),
         replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
     )
     return Task(model, dataset, steps_per_epoch, schedules, optimizer, step)
@@ -103,6 +105,12 @@ def _schedules(config: ConfigDict, steps_per_epoch: int) -> Schedules:
     inputs = {*weight_rule.inputs, *ACTIVATION_RULES[activation_rule(config)].inputs}
     used = {LEARNING_RATE, *inputs} | ({CLIP_PERCENT} if weight_rule.projected else set())
     return {name: schedule for name, schedule in schedules.items() if name in used}
+
+
+def _loss(config: ConfigDict) -> Loss:
+    if not config.label_smoothing:
+        return cross_entropy
+    return partial(smoothed_cross_entropy, share=config.label_smoothing)
 
 
 def activation_rule(config: ConfigDict) -> str:
