@@ -6,6 +6,7 @@ is built from layers that take these, and traced to a program.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -73,7 +74,9 @@ def program_of(
     params = {path: _as_float32(tensors["/".join(path)]) for path in leaves}
     program = trace(model, {"params": unflatten_dict(params)}, image_shape)
     _check_spare_bits(program, tensors)
-    return program, notes
+    # As read from a file, which does not keep where in the source an operation stands.
+    operations = tuple(replace(one, line="", origin=None) for one in program.operations)
+    return Program(operations, program.result), notes
 
 
 def _network(name: str, arguments: dict[str, Any]) -> nn.Module:
