@@ -158,7 +158,7 @@ REFUSED = {
         lambda x: nn.ConvTranspose(4, (2, 2), strides=(2, 2), name="up")(x),
         "transposed convolution",
     ),
-    "attention": (lambda x: jnp.einsum("bhwc,bhwd->bcd", x, x), "two matrices"),
+    "attention": (lambda x: jnp.einsum("bhwc,bhwd->bcd", x, x), "matrix that depends on"),
     "sorting": (lambda x: jnp.sort(x, axis=-1), "sort of activations"),
     "batch statistics": (lambda x: x - x.mean(0, keepdims=True), "mixes the images of a batch"),
     "half precision": (lambda x: x.astype(jnp.bfloat16).astype(x.dtype), "in bfloat16"),

@@ -83,8 +83,8 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def decoding(data: bytes) -> Iterator[tuple[dict[str, np.ndarray], dict[str, str]]]:
     """As `decode`, but a large file's digest is computed during the block.
 
-    The digest is compared when the block ends. If it does not match, the error says so, whatever
-    error the damage caused in the block.
+    Then the digest is compared when the block ends. If it does not match, the error says so,
+    whatever error the damage caused in the block.
     """
     tensors, metadata, start = _decode(data)
     digest = metadata.pop(_DIGEST, None)
@@ -93,19 +93,26 @@ def decoding(data: bytes) -> Iterator[tuple[dict[str, np.ndarray], dict[str, str
         return
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise UsageError("it is damaged: its digest (sha256) is not 64 hexadecimal digits.")
+    if len(data) < _WORTH_A_THREAD:
+        _compare(_own_digest(data, start, digest), digest)
+        yield tensors, metadata
+        return
     own: list[str] = []
     work = threading.Thread(target=lambda: own.append(_own_digest(data, start, digest)))
-    work.start() if len(data) >= _WORTH_A_THREAD else work.run()
+    work.start()
     try:
         yield tensors, metadata
     finally:
-        if work.ident is not None:
-            work.join()
-        if own != [digest]:
-            raise UsageError(
-                "its digest (sha256) does not match its contents: they are damaged, or another"
-                " program changed them. Use a copy of the file, or export it again."
-            )
+        work.join()
+        _compare(own[0], digest)
+
+
+def _compare(own: str, digest: str) -> None:
+    if own != digest:
+        raise UsageError(
+            "its digest (sha256) does not match its contents: they are damaged, or another"
+            " program changed them. Use a copy of the file, or export it again."
+        )
 
 
 def _decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str], int]:
