@@ -58,8 +58,9 @@ def load(source: str | Path | bytes | BinaryIO, *, exact: bool = False) -> "Pack
         logits = model(images)  # uint8 [batch, height, width, channels]
 
     The model runs without JAX if the native library was built, and may then be called from several
-    threads and after a fork. Otherwise, and with `exact`, it needs JAX, whose threads forked
-    processes lack: start processes by `spawn` or `forkserver`, and load the file in each of them.
+    threads and after a fork. Otherwise, with `exact`, and for files of version 1, it needs JAX,
+    whose threads forked processes lack: start processes by `spawn` or `forkserver`, and load the
+    file in each of them.
 
     Args:
       source: path of the file, its bytes, or the file opened for reading bytes.

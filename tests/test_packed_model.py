@@ -195,7 +195,8 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_processes_that_are_spawned_after_load_load_it_themselves(model, images, tmp_path):
     """As the page and the docstring advise; a forked process lacks JAX's threads."""
-    assert all(word in siman_jax.load.__doc__ for word in ("forked processes lack", "`spawn`"))
+    advice = " ".join(siman_jax.load.__doc__.split())
+    assert all(words in advice for words in ("forked processes lack", "`spawn`"))
     script, file, given, found = (tmp_path / name for name in ("s.py", "model", "x.npy", "y.npy"))
     script.write_text(SPAWNED)
     write_program(file, model.network)
