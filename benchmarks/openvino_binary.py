@@ -47,13 +47,13 @@ def write(program: Program, path: Path) -> None:
       path: of the file.
 
     Raises:
-      NotImplementedError: an operation has no translation here.
+      NotImplementedError: an operation cannot be built in OpenVINO here.
     """
     network = _Network(program)
     for operation, shape in zip(program.operations, network.shapes, strict=True):
         translation = _TRANSLATIONS.get(type(operation))
         if translation is None:
-            raise NotImplementedError(f"there is no translation of {type(operation).__name__}")
+            raise NotImplementedError(f"cannot build {type(operation).__name__} in OpenVINO")
         network.nodes.append(translation(network, operation, shape))
     model = openvino.Model([network.nodes[program.result]], [network.nodes[0]], "packed")
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -114,7 +114,7 @@ def _images(network: _Network, images: op.Images, shape: op.Shape) -> Any:
 
 def _conv(network: _Network, conv: op.Conv, shape: op.Shape) -> Any:
     if conv.groups != 1:
-        raise NotImplementedError("there is no translation of convolutions in groups")
+        raise NotImplementedError("cannot build convolutions in groups in OpenVINO")
     (x,) = network.operands(conv)
     kernel = _numbers(conv.kernel.transpose(3, 2, 0, 1))
     padding = _begins_and_ends(conv.padding)
@@ -123,7 +123,7 @@ def _conv(network: _Network, conv: op.Conv, shape: op.Shape) -> Any:
 
 def _binary_conv(network: _Network, conv: op.BinaryConv, shape: op.Shape) -> Any:
     if not network.operand_is_signs(conv):
-        raise NotImplementedError("there is no translation of binary weights with real numbers")
+        raise NotImplementedError("cannot build binary weights with real activations in OpenVINO")
     (x,) = network.operands(conv)
     channels = network.shape_of_operand(conv)[-1]
     places = np.arange(WORD_BITS, dtype=np.uint32)
@@ -163,7 +163,7 @@ def _signs(network: _Network, signs: op.Signs, shape: op.Shape) -> Any:
 def _dense(network: _Network, dense: op.Dense, shape: op.Shape) -> Any:
     (x,) = network.operands(dense)
     if len(shape) != 1:
-        raise NotImplementedError("there is no translation of products of images")
+        raise NotImplementedError("cannot build products of images in OpenVINO")
     return ops.matmul(x, _numbers(dense.kernel), False, False)
 
 
