@@ -25,7 +25,6 @@ installed are left out and named.
 
 import argparse
 import json
-import os
 import platform
 import random
 import sys
@@ -42,6 +41,7 @@ from benchmarks.engines import BEFORE, ENGINES, OURS
 from benchmarks.inference_report import describe, draw, print_layers, print_memory, print_speed
 from benchmarks.training import commit
 from benchmarks.worker_process import WorkerError, WorkerProcess
+from siman_jax.cores import usable_cores
 
 REPOSITORY = Path(__file__).parent.parent
 CASES = {
@@ -235,14 +235,13 @@ def parse_arguments() -> argparse.Namespace:
     def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
     add("--engines", type=listed, default=list(ENGINES), help=", ".join(ENGINES))
     add("--network", type=listed, default=list(CASES), help=", ".join(CASES))
-    add("--threads", type=numbers, default=tuple(n for n in (1, 2) if n <= (cores or 1)))
+    add("--threads", type=numbers, default=tuple(n for n in (1, 2) if n <= len(usable_cores())))
     add("--batch_sizes", type=numbers, help="1,32, and 256 for ResNet-20, unless given")
     add("--rounds", type=int, default=20)
     add("--seconds", type=float, default=0.3, help="approximate length of an engine's turn")
@@ -266,7 +265,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--rounds, --seconds, --threads and --batch_sizes must be above 0")
     if args.before and not (args.before / "benchmarks" / "engine_worker.py").is_file():
         parser.error(f"{args.before} is not a checkout with benchmarks/engine_worker.py")
-    if cores and max(args.threads) > cores:
+    if max(args.threads) > (cores := len(usable_cores())):
         parser.error(
             f"--threads {max(args.threads)} is more than the {cores} cores of this machine"
         )

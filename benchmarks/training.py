@@ -22,7 +22,6 @@ compilation. Sides that are not installed are left out and named.
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from benchmarks.case import Case
 from benchmarks.inference_report import describe
 from benchmarks.training_worker import OURS, SIDES
 from benchmarks.worker_process import WorkerError, WorkerProcess
+from siman_jax.cores import usable_cores
 
 REPOSITORY = Path(__file__).parent.parent
 BEFORE = f"{OURS} (before)"
@@ -156,7 +156,6 @@ def parse_arguments() -> argparse.Namespace:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -167,7 +166,7 @@ def parse_arguments() -> argparse.Namespace:
         type=numbers,
         help="one for all networks, or one for each; else 256, 64, 64, 32, 32",
     )
-    add("--threads", type=numbers, default=[n for n in (1, 2) if n <= (cores or 1)])
+    add("--threads", type=numbers, default=[n for n in (1, 2) if n <= len(usable_cores())])
     add("--sides", type=listed, default=list(SIDES), help=", ".join(SIDES))
     add("--before", type=Path, help="folder of another checkout of this project, one more side")
     add("--rounds", type=int, default=5)
@@ -190,7 +189,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--batch has {len(args.batch)} numbers for {len(args.networks)} networks")
     if min(args.rounds, args.steps, *args.threads, *args.batch) <= 0:
         parser.error("--rounds, --steps, --threads and --batch must be above 0")
-    if cores and max(args.threads) > cores:
+    if max(args.threads) > (cores := len(usable_cores())):
         parser.error(
             f"--threads {max(args.threads)} is more than the {cores} cores of this machine"
         )

@@ -25,11 +25,12 @@ from rich.table import Table
 
 from siman_jax import load
 from siman_jax.command import run
+from siman_jax.cores import usable_cores
 from siman_jax.data.dataset import DamagedImage
 from siman_jax.data.image_files import list_images, read_pixels
 from siman_jax.data.pixels import PixelRules
 from siman_jax.errors import UsageError
-from siman_jax.packed.latency import cores, measure_apart
+from siman_jax.packed.latency import measure_apart
 from siman_jax.packed.model import PackedModel
 from siman_jax.paths import local_path
 from siman_jax.terminal import say, shown, wide_console
@@ -76,7 +77,8 @@ def main(argv: list[str]) -> None:
         if not path.is_file():
             raise UsageError(f"--benchmark reads the model several times; {path} is not a file.")
         load(path)  # reports errors in the file
-        _print_latencies([measure_apart(str(path), count) for count in sorted({1, len(cores())})])
+        counts = sorted({1, len(usable_cores())})
+        _print_latencies([measure_apart(str(path), count) for count in counts])
         return
     if not names:
         raise UsageError("name at least one image, a folder of images, or - for standard input.")

@@ -39,6 +39,7 @@ CONFIGS = [
 # The rooms of the package, which are folders and single files, with the rooms that each imports.
 ROOMS = {
     "errors": "",
+    "cores": "",
     "outside": "errors",
     "stop": "",
     "streams": "stop",
@@ -48,14 +49,14 @@ ROOMS = {
     "shipped": "errors terminal",
     "field_names": "errors",
     "config_flag": "errors field_names shipped",
-    "native": "",
+    "native": "cores",
     "rules": "errors native",
     "models": "errors outside terminal native rules",
     "program": "errors native rules models",
-    "packed": "errors output paths native rules models program",
+    "packed": "cores errors output paths native rules models program",
     "pytorch": "errors paths models",
     "devices": "errors stop",
-    "data": "errors outside output paths devices",
+    "data": "cores errors outside output paths devices",
     "training": "errors field_names outside native rules models program devices data",
     "analysis": "rules models data training",
     "runs": "errors field_names outside stop output terminal native models packed devices data"
@@ -70,7 +71,7 @@ ROOMS = {
     " runs command",
     "convert": "errors output paths terminal models program packed pytorch devices data training"
     " runs configs command",
-    "predict": "errors paths terminal packed data command",
+    "predict": "cores errors paths terminal packed data command",
 }
 
 
@@ -155,20 +156,21 @@ def test_a_room_imports_only_rooms_before_it():
         assert set(others.split()) <= set(order[: order.index(name)]), name
 
 
-RULES = {"rules", "errors", "native"}
+NATIVE = {"native", "cores"}
+RULES = NATIVE | {"rules", "errors"}
 PACKED = RULES | {"packed", "models", "program"}
 
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("siman_jax.native.library", {"native"}),
+        ("siman_jax.native.library", NATIVE),
         ("siman_jax.rules.siman", RULES),
         ("siman_jax.rules", RULES),
         ("siman_jax.models.batch_norm", RULES),
         ("siman_jax.models.layers", RULES | {"models"}),
         ("siman_jax.models", RULES | {"models"}),
-        ("siman_jax.program.kernels", {"program", "native"}),
+        ("siman_jax.program.kernels", NATIVE | {"program"}),
         ("siman_jax.packed.program_file", PACKED | {"output", "paths"}),
         ("siman_jax.packed.model", PACKED | {"output", "paths", "terminal"}),
         ("siman_jax.training.optimizer", RULES | {"models", "training"}),

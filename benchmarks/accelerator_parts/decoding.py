@@ -6,7 +6,6 @@ training does (see `siman_jax.data.decode`). Passing batches to the device is no
 
 import itertools
 import multiprocessing
-import os
 import time
 from functools import partial
 from multiprocessing.synchronize import Barrier
@@ -16,6 +15,7 @@ import numpy as np
 
 from benchmarks.accelerator_parts.part import Part, run
 from benchmarks.input_pipeline import cpu_name
+from siman_jax.cores import usable_cores
 from siman_jax.data.decode import training_image
 from siman_jax.data.pixels import PixelRules
 
@@ -30,10 +30,9 @@ def main(part: Part) -> None:
     if not files:
         reason = f"there are no JPEG files in {folder or 'a folder of data'}"
         return part.leave_out("decoding", reason)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     seconds = 0.2 if part.quick else 3.0
     part.write(cpu=cpu_name(), files=len(files), mean_kilobytes=np.mean([*map(len, files)]) / 1e3)
-    for processes in sorted({1, cores or 1}):
+    for processes in sorted({1, len(usable_cores())}):
         row = {"images_per_second": images_per_second(files, processes, seconds)}
         part.add("processes", str(processes), row)
 

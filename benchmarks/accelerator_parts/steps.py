@@ -7,7 +7,6 @@ compiled at a time; they are timed one after the other when all are compiled.
 """
 
 import math
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from benchmarks.accelerator_parts.part import Part, describe_device, peak_bytes,
 from benchmarks.kernel_profile import profile_kernels
 from benchmarks.training_program import OneBatch, Trainer, compile_training
 from siman_jax.configs import cifar10, imagenet
+from siman_jax.cores import usable_cores
 from siman_jax.data.dataset import Split
 from siman_jax.data.feed import Feed
 from siman_jax.data.resident import ResidentFeed
@@ -97,7 +97,7 @@ def main(part: Part) -> None:
     mesh = make_mesh(1)
     split = random_images(64 if part.quick else 50_000, 16 if part.quick else 32)
     programs = QUICK_PROGRAMS if part.quick else PROGRAMS
-    pool = ThreadPoolExecutor(min(AT_A_TIME, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(AT_A_TIME, len(usable_cores())))
     futures = {
         program: pool.submit(build, program, split, mesh, part.quick) for program in programs
     }

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from siman_jax.cores import usable_cores
 from siman_jax.data.dataset import DamagedImage, Records, steps_in_epoch
 from siman_jax.data.frames import has_more_frames
 
@@ -140,7 +141,7 @@ def read_ahead(batches: Any, workers: int) -> Any:
 
     if not flags.FLAGS.is_parsed():  # Grain reads flags, which a notebook does not parse
         flags.FLAGS.mark_as_parsed()
-    threads = 1 if workers else min(os.cpu_count() or 1, _THREADS)
+    threads = 1 if workers else min(len(usable_cores()), _THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     stream = batches.to_iter_dataset(options)
     return stream.mp_prefetch(

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import os
 from itertools import count, takewhile
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from siman_jax.cores import usable_cores
 from siman_jax.native.shared import load, warn
 
 # Names of the functions that XLA calls.
@@ -87,8 +87,7 @@ def keep_freed_memory() -> None:
 def describe(native: bool) -> str:
     """Describe how layers run on this CPU: library, instruction set and number of threads."""
     how = f"natively ({variants()[0]})" if native and variants() else "by XLA alone"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"on a CPU, layers run {how}, on {cores} threads"
+    return f"on a CPU, layers run {how}, on {len(usable_cores())} threads"
 
 
 def call(target: str, result: Any, *operands: Array, **attributes: Any) -> Any:

@@ -4,12 +4,12 @@
 """
 
 import ctypes
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from siman_jax.cores import usable_cores
 from siman_jax.native.shared import load
 
 _INTEGER, _SIZE = ctypes.c_int64, ctypes.c_size_t
@@ -120,7 +120,7 @@ class Network:
                 f"the images are {images.dtype}{list(images.shape)}; expected float32 with"
                 f" {self.image_size} numbers for each image."
             )
-        threads = processors() if threads is None else threads
+        threads = len(usable_cores()) if threads is None else threads
         if threads < 1:
             raise ValueError(f"there are {threads} threads; expected 1 or more.")
         images = np.ascontiguousarray(images)
@@ -150,13 +150,6 @@ class Network:
 
     def _fits(self, images: np.ndarray) -> bool:
         return images.size == len(images) * self.image_size
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _integers(numbers: Sequence[int], kept: list[object]) -> "ctypes.Array[ctypes.c_int64]":

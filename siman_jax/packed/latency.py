@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+from siman_jax.cores import usable_cores
 from siman_jax.errors import UsageError
 
 _SECONDS = 3.0
@@ -40,13 +41,6 @@ def measure_apart(model: str, threads: int) -> dict[str, float]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def cores() -> list[int]:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def _measure(path: str) -> dict[str, float]:
     import numpy as np  # late: NumPy and JAX must start their threads after binding to cores
 
@@ -73,5 +67,5 @@ def _measure(path: str) -> dict[str, float]:
 if __name__ == "__main__":
     count = int(sys.argv[2])
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores()[:count])
+        os.sched_setaffinity(0, usable_cores()[:count])
     print(json.dumps({"threads": count, **_measure(sys.argv[1])}))
