@@ -1,9 +1,10 @@
 """1-bit convolutional networks by sign-to-magnitude binarization, in JAX and Flax.
 
-`load` reads a packed model file, and `train` trains a network. `BinaryConv`, `BinaryDense`,
-`BatchNorm` and `PReLU` are layers for networks of your own; `WEIGHT_RULES` and `ACTIVATION_RULES`
-are the rules that these layers take. `MODELS` are the five networks of the paper, which
-`build_model` builds. JAX and Flax are imported when one of these names is first used.
+`load` reads a packed model, `trained_models` lists those that come with the package, and `train`
+trains a network. `BinaryConv`, `BinaryDense`, `BatchNorm` and `PReLU` are layers for networks of
+your own; `WEIGHT_RULES` and `ACTIVATION_RULES` are the rules that these layers take. `MODELS` are
+the five networks of the paper, which `build_model` builds. JAX and Flax are imported when one of
+these names is first used.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from siman_jax.packed.model import PackedModel
     from siman_jax.rules import ACTIVATION_RULES as ACTIVATION_RULES
     from siman_jax.rules import WEIGHT_RULES as WEIGHT_RULES
+    from siman_jax.trained import trained_models as trained_models
 
 # Names that are imported at their first use, with their modules.
 _MODULES = {
@@ -35,6 +37,7 @@ _MODULES = {
     "BinaryConv": "siman_jax.models.layers",
     "BinaryDense": "siman_jax.models.layers",
     "PReLU": "siman_jax.models.norm_layer",
+    "trained_models": "siman_jax.trained",
 }
 __all__ = [*_MODULES, "load", "train"]
 
@@ -51,10 +54,12 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
 
 
-def load(source: str | Path | bytes | BinaryIO, *, exact: bool = False) -> "PackedModel":
-    """Read a model file written by `python -m siman_jax.export`.
+def load(
+    source: str | Path | bytes | BinaryIO, *, exact: bool = False, sha256: str | None = None
+) -> "PackedModel":
+    """Read a trained model of the package, or a file written by `python -m siman_jax.export`.
 
-        model = siman_jax.load("model.safetensors")
+        model = siman_jax.load("digits/resnet20")  # or "model.safetensors"
         logits = model(images)  # uint8 [batch, height, width, channels]
 
     The model runs without JAX if the native library was built, and may then be called from several
@@ -63,19 +68,21 @@ def load(source: str | Path | bytes | BinaryIO, *, exact: bool = False) -> "Pack
     file in each of them.
 
     Args:
-      source: path of the file, its bytes, or the file opened for reading bytes.
+      source: path of a file, its bytes, or the file opened for reading bytes; or a name from
+        `trained_models()`, if there is no such file.
       exact: run by JAX, as evaluation on a CPU does. If run and file are float32, every bit and
         prediction is then the same. By default the native library may sum real numbers in
         another order, which is faster; in about one of some hundred images rounding then changes a
         bit, and rarely the class.
+      sha256: digest of the whole file, 64 hexadecimal digits, to be compared with the file's.
 
     Raises:
-      UsageError: the file is missing, damaged, of another kind or version, or lacks notes that
-        prediction needs.
+      UsageError: the file is missing, damaged, of another kind or version, has another digest, or
+        lacks notes that prediction needs. Addresses are refused: nothing is downloaded.
     """
     from siman_jax.packed.model import load_model
 
-    return load_model(source, exact=exact)
+    return load_model(source, exact=exact, sha256=sha256)
 
 
 def train(

@@ -1,10 +1,12 @@
 """Command line: classify images with a model file.
 
     python -m siman_jax.predict model.safetensors photo.jpg folder/ --top=3
+    python -m siman_jax.predict digits/resnet20 digit.png
     python -m siman_jax.predict model.safetensors - --json < photo.jpg
     python -m siman_jax.predict model.safetensors --benchmark
 
-Arguments after the model are image files, folders, or `-` for one encoded image on standard input.
+The model is a file, or a trained model that comes with the package (`siman_jax.trained_models()`).
+Arguments after it are image files, folders, or `-` for one encoded image on standard input.
 A folder means all images in it and below (JPEG, PNG, BMP, GIF, PPM, TIFF and WebP, by their file
 names). Images are prepared as in the network's evaluation. With --json each line is one object:
 {"image": ..., "predictions": [{"class": 3, "name": "cat", "probability": 0.9}, ...]}, the most
@@ -34,6 +36,7 @@ from siman_jax.packed.latency import measure_apart
 from siman_jax.packed.model import PackedModel
 from siman_jax.paths import local_path
 from siman_jax.terminal import say, shown, wide_console
+from siman_jax.trained import find_trained
 
 SOME_DAMAGED = 1
 
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> None:
             raise UsageError(f"--benchmark takes no images; leave out {names[0]!r}.")
         if _EXACT.value:
             raise UsageError("--benchmark measures only the default; leave out --exact.")
-        if not path.is_file():
+        if find_trained(path) is None and not path.is_file():
             raise UsageError(f"--benchmark reads the model several times; {path} is not a file.")
         load(path)  # reports errors in the file
         counts = sorted({1, len(usable_cores())})

@@ -14,6 +14,8 @@ import pytest
 from cli import REPOSITORY
 from PIL import Image
 
+import siman_jax
+
 pytestmark = pytest.mark.slow
 
 SMALL = {
@@ -99,6 +101,8 @@ def test_the_wheel_is_whole(built):
         names = set(wheel.namelist())
     for name in ("py.typed", "configs/digits.py", "configs/sweeps/methods.py", "rules/__init__.py"):
         assert f"siman_jax/{name}" in names
+    for model in siman_jax.trained_models():
+        assert f"siman_jax/trained/{model.name}.safetensors" in names
     assert any(re.fullmatch(r"siman_jax/native/_native\..*so", name) for name in names)
     header = "siman_jax/native/siman.h"
     assert header in names
@@ -119,8 +123,9 @@ def test_commands_in_an_empty_folder(run, tmp_path):
     assert "top-1" in trained.stdout
     run("-m", "siman_jax.export", "runs/mine", "--out=digits.safetensors")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "digit.png")
-    predicted = run("-m", "siman_jax.predict", "digits.safetensors", tmp_path / "digit.png")
-    assert "digit.png" in predicted.stdout
+    for model in ("digits.safetensors", "digits/resnet20"):
+        predicted = run("-m", "siman_jax.predict", model, tmp_path / "digit.png")
+        assert "digit.png" in predicted.stdout
     run("-m", "siman_jax.report", "runs/mine", "--out=report")
     assert (tmp_path / "empty" / "report" / "index.html").is_file()
     settings = [f"--set={field}={value}" for field, value in SMALL.items()]

@@ -53,7 +53,8 @@ ROOMS = {
     "rules": "errors native",
     "models": "errors outside terminal native rules",
     "program": "errors native rules models",
-    "packed": "cores errors output paths native rules models program",
+    "trained": "errors",
+    "packed": "cores errors output paths native rules models program trained",
     "pytorch": "errors paths models",
     "devices": "errors stop",
     "data": "cores errors outside output paths devices",
@@ -62,7 +63,7 @@ ROOMS = {
     "runs": "errors field_names outside stop output terminal native models packed devices data"
     " training analysis",
     "configs": "errors data runs",
-    "siman_jax": "errors paths models rules packed devices data runs",
+    "siman_jax": "errors paths models rules trained packed devices data runs",
     "command": "config_flag errors outside stop terminal native",
     "report": "errors output paths terminal devices training analysis runs command",
     "main": "errors stop streams paths terminal models devices training runs command",
@@ -71,7 +72,7 @@ ROOMS = {
     " runs command",
     "convert": "errors output paths terminal models program packed pytorch devices data training"
     " runs configs command",
-    "predict": "cores errors paths terminal packed data command",
+    "predict": "cores errors paths terminal trained packed data command",
 }
 
 
@@ -158,7 +159,7 @@ def test_a_room_imports_only_rooms_before_it():
 
 NATIVE = {"native", "cores"}
 RULES = NATIVE | {"rules", "errors"}
-PACKED = RULES | {"packed", "models", "program"}
+PACKED = RULES | {"packed", "models", "program", "trained"}
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from siman_jax.errors import UsageError
 from siman_jax.native import shared
 from siman_jax.native.network import Network
 from siman_jax.packed.notes import Notes, parse_notes
-from siman_jax.packed.program_file import PackedProgram, decode_program, read_model
+from siman_jax.packed.program_file import PackedProgram, decode_model, read_model
 from siman_jax.program.native import native_network
+from siman_jax.trained import find_trained
 
 if TYPE_CHECKING:
     from jax import Array
@@ -182,24 +183,20 @@ def _is_traced(x: Any) -> bool:
     return "jax" in sys.modules and isinstance(x, sys.modules["jax"].core.Tracer)
 
 
-def load_model(source: str | Path | bytes | BinaryIO, *, exact: bool = False) -> PackedModel:
-    """Read a model file.
-
-    Args:
-      source: path of the file, its bytes, or the file opened for reading bytes.
-      exact: as for `siman_jax.load`.
-
-    Raises:
-      UsageError: the file is missing, damaged, of another kind or version, or lacks notes that
-        prediction needs.
-    """
+def load_model(
+    source: str | Path | bytes | BinaryIO, *, exact: bool = False, sha256: str | None = None
+) -> PackedModel:
+    """Read a model file; arguments and errors are those of `siman_jax.load`."""
     if isinstance(source, str | Path):
-        name, network = str(source), read_model(source)
+        name, trained = str(source), find_trained(source)
+        if trained is not None:
+            source, sha256 = trained.path, sha256 or trained.sha256
+        network = read_model(source, sha256)
     else:
         name = "the model"
         data = source if isinstance(source, bytes) else source.read()
         try:
-            network = decode_program(data)
+            network = decode_model(data, sha256)
         except UsageError as error:
             raise UsageError(f"the bytes are not a usable model file: {error}") from error
     try:

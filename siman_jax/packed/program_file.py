@@ -5,9 +5,11 @@ weights; the weights are the file's tensors. Reading it needs NumPy, and none of
 Files of version 1 are read too, see `version1`.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -150,13 +152,28 @@ def decode_program(data: bytes) -> PackedProgram:
         return _program_of(tensors, metadata)
 
 
-def read_model(path: str | Path) -> PackedProgram:
-    """Read the model file `path`, of any version.
+def decode_model(data: bytes, sha256: str | None = None) -> PackedProgram:
+    """Decode the bytes of a model file, of any version.
+
+    Args:
+      data: content of the file.
+      sha256: digest that the whole file must have, in hexadecimal digits; None for any.
 
     Raises:
-      UsageError: the file is missing, damaged, or of another kind or version.
+      UsageError: they are damaged, of another kind or version, or have another digest.
     """
-    return read_decoded(path, decode_program)
+    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
+        raise UsageError(f"its SHA-256 is {found}; expected {sha256}. Get the file again.")
+    return decode_program(data)
+
+
+def read_model(path: str | Path, sha256: str | None = None) -> PackedProgram:
+    """Read the model file `path`, of any version; see `decode_model`.
+
+    Raises:
+      UsageError: the file is missing, damaged, of another kind or version, or has another digest.
+    """
+    return read_decoded(path, partial(decode_model, sha256=sha256))
 
 
 def write_program(
