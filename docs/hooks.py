@@ -1,4 +1,4 @@
-"""Adds to the site what stands outside docs/: README, results, and the reports of the studies.
+"""Adds to the site what stands outside docs/: README, results, reports of studies, cards of models.
 
 The repository's top and docs/ both become the top of the site. So `../results/README.md`, a link
 in docs/speed.md that works wherever the repository is shown, becomes `results/README.md`. The file
@@ -21,34 +21,43 @@ from mkdocs.structure.pages import Page
 
 REPOSITORY = Path(__file__).parent.parent
 STUDIES = ("methods", "decay", "clip", "parts")
+CARDS = "trained"  # also the page to which the cards are added
 SOME_LEFT_OUT = 1  # exit status of a report that names runs it left out: those that diverged
 # A link or image of Markdown: what stands before the path, the path, an anchor if there is one.
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
-_reports = tempfile.TemporaryDirectory(prefix="siman-jax-reports-")
+_made = tempfile.TemporaryDirectory(prefix="siman-jax-site-")
 
 
 def on_startup(command: str, dirty: bool) -> None:
-    """Make the reports of the studies from their logs, once for all builds of `mkdocs serve`."""
+    """Make the reports and the cards from logs, once for all builds of `mkdocs serve`."""
+    run("benchmarks.trained_cards", f"{_made.name}/{CARDS}")
     for study in STUDIES:
         runs = sorted(path.parent for path in REPOSITORY.glob(f"results/{study}/*/*/log.jsonl"))
-        made = subprocess.run(
-            [sys.executable, "-m", "siman_jax.report", *runs, f"--out={_reports.name}/{study}"],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if made.returncode not in (0, SOME_LEFT_OUT):
-            raise PluginError(f"the report of results/{study} failed:\n{made.stderr}")
+        run("siman_jax.report", *runs, f"--out={_made.name}/{study}")
+
+
+def run(module: str, *arguments: str | Path) -> None:
+    """Run a module of the repository as a command."""
+    made = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode not in (0, SOME_LEFT_OUT):
+        raise PluginError(f"{module} {arguments[-1]} failed:\n{made.stderr}")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add README.md, the reports, and all files of the repository that pages link to."""
+    """Add README.md, the reports, figures of the cards, and all files that pages link to."""
     for study in STUDIES:
-        page = f"{_reports.name}/{study}/index.html"
+        page = f"{_made.name}/{study}/index.html"
         uri = f"results/{study}/report/index.html"
         files.append(File.generated(config, uri, abs_src_path=page))
+    for figure in Path(_made.name, CARDS).glob("*.png"):
+        files.append(File.generated(config, figure.name, abs_src_path=str(figure)))
     todo = ["README.md", *(_repository_path(page.src_uri) for page in files.documentation_pages())]
     while todo:
         path = todo.pop()
@@ -69,6 +78,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     for link, linked, anchor in _links(markdown, path):
         target = posixpath.relpath(_site_path(linked), folder)
         markdown = markdown.replace(f"]({link}{anchor}", f"]({target}{anchor}")
+    if page.file.src_uri == f"{CARDS}.md":
+        markdown += "\n" + Path(_made.name, CARDS, "cards.md").read_text()
     return markdown
 
 

@@ -18,6 +18,7 @@ from absl import flags
 from cli import REPOSITORY, TINY
 from PIL import Image
 
+import siman_jax
 from siman_jax.configs import cifar10, image_folder, imagenet
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -45,12 +46,18 @@ COMMANDS = {
     "own-network-command": ("top-1", {}),
     "config-command": ("top-1", {DIGITS: "--config=my_config.py"}),
     "rules-bop": ("top-1", {}),
+    "trained-check": ("in the manifest", {}),
     "report": ("index.html: 3 runs", {}),
     "sweep": ("half_half", {"--workdir": f"{SMALL_SWEEP} --workdir"}),
 }
 NEEDS_TORCH = "product-torch"
 WRITES_AN_IMAGE = "product-image"
-SNIPPETS = {"layers": "", "data-arrays": "", "product-python": "compression"}
+SNIPPETS = {
+    "layers": "",
+    "trained-models": "digits/resnet20",
+    "data-arrays": "",
+    "product-python": "compression",
+}
 FILES = {"data-source": "my_data.py", "own-network": "my_networks.py", "config": "my_config.py"}
 
 
@@ -202,5 +209,8 @@ def test_the_site_builds(tmp_path):
     assert [path.parts[-3] for path in reports] == ["clip", "decay", "methods", "parts"]
     assert all("Report on" in path.read_text() for path in reports)
     assert "half_half_bits" in (tmp_path / "api" / "index.html").read_text()
+    cards = (tmp_path / "trained" / "index.html").read_text()
+    for model in siman_jax.trained_models():
+        assert f"../{model.name.replace('/', '_')}.png" in cards
     for page in tmp_path.rglob("*.html"):  # nothing is fetched from elsewhere
         assert not re.search(r'(src|href)="https?://[^"]+\.(js|css|woff2?)"', page.read_text())
