@@ -34,6 +34,7 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.eval_batch_size = 1000
     config.steps_per_dispatch = 0  # 0: one on the CPU, up to 100 elsewhere
     config.keep_checkpoints = 2  # the latest ones; the best is kept too
+    config.average_decay = 0.0  # of averaged weights, which are then evaluated; 0: no average
     config.measure_kernels = False  # log each epoch's kernels: fitted shape, best bits, cosines
     config.batch_norm_devices = 0  # number of devices that share statistics; 0: all
     config.native = True  # use the C++ library on a CPU; False: XLA only

@@ -429,6 +429,7 @@ def test_a_batch_larger_than_the_data_set(tmp_path):
         ("optimizer.momentum", 1.0, "it must be at least 0 and below 1"),
         ("optimizer.warmup_epochs", 30, "more than --config.epochs"),
         ("loss.label_smoothing", 1.0, "label_smoothing is 1.0; it must be at least 0 and below 1"),
+        ("average_decay", 1.0, "average_decay is 1.0; it must be at least 0 and below 1"),
         ("optimizer.name", "adma", "unknown optimizer 'adma'; did you mean 'adam'"),
         ("optimizer.beta2", 1.0, "beta2 is 1.0; it must be at least 0 and below 1"),
         ("optimizer.epsilon", 0.0, "epsilon is 0.0; it must be above 0"),

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from siman_jax.data.dataset import Dataset, Records, Split
 from siman_jax.devices.mesh import is_first_process, make_replica_check
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
-from siman_jax.models.leaves import shares_flipped
+from siman_jax.models.leaves import Bits, shares_flipped
 from siman_jax.native.library import describe
 from siman_jax.runs.checkpoint import restore_latest
 from siman_jax.runs.lock import RunLock
@@ -54,6 +54,7 @@ from siman_jax.training.seeds_together import (
     over_seeds,
     stack_seeds,
 )
+from siman_jax.training.step import AveragedState, TrainState
 from siman_jax.training.task import Task, build_task, model_from_config
 
 _SECONDS_WORTH_A_DRAWING = 30  # after shorter epochs the curves are not drawn again
@@ -264,14 +265,17 @@ def _end_epoch(
 ) -> dict[str, Any]:
     """Evaluate a run at the end of an epoch; log and return the epoch's row."""
     state, steps = progress.state, int(progress.state.step)
+    averaged = isinstance(state, AveragedState)
     try:
-        tested = evaluate(state.variables())
+        tested = evaluate(state.evaluated())
+        unaveraged = evaluate(state.variables()) if averaged else {}
     except UsageError:  # test images that cannot be decoded; keep the epoch's training
         record.save(progress, None)
         raise
     if not (math.isfinite(tested["loss"]) and all_finite(state.params)):
         raise diverged(steps - 1)
-    if not replicas_agree(state.variables()):
+    held = [state.variables(), *([state.evaluated()] if averaged else [])]
+    if not all(map(replicas_agree, held)):
         raise UsageError(
             f"after step {steps} the devices hold different parameters; training stopped."
             " Checkpoints of earlier steps are kept. Look for a faulty device."
@@ -283,8 +287,10 @@ def _end_epoch(
         **{name: float(f(jnp.asarray(steps - 1))) for name, f in task.schedules.items()},
         **{f"train_{name}": value for name, value in progress.sums.means().items()},
         **{f"test_{name}": value for name, value in tested.items()},
+        **{f"unaveraged_test_{name}": value for name, value in unaveraged.items()},
         "images_per_second": round(images_per_second, 1),
         "flips": {name: float(x) for name, x in shares_flipped(before, record.bits).items()},
+        **(_of_average(state, record.bits, config.model.weight_rule) if averaged else {}),
         **(_measures(state.params) if config.measure_kernels else {}),
     }
     record.write(row)
@@ -320,8 +326,15 @@ def evaluate_run(
     for name, snapshot in snapshots.items():
         state = snapshot.progress.state
         epoch = round(int(state.step) / steps_per_epoch, 2)
-        results[name] = {"epoch": epoch, **evaluate(state.variables())}
+        results[name] = {"epoch": epoch, **evaluate(state.evaluated())}
     return results
+
+
+def _of_average(state: TrainState, bits: Bits, weight_rule: str) -> dict[str, dict[str, float]]:
+    """Compute the share of bits in each layer that differ between the average and the weights."""
+    average = read_bits(replace(state, params=state.evaluated()["params"]), weight_rule)
+    shares = shares_flipped(bits, average)
+    return {"average_differs": {name: float(share) for name, share in shares.items()}}
 
 
 def _measures(params: Any) -> dict[str, dict[str, float]]:

@@ -54,6 +54,10 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     check_fields(config)
     _check_numbers(config)
     _check_loss(config.loss)
+    if not 0 <= config.average_decay < 1:
+        raise UsageError(
+            f"--config.average_decay is {config.average_decay}; it must be at least 0 and below 1."
+        )
     _check_optimizer(config)
     _check_estimator(config)
     _check_batch(config, mesh)

@@ -31,6 +31,7 @@ _FIELDS = {
     **dict.fromkeys(("seed", "epochs", "batch_size", "accumulation_steps"), WHOLE),
     **dict.fromkeys(("eval_batch_size", "steps_per_dispatch", "keep_checkpoints"), WHOLE),
     "batch_norm_devices": WHOLE,
+    "average_decay": NUMBER,
     **dict.fromkeys(("measure_kernels", "native", "shard_optimizer"), BOOL),
     **dict.fromkeys(("model.name", "model.weight_rule", "model.activation_rule"), TEXT),
     "model.dtype": TEXT,

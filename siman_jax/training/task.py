@@ -87,6 +87,7 @@ def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> 
         steps_per_epoch=steps_per_epoch,
         accumulation=config.accumulation_steps,
         loss=_loss(config.loss),
+        average_decay=config.average_decay,
         replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
     )
     return Task(model, dataset, steps_per_epoch, schedules, optimizer, step)
