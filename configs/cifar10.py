@@ -28,6 +28,8 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     """Return the config of a run; `network` is a key of `WIDTHS`."""
     config = ConfigDict()
     config.seed = 0
+    config.init_from = ""  # a run's folder or a PyTorch checkpoint to start from
+    config.init_checkpoint = "last"  # or best: which of that run's checkpoints
     config.epochs = 400
     config.batch_size = 256  # over all devices
     config.accumulation_steps = 1  # equal parts of a batch, computed one after the other

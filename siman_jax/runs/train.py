@@ -30,6 +30,7 @@ from siman_jax.errors import UsageError
 from siman_jax.models.leaves import Bits, shares_flipped
 from siman_jax.native.library import describe
 from siman_jax.runs.checkpoint import restore_latest
+from siman_jax.runs.init_from import start_from_weights
 from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import Results
 from siman_jax.runs.progress_bar import ProgressBar
@@ -123,7 +124,7 @@ def train_together(
             check_trained_on(task.dataset, workdir)
         layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
         runs = [
-            _open_run(own, workdir, locks[workdir], task, layout)
+            _open_run(own, workdir, locks[workdir], task, layout, mesh)
             for workdir, own in configs.items()
         ]
         return _train(runs, task, layout, mesh, stop or StopSignals())
@@ -139,6 +140,8 @@ class _Run:
       lock: lock of the folder.
       snapshot: the latest checkpoint, or a new state.
       order_key, augment_key: PRNG keys for the order of the examples and their augmentation.
+      save_start: whether the snapshot is to be saved before training, so that the weights that it
+        starts from are not needed again.
     """
 
     config: ConfigDict
@@ -147,16 +150,20 @@ class _Run:
     snapshot: Snapshot
     order_key: Array
     augment_key: Array
+    save_start: bool
 
 
 def _open_run(
-    config: ConfigDict, workdir: Path, lock: RunLock, task: Task, layout: Snapshot
+    config: ConfigDict, workdir: Path, lock: RunLock, task: Task, layout: Snapshot, mesh: Mesh
 ) -> _Run:
     init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
     snapshot = restore_latest(workdir / CHECKPOINTS, layout)
-    if snapshot is None:
-        snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
-    return _Run(config, workdir, lock, snapshot, order_key, augment_key)
+    start, save_start = (task.model, task.optimizer, init_key, layout), False
+    if snapshot is None and config.init_from:
+        snapshot, save_start = start_from_weights(config, *start, mesh), True
+    elif snapshot is None:
+        snapshot = first_snapshot(config, *start)
+    return _Run(config, workdir, lock, snapshot, order_key, augment_key, save_start)
 
 
 def _train(
@@ -207,6 +214,9 @@ def _train(
     bar = ProgressBar(config.epochs * task.steps_per_epoch, done, show=is_first_process())
     try:
         with stop:
+            for record, run in zip(records, runs, strict=True):
+                if run.save_start:
+                    record.save(run.snapshot.progress, None)
             for epoch in range(first, config.epochs):
                 started = time.perf_counter()
                 counted = int(np.min(progress.sums.count))  # the same for all runs

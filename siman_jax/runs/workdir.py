@@ -42,6 +42,8 @@ _ADDED: dict[str, Any] = {
     "config.batch_norm_devices": 0,
     "config.native": True,
     "config.shard_optimizer": False,
+    "config.init_from": "",
+    "config.init_checkpoint": "last",
     "config.average_decay": 0.0,
     "config.loss.label_smoothing": 0.0,
     "config.optimizer.name": "sgd",
