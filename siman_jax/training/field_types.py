@@ -30,7 +30,9 @@ _LARGEST = 2.0**53  # numbers in a stored config must not be larger
 _FIELDS = {
     **dict.fromkeys(("seed", "epochs", "batch_size", "accumulation_steps"), WHOLE),
     **dict.fromkeys(("eval_batch_size", "steps_per_dispatch", "keep_checkpoints"), WHOLE),
+    **dict.fromkeys(("init_from", "init_checkpoint"), TEXT),
     "batch_norm_devices": WHOLE,
+    "average_decay": NUMBER,
     **dict.fromkeys(("measure_kernels", "native", "shard_optimizer"), BOOL),
     **dict.fromkeys(("model.name", "model.weight_rule", "model.activation_rule"), TEXT),
     "model.dtype": TEXT,
