@@ -63,6 +63,11 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.label_smoothing = 0.0  # share of a target that all classes get
 
+    config.distillation = ConfigDict()
+    config.distillation.teacher = ""  # the folder of a run whose answers to learn; "": none
+    config.distillation.temperature = 1.0  # by which both networks' logits are divided
+    config.distillation.weight = 1.0  # of the teacher's answers; that of the labels is the rest
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # or adam, or adamw
     config.optimizer.learning_rate = 0.1

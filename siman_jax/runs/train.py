@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from siman_jax.runs.progress_bar import ProgressBar
 from siman_jax.runs.record import RunRecord
 from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
 from siman_jax.runs.stored_run import CHECKPOINTS, check_resumable, load_run
+from siman_jax.runs.teacher import Teacher, check_teacher, read_teacher, write_teacher
 from siman_jax.runs.trained_on import check_classes, check_trained_on, read_trained_on
 from siman_jax.runs.workdir import check_workdir, check_writable
 from siman_jax.stop import Preempted
@@ -55,7 +57,7 @@ from siman_jax.training.seeds_together import (
     over_seeds,
     stack_seeds,
 )
-from siman_jax.training.step import AveragedState, TrainState
+from siman_jax.training.step import AveragedState, Step, TrainState
 from siman_jax.training.task import Task, build_task, model_from_config
 
 _SECONDS_WORTH_A_DRAWING = 30  # after shorter epochs the curves are not drawn again
@@ -122,12 +124,15 @@ def train_together(
         task = build_task(config, mesh, data)
         for workdir in configs:
             check_trained_on(task.dataset, workdir)
+        teacher = read_teacher(config, task.dataset.classes, mesh)
+        for workdir in configs:
+            check_teacher(teacher, workdir)
         layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
         runs = [
             _open_run(own, workdir, locks[workdir], task, layout, mesh)
             for workdir, own in configs.items()
         ]
-        return _train(runs, task, layout, mesh, stop or StopSignals())
+        return _train(runs, task, teacher, layout, mesh, stop or StopSignals())
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,12 @@ def _open_run(
 
 
 def _train(
-    runs: Sequence[_Run], task: Task, layout: Snapshot, mesh: Mesh, stop: StopSignals
+    runs: Sequence[_Run],
+    task: Task,
+    teacher: Teacher | None,
+    layout: Snapshot,
+    mesh: Mesh,
+    stop: StopSignals,
 ) -> dict[Path, Results]:
     """Train runs that differ only in their seeds; their folders are locked or do not exist yet."""
     config, count, done = runs[0].config, len(runs), _common_step(runs)
@@ -193,8 +203,13 @@ def _train(
     )
     progress = stack_seeds([run.snapshot.progress for run in runs])
     split = make_splitter(layout.progress, count)
+    step: Step = task.step
+    constants: list[Any] = []
+    if teacher:
+        step = partial(step, distillation=teacher.distillation)
+        constants.append(teacher.variables)
     run_epoch = make_epoch_runner(
-        over_seeds(task.step, progress.state, count),
+        over_seeds(step, progress.state, count),
         feed,
         progress,
         mesh,
@@ -202,6 +217,7 @@ def _train(
         batch_size=config.batch_size,
         damaged_limit=damaged_limit(config.data),
         use_native=_use_native(config, mesh),
+        constants=constants,
     )
     evaluate = evaluator_of(config, task.model, task.dataset.test, mesh)
     replicas_agree = make_replica_check(mesh)
@@ -211,6 +227,9 @@ def _train(
         RunRecord(run.config, task.dataset, run.workdir, run.lock, done, run.snapshot.bits)
         for run in runs
     ]
+    if teacher:
+        for run in runs:
+            write_teacher(teacher, run.workdir)
     bar = ProgressBar(config.epochs * task.steps_per_epoch, done, show=is_first_process())
     try:
         with stop:

@@ -44,6 +44,7 @@ _LEAST_OF_FILES = {"data.workers": 0, "data.damaged_limit": 0, "data.shorter_sid
 # Largest allowed values. Larger ones are typing errors, and would exhaust the memory or int32.
 # Model files have the same limits for width and image size.
 _MOST = {"model.width": 4096, "data.image_size": 4096, "data.crop_padding": 4096}
+_COLDEST, _HOTTEST = 0.01, 1000.0  # temperatures of distillation whose losses are finite
 _MOST_WHOLE, _MOST_NUMBER = 2**31 - 1, 1e30
 
 
@@ -60,7 +61,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
         config.init_checkpoint,
         "checkpoint in --config.init_checkpoint",
     )
-    _check_loss(config.loss)
+    _check_loss(config.loss, config.distillation)
     if not 0 <= np.float32(config.average_decay) < 1:
         raise UsageError(
             f"--config.average_decay is {config.average_decay}; it must be at least 0 and below 1,"
@@ -97,11 +98,21 @@ def _check_numbers(config: ConfigDict) -> None:
         )
 
 
-def _check_loss(loss: ConfigDict) -> None:
+def _check_loss(loss: ConfigDict, distillation: ConfigDict) -> None:
     if not 0 <= loss.label_smoothing < 1:
         raise UsageError(
             f"--config.loss.label_smoothing is {loss.label_smoothing}; it must be at least 0 and"
             " below 1."
+        )
+    if not 0 < distillation.weight <= 1:
+        raise UsageError(
+            f"--config.distillation.weight is {distillation.weight}; it must be above 0 and at most"
+            " 1. To train without a teacher, leave --config.distillation.teacher empty."
+        )
+    if not _COLDEST <= distillation.temperature <= _HOTTEST:
+        raise UsageError(
+            f"--config.distillation.temperature is {distillation.temperature}; it must be from"
+            f" {_COLDEST} to {_HOTTEST}."
         )
 
 

@@ -37,6 +37,8 @@ _FIELDS = {
     **dict.fromkeys(("model.name", "model.weight_rule", "model.activation_rule"), TEXT),
     "model.dtype": TEXT,
     "loss.label_smoothing": NUMBER,
+    "distillation.teacher": TEXT,
+    **dict.fromkeys(("distillation.temperature", "distillation.weight"), NUMBER),
     "model.width": WHOLE,
     "data.source": TEXT,
     **dict.fromkeys(("data.resident", "data.flip"), BOOL),

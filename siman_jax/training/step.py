@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from siman_jax.models.leaves import CHOSEN, ROTATIONS, SCHEDULE
 from siman_jax.rules import WEIGHT_RULES, Prepare
+from siman_jax.training.distillation import Distillation
 from siman_jax.training.metrics import Loss, Sums, cross_entropy, score
 from siman_jax.training.optimizer import (
     prepare_binary_kernels,
@@ -21,8 +22,9 @@ from siman_jax.training.optimizer import (
 )
 from siman_jax.training.schedules import CLIP_PERCENT, LEARNING_RATE, Schedules
 
-# Function of a state, normalized images and labels to the next state, and loss and hits.
-Step = Callable[["TrainState", Array, Array], tuple["TrainState", Sums]]
+# Function of a state, normalized images, labels and maybe a teacher's variables to the next state,
+# and loss and hits.
+Step = Callable[..., tuple["TrainState", Sums]]
 
 
 @struct.dataclass
@@ -127,6 +129,7 @@ def train_step(
     state: TrainState,
     images: Array,
     labels: Array,
+    teacher: Any = None,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -134,6 +137,7 @@ def train_step(
     steps_per_epoch: int = 1,
     accumulation: int = 1,
     loss: Loss = cross_entropy,
+    distillation: Distillation | None = None,
     average_decay: float = 0.0,
     replicate: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Sums]:
@@ -148,6 +152,7 @@ def train_step(
       state: state before the step.
       images: normalized, `[batch, height, width, channels]`.
       labels: int32 `[batch]`; examples with a negative label do not count.
+      teacher: variables of the teacher, if there is one; they are evaluated, not trained.
       model: the network that `state` was created for. If it has an attribute `weight_rule`, as the
         networks in `models` have, the bits of all layers may be computed together.
       optimizer: the optimizer that `state` was created for.
@@ -157,6 +162,7 @@ def train_step(
       accumulation: number of equal parts of the batch, which are computed one after the other to
         save memory.
       loss: the loss of each example.
+      distillation: the teacher's network, and how much its answers count in the loss.
       average_decay: of the average of the weights, if `state` has one; see `_with_average`.
       replicate: function that keeps a tree whole on every device, so that the compiler does not
         divide projection and bits when the optimizer state is divided.
@@ -197,7 +203,8 @@ def train_step(
             train=True,
             mutable=["batch_stats"],
         )
-        sums = score(logits, labels, loss)
+        of_batch = distillation.loss(teacher, images, loss) if distillation else loss
+        sums = score(logits, labels, of_batch)
         share = sums.loss / counted.astype(sums.loss.dtype)
         return share, (updated.get("batch_stats", {}), sums)
 
