@@ -28,12 +28,15 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     """Return the config of a run; `network` is a key of `WIDTHS`."""
     config = ConfigDict()
     config.seed = 0
+    config.init_from = ""  # a run's folder or a PyTorch checkpoint to start from
+    config.init_checkpoint = "last"  # or best: which of that run's checkpoints
     config.epochs = 400
     config.batch_size = 256  # over all devices
     config.accumulation_steps = 1  # equal parts of a batch, computed one after the other
     config.eval_batch_size = 1000
     config.steps_per_dispatch = 0  # 0: one on the CPU, up to 100 elsewhere
     config.keep_checkpoints = 2  # the latest ones; the best is kept too
+    config.average_decay = 0.0  # of averaged weights, which are then evaluated; 0: no average
     config.measure_kernels = False  # log each epoch's kernels: fitted shape, best bits, cosines
     config.batch_norm_devices = 0  # number of devices that share statistics; 0: all
     config.native = True  # use the C++ library on a CPU; False: XLA only
@@ -59,6 +62,11 @@ def get_config(network: str = "resnet20") -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.label_smoothing = 0.0  # share of a target that all classes get
+
+    config.distillation = ConfigDict()
+    config.distillation.teacher = ""  # the folder of a run whose answers to learn; "": none
+    config.distillation.temperature = 1.0  # by which both networks' logits are divided
+    config.distillation.weight = 1.0  # of the teacher's answers; that of the labels is the rest
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # or adam, or adamw

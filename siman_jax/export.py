@@ -46,6 +46,9 @@ _OUT = flags.DEFINE_string("out", None, "Model file to write.", allow_override=T
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "last", ["last", "best"], "Which of the run's checkpoints to pack."
 )
+_UNAVERAGED = flags.DEFINE_bool(
+    "unaveraged", False, "Pack the weights as trained, of a run that averages them too."
+)
 _FLOAT16 = flags.DEFINE_bool(
     "float16", False, "Store everything that is not binary in float16: half the size, but rounded."
 )
@@ -76,7 +79,9 @@ def main(argv: list[str]) -> None:
     config = read_config(workdir)
     # The same file on every machine; and a TPU that is training is not disturbed.
     jax.config.update("jax_platforms", "cpu")
-    network, notes = pack_run(config, workdir, best=_CHECKPOINT.value == "best")
+    network, notes = pack_run(
+        config, workdir, best=_CHECKPOINT.value == "best", unaveraged=_UNAVERAGED.value
+    )
     stablehlo = export_program(network, notes) if program else b""
     float_dtype = np.float16 if _FLOAT16.value else np.float32
     write_program(out, network, float_dtype)
@@ -94,31 +99,39 @@ def main(argv: list[str]) -> None:
         print(shown(f"{program}: {size:,} bytes, StableHLO for cpu, cuda and tpu"))
 
 
-def pack_run(config: ConfigDict, workdir: Path, *, best: bool) -> tuple[PackedProgram, Notes]:
-    """Pack a checkpoint of a run, and print what was proven.
+def pack_run(
+    config: ConfigDict, workdir: Path, *, best: bool, unaveraged: bool = False
+) -> tuple[PackedProgram, Notes]:
+    """Pack a checkpoint of a run, or the average that it holds, and print what was proven.
 
     Args:
       config: of the run.
       workdir: the run's folder.
       best: use the checkpoint with the best test accuracy instead of the last.
+      unaveraged: pack the weights as trained instead of their average.
 
     Raises:
       UsageError: `workdir` holds no readable checkpoint, or that of another network; or the
-        network cannot be packed.
+        network cannot be packed; or it is asked for `unaveraged`, and the run has no average.
     """
+    if unaveraged and not config.average_decay:
+        raise UsageError(
+            f"the run in {workdir} does not average its weights; leave out --unaveraged."
+        )
     state = load_run(config, workdir, make_mesh(1), best=best).progress.state
+    variables = state.variables() if unaveraged else state.evaluated()
     in_float32 = with_stored_classes(config, workdir).copy_and_resolve_references()
     in_float32.model.dtype = "float32"
     model = model_from_config(in_float32)
     images = _test_images(config)
-    program, proof = proven_program(model, state.variables(), image_shape(config), images)
+    program, proof = proven_program(model, variables, image_shape(config), images)
     kind = "noise" if images is None else "the test split"
     print(shown(f"{config.model.name}, on images of {kind}: {proof}"))
     network = PackedProgram(program)
     notes = notes_from_config(
         config.data,
         class_names=_class_names(config, workdir, network.num_classes),
-        accuracy=_accuracy(workdir, int(state.step)),
+        accuracy=_accuracy(workdir, int(state.step), "unaveraged_" if unaveraged else ""),
         config_sha256=config_digest(config),
     )
     return replace(network, notes=notes.as_json()), notes
@@ -174,12 +187,19 @@ def _class_names(config: ConfigDict, workdir: Path, count: int) -> tuple[str, ..
     return names
 
 
-def _accuracy(workdir: Path, step: int) -> dict[str, Any] | None:
-    """Return the logged test metrics of the checkpoint of `step`."""
+def _accuracy(workdir: Path, step: int, weights: str) -> dict[str, Any] | None:
+    """Return the logged test metrics of the checkpoint of `step`.
+
+    Args:
+      workdir: the run's folder.
+      step: step of the checkpoint.
+      weights: what the names of the metrics begin with: "" or "unaveraged_".
+    """
+    names = {name: f"{weights}test_{name}" for name in METRICS}
     rows = [row for row in read_rows(workdir) if row["step"] == step]
-    if not rows:
+    if not rows or not all(isinstance(rows[-1].get(n), int | float) for n in names.values()):
         return None
-    return {"epoch": rows[-1]["epoch"], **{name: rows[-1][f"test_{name}"] for name in METRICS}}
+    return {"epoch": rows[-1]["epoch"], **{key: rows[-1][name] for key, name in names.items()}}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,25 @@ def branches(num_classes, *, weight_rule):
     return Branches(num_classes, weight_rule)
 
 
+class NamedAsInTorch(nn.Module):
+    """Layers with the names that the authors' networks have."""
+
+    num_classes: int
+    weight_rule: str
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Conv(8, (3, 3), use_bias=False, name="conv0")(x)
+        x = BatchNorm(name="bn0")(x, train)
+        x = BinaryConv(16, weight_rule=self.weight_rule, name="conv1")(x)
+        x = BatchNorm(name="bn1")(x, train)
+        return nn.Dense(self.num_classes, name="fc")(x.mean((1, 2)))
+
+
+def named_as_in_torch(num_classes, *, weight_rule):
+    return NamedAsInTorch(num_classes, weight_rule)
+
+
 def always_bnn(num_classes):
     return Branches(num_classes, "bnn")
 

@@ -60,8 +60,8 @@ ROOMS = {
     "data": "cores errors outside output paths devices",
     "training": "errors field_names outside native rules models program devices data",
     "analysis": "rules models data training",
-    "runs": "errors field_names outside stop output terminal native models packed devices data"
-    " training analysis",
+    "runs": "errors field_names outside stop output paths terminal native models packed pytorch"
+    " devices data training analysis",
     "configs": "errors data runs",
     "siman_jax": "errors paths models rules trained packed devices data runs",
     "command": "config_flag errors outside stop terminal native",

@@ -33,7 +33,11 @@ def mean_magnitude_of_uniform(kernel_shape: tuple[int, ...]) -> Initializer:
     """
 
     def init(key: Array, _: tuple[int, ...]) -> Array:
-        axes = range(len(kernel_shape) - 1)
-        return jnp.mean(jnp.abs(fan_in_uniform(key, kernel_shape, jnp.float32)), axes)
+        return mean_magnitude(fan_in_uniform(key, kernel_shape, jnp.float32))
 
     return init
+
+
+def mean_magnitude(kernel: Array) -> Array:
+    """Compute mean |w| of each filter, `[out]`, of a kernel `[..., out]`."""
+    return jnp.mean(jnp.abs(kernel), range(kernel.ndim - 1))

@@ -91,6 +91,30 @@ def variables_from_torch(
     return unflatten_dict(leaves)
 
 
+def variables_by_name(arrays: Mapping[str, np.ndarray]) -> dict:
+    """Convert the arrays of a PyTorch `state_dict` by their names alone, for any network.
+
+    Args:
+      arrays: the state's arrays by their PyTorch names.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}`; stored bits are left out, since they follow from the
+      kernels.
+
+    Raises:
+      UsageError: two arrays have the same place.
+    """
+    leaves: dict[Path, np.ndarray] = {}
+    for name, array in arrays.items():
+        path = flax_path(name, binary=f"{name.rpartition('.')[0]}.alpha" in arrays)
+        if path is None or path[0] == BITS:
+            continue
+        if path in leaves:
+            raise UsageError(f"{name} and another array have the same place, {'/'.join(path)}.")
+        leaves[path] = array.reshape(-1) if path[-1] == "alpha" else _layout(array)
+    return unflatten_dict(leaves)
+
+
 def flax_path(name: str, *, binary: bool) -> Path | None:
     """Return the place of a PyTorch array: collection, modules, leaf; None if it is not needed.
 

@@ -46,7 +46,9 @@ def abstract_snapshot(
     """Return the shapes, dtypes and shardings of a run's snapshots on `mesh`."""
 
     def start(key: Array) -> Snapshot:
-        state = create_state(model, optimizer, key, image_shape(config))
+        state = create_state(
+            model, optimizer, key, image_shape(config), averaged=bool(config.average_decay)
+        )
         bits = state_bits(state, config.model.weight_rule)
         return Snapshot(Progress(state, Sums.zero()), bits)
 
@@ -79,7 +81,13 @@ def first_snapshot(
       key: PRNG key for the parameters.
       layout: result of `abstract_snapshot`.
     """
-    create = partial(create_state, model, optimizer, image_shape=image_shape(config))
+    create = partial(
+        create_state,
+        model,
+        optimizer,
+        image_shape=image_shape(config),
+        averaged=bool(config.average_decay),
+    )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout)
     # It runs once, so it should compile fast; with optimization XLA takes ten times longer on CPUs.
     options = {"xla_backend_optimization_level": 0}

@@ -28,7 +28,7 @@ from siman_jax.runs.workdir import claim_workdir
 from siman_jax.training.epoch import Progress
 from siman_jax.training.metrics import Sums
 from siman_jax.training.optimizer import build_optimizer
-from siman_jax.training.step import TrainState
+from siman_jax.training.step import state_from
 from siman_jax.training.task import model_from_config
 
 CHECKPOINTS = "checkpoints"
@@ -127,8 +127,8 @@ def create_run(config: ConfigDict, workdir: Path, mesh: Mesh, variables: dict[st
         raise UsageError(
             "the weights do not fit the network in the config; choose the config of their network."
         )
-    params, batch_stats = (jax.tree.map(jnp.float32, given[name]) for name in expected)
-    start = TrainState(jnp.int32(0), params, batch_stats, _optimizer(config).init(params))
+    floats = jax.tree.map(jnp.float32, given)
+    start = state_from(floats, _optimizer(config), averaged=bool(config.average_decay))
     bits = read_bits(start, config.model.weight_rule)
     snapshot = jax.device_put(
         Snapshot(Progress(start, Sums.zero()), bits), jax.tree.map(lambda x: x.sharding, layout)

@@ -9,7 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,17 @@ from siman_jax.data.dataset import Dataset, Records, Split
 from siman_jax.devices.mesh import is_first_process, make_replica_check
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
-from siman_jax.models.leaves import shares_flipped
+from siman_jax.models.leaves import Bits, shares_flipped
 from siman_jax.native.library import describe
 from siman_jax.runs.checkpoint import restore_latest
+from siman_jax.runs.init_from import start_from_weights
 from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import Results
 from siman_jax.runs.progress_bar import ProgressBar
 from siman_jax.runs.record import RunRecord
 from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
 from siman_jax.runs.stored_run import CHECKPOINTS, check_resumable, load_run
+from siman_jax.runs.teacher import Teacher, check_teacher, read_teacher, write_teacher
 from siman_jax.runs.trained_on import check_classes, check_trained_on, read_trained_on
 from siman_jax.runs.workdir import check_workdir, check_writable
 from siman_jax.stop import Preempted
@@ -54,6 +57,7 @@ from siman_jax.training.seeds_together import (
     over_seeds,
     stack_seeds,
 )
+from siman_jax.training.step import AveragedState, Step, TrainState
 from siman_jax.training.task import Task, build_task, model_from_config
 
 _SECONDS_WORTH_A_DRAWING = 30  # after shorter epochs the curves are not drawn again
@@ -120,12 +124,15 @@ def train_together(
         task = build_task(config, mesh, data)
         for workdir in configs:
             check_trained_on(task.dataset, workdir)
+        teacher = read_teacher(config, task.dataset.classes, mesh)
+        for workdir in configs:
+            check_teacher(teacher, workdir)
         layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
         runs = [
-            _open_run(own, workdir, locks[workdir], task, layout)
+            _open_run(own, workdir, locks[workdir], task, layout, mesh)
             for workdir, own in configs.items()
         ]
-        return _train(runs, task, layout, mesh, stop or StopSignals())
+        return _train(runs, task, teacher, layout, mesh, stop or StopSignals())
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,8 @@ class _Run:
       lock: lock of the folder.
       snapshot: the latest checkpoint, or a new state.
       order_key, augment_key: PRNG keys for the order of the examples and their augmentation.
+      save_start: whether the snapshot is to be saved before training, so that the weights that it
+        starts from are not needed again.
     """
 
     config: ConfigDict
@@ -146,20 +155,29 @@ class _Run:
     snapshot: Snapshot
     order_key: Array
     augment_key: Array
+    save_start: bool
 
 
 def _open_run(
-    config: ConfigDict, workdir: Path, lock: RunLock, task: Task, layout: Snapshot
+    config: ConfigDict, workdir: Path, lock: RunLock, task: Task, layout: Snapshot, mesh: Mesh
 ) -> _Run:
     init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
     snapshot = restore_latest(workdir / CHECKPOINTS, layout)
-    if snapshot is None:
-        snapshot = first_snapshot(config, task.model, task.optimizer, init_key, layout)
-    return _Run(config, workdir, lock, snapshot, order_key, augment_key)
+    start, save_start = (task.model, task.optimizer, init_key, layout), False
+    if snapshot is None and config.init_from:
+        snapshot, save_start = start_from_weights(config, *start, mesh), True
+    elif snapshot is None:
+        snapshot = first_snapshot(config, *start)
+    return _Run(config, workdir, lock, snapshot, order_key, augment_key, save_start)
 
 
 def _train(
-    runs: Sequence[_Run], task: Task, layout: Snapshot, mesh: Mesh, stop: StopSignals
+    runs: Sequence[_Run],
+    task: Task,
+    teacher: Teacher | None,
+    layout: Snapshot,
+    mesh: Mesh,
+    stop: StopSignals,
 ) -> dict[Path, Results]:
     """Train runs that differ only in their seeds; their folders are locked or do not exist yet."""
     config, count, done = runs[0].config, len(runs), _common_step(runs)
@@ -185,8 +203,13 @@ def _train(
     )
     progress = stack_seeds([run.snapshot.progress for run in runs])
     split = make_splitter(layout.progress, count)
+    step: Step = task.step
+    constants: list[Any] = []
+    if teacher:
+        step = partial(step, distillation=teacher.distillation)
+        constants.append(teacher.variables)
     run_epoch = make_epoch_runner(
-        over_seeds(task.step, progress.state, count),
+        over_seeds(step, progress.state, count),
         feed,
         progress,
         mesh,
@@ -194,6 +217,7 @@ def _train(
         batch_size=config.batch_size,
         damaged_limit=damaged_limit(config.data),
         use_native=_use_native(config, mesh),
+        constants=constants,
     )
     evaluate = evaluator_of(config, task.model, task.dataset.test, mesh)
     replicas_agree = make_replica_check(mesh)
@@ -203,9 +227,15 @@ def _train(
         RunRecord(run.config, task.dataset, run.workdir, run.lock, done, run.snapshot.bits)
         for run in runs
     ]
+    if teacher:
+        for run in runs:
+            write_teacher(teacher, run.workdir)
     bar = ProgressBar(config.epochs * task.steps_per_epoch, done, show=is_first_process())
     try:
         with stop:
+            for record, run in zip(records, runs, strict=True):
+                if run.save_start:
+                    record.save(run.snapshot.progress, None)
             for epoch in range(first, config.epochs):
                 started = time.perf_counter()
                 counted = int(np.min(progress.sums.count))  # the same for all runs
@@ -264,14 +294,17 @@ def _end_epoch(
 ) -> dict[str, Any]:
     """Evaluate a run at the end of an epoch; log and return the epoch's row."""
     state, steps = progress.state, int(progress.state.step)
+    averaged = isinstance(state, AveragedState)
     try:
-        tested = evaluate(state.variables())
+        tested = evaluate(state.evaluated())
+        unaveraged = evaluate(state.variables()) if averaged else {}
     except UsageError:  # test images that cannot be decoded; keep the epoch's training
         record.save(progress, None)
         raise
     if not (math.isfinite(tested["loss"]) and all_finite(state.params)):
         raise diverged(steps - 1)
-    if not replicas_agree(state.variables()):
+    held = [state.variables(), *([state.evaluated()] if averaged else [])]
+    if not all(map(replicas_agree, held)):
         raise UsageError(
             f"after step {steps} the devices hold different parameters; training stopped."
             " Checkpoints of earlier steps are kept. Look for a faulty device."
@@ -283,8 +316,10 @@ def _end_epoch(
         **{name: float(f(jnp.asarray(steps - 1))) for name, f in task.schedules.items()},
         **{f"train_{name}": value for name, value in progress.sums.means().items()},
         **{f"test_{name}": value for name, value in tested.items()},
+        **{f"unaveraged_test_{name}": value for name, value in unaveraged.items()},
         "images_per_second": round(images_per_second, 1),
         "flips": {name: float(x) for name, x in shares_flipped(before, record.bits).items()},
+        **(_of_average(state, record.bits, config.model.weight_rule) if averaged else {}),
         **(_measures(state.params) if config.measure_kernels else {}),
     }
     record.write(row)
@@ -320,8 +355,15 @@ def evaluate_run(
     for name, snapshot in snapshots.items():
         state = snapshot.progress.state
         epoch = round(int(state.step) / steps_per_epoch, 2)
-        results[name] = {"epoch": epoch, **evaluate(state.variables())}
+        results[name] = {"epoch": epoch, **evaluate(state.evaluated())}
     return results
+
+
+def _of_average(state: TrainState, bits: Bits, weight_rule: str) -> dict[str, dict[str, float]]:
+    """Compute the share of bits in each layer that differ between the average and the weights."""
+    average = read_bits(replace(state, params=state.evaluated()["params"]), weight_rule)
+    shares = shares_flipped(bits, average)
+    return {"average_differs": {name: float(share) for name, share in shares.items()}}
 
 
 def _measures(params: Any) -> dict[str, dict[str, float]]:

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from siman_jax.data.dataset import Dataset
-from siman_jax.devices.mesh import all_agree, is_first_process
 from siman_jax.errors import UsageError
-from siman_jax.output import write_whole
+from siman_jax.runs.facts import write_facts
 
 _FILE = "data.json"
 
@@ -54,20 +53,8 @@ def read_trained_on(workdir: Path) -> TrainedOn | None:
 
 
 def write_trained_on(dataset: Dataset, workdir: Path) -> None:
-    """Store the facts about a run's data, in process 0.
-
-    Raises:
-      UsageError: the file cannot be written; raised in all processes.
-    """
-    problem = ""
-    if is_first_process():
-        now = asdict(TrainedOn(dataset.classes, len(dataset.train)))
-        try:
-            write_whole(workdir / _FILE, (json.dumps(now, indent=2) + "\n").encode())
-        except UsageError as error:
-            problem = str(error)
-    if not all_agree(not problem):
-        raise UsageError(problem or f"the first process cannot write {workdir / _FILE}.")
+    """Store the facts about a run's data; see `facts.write_facts`."""
+    write_facts(asdict(TrainedOn(dataset.classes, len(dataset.train))), workdir / _FILE)
 
 
 def check_classes(classes: Sequence[str], workdir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -31,6 +32,7 @@ _LEAST = {
     "optimizer.momentum": 0,
     "optimizer.beta1": 0,
     "optimizer.beta2": 0,
+    "optimizer.epsilon": 1e-30,  # 0 in float32 would be a division by 0
     "optimizer.clip_norm": 0,
     "optimizer.weight_decay": 0,
     "optimizer.kernel_decay": 0,
@@ -42,6 +44,7 @@ _LEAST_OF_FILES = {"data.workers": 0, "data.damaged_limit": 0, "data.shorter_sid
 # Largest allowed values. Larger ones are typing errors, and would exhaust the memory or int32.
 # Model files have the same limits for width and image size.
 _MOST = {"model.width": 4096, "data.image_size": 4096, "data.crop_padding": 4096}
+_COLDEST, _HOTTEST = 0.01, 1000.0  # temperatures of distillation whose losses are finite
 _MOST_WHOLE, _MOST_NUMBER = 2**31 - 1, 1e30
 
 
@@ -53,7 +56,17 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
     """
     check_fields(config)
     _check_numbers(config)
-    _check_loss(config.loss)
+    choose(
+        dict.fromkeys(("last", "best")),
+        config.init_checkpoint,
+        "checkpoint in --config.init_checkpoint",
+    )
+    _check_loss(config.loss, config.distillation)
+    if not 0 <= np.float32(config.average_decay) < 1:
+        raise UsageError(
+            f"--config.average_decay is {config.average_decay}; it must be at least 0 and below 1,"
+            " in float32 too."
+        )
     _check_optimizer(config)
     _check_estimator(config)
     _check_batch(config, mesh)
@@ -85,11 +98,21 @@ def _check_numbers(config: ConfigDict) -> None:
         )
 
 
-def _check_loss(loss: ConfigDict) -> None:
+def _check_loss(loss: ConfigDict, distillation: ConfigDict) -> None:
     if not 0 <= loss.label_smoothing < 1:
         raise UsageError(
             f"--config.loss.label_smoothing is {loss.label_smoothing}; it must be at least 0 and"
             " below 1."
+        )
+    if not 0 < distillation.weight <= 1:
+        raise UsageError(
+            f"--config.distillation.weight is {distillation.weight}; it must be above 0 and at most"
+            " 1. To train without a teacher, leave --config.distillation.teacher empty."
+        )
+    if not _COLDEST <= distillation.temperature <= _HOTTEST:
+        raise UsageError(
+            f"--config.distillation.temperature is {distillation.temperature}; it must be from"
+            f" {_COLDEST} to {_HOTTEST}."
         )
 
 
@@ -99,16 +122,11 @@ def _check_optimizer(config: ConfigDict) -> None:
         choose(dict.fromkeys(LEAF_NAMES), name, "leaf in --config.optimizer.undecayed")
     choose(OPTIMIZERS, optimizer.name, "optimizer")
     for name in ("momentum", "beta1", "beta2"):
-        if optimizer[name] >= 1:
+        if np.float32(optimizer[name]) >= 1:
             raise UsageError(
                 f"--config.optimizer.{name} is {optimizer[name]}; it must be at least 0 and below"
-                " 1."
+                " 1, in float32 too."
             )
-    if not 0 < optimizer.epsilon < math.inf:
-        raise UsageError(
-            f"--config.optimizer.epsilon is {optimizer.epsilon}; it must be above 0 and finite, so"
-            " that Adam never divides by 0."
-        )
     if 0 < optimizer.warmup_epochs < 1:
         raise UsageError(
             f"--config.optimizer.warmup_epochs is {optimizer.warmup_epochs}; it must be 0 or at"

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -57,33 +57,37 @@ def compile_steps(
     data: ConfigDict,
     *,
     use_native: bool,
+    constants: Sequence[Any] = (),
 ) -> Compiled | Callable[..., Any]:
     """Compile the training steps of one call of `feed`; with JAX_DISABLE_JIT set, do not compile.
 
     Args:
-      step: function of state, normalized images and labels; maps over seeds if the batches of
-        `feed` are of several seeds.
+      step: function of state, normalized images, labels and `constants`; maps over seeds if the
+        batches of `feed` are of several seeds.
       feed: the source of batches.
       progress: the progress to start from; only its shapes and shardings matter.
       mesh: the devices.
       data: with `mean` and `std`, for normalization.
       use_native: whether to use the C++ library.
+      constants: arrays that every step takes, on the devices, such as those of a teacher.
 
     Returns:
-      Function of the progress, which is donated, the inputs of a call, and the number of steps to
-      take. It returns the new progress, the first step whose loss is not finite (-1 if there is
-      none), and the number of examples counted in the epoch (the smallest over seeds).
+      Function of the progress, which is donated, the inputs of a call, the number of steps to take,
+      and the constants. It returns the new progress, the first step whose loss is not finite (-1 if
+      there is none), and the number of examples counted in the epoch (the smallest over seeds).
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, progress)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    def run(progress: Progress, inputs: Any, count: Array) -> tuple[Progress, tuple[Array, Array]]:
+    def run(
+        progress: Progress, inputs: Any, count: Array, *constants: Any
+    ) -> tuple[Progress, tuple[Array, Array]]:
         def one(_: Any, carry: tuple[Progress, Array]) -> tuple[Progress, Array]:
             before, bad = carry
             at = before.state.step
             batch = feed.take(inputs, at)
             images = normalize(batch.images, data.mean, data.std)
-            after, sums = step(before.state, images, batch.labels)
+            after, sums = step(before.state, images, batch.labels, *constants)
             bad = jnp.where((bad < 0) & ~jnp.all(jnp.isfinite(sums.loss)), at, bad)
             return Progress(after, before.sums + sums), bad
 
@@ -96,7 +100,7 @@ def compile_steps(
         return run
     started = time.perf_counter()
     with native(use_native):
-        compiled = run.lower(progress, feed.abstract, jnp.int32(1)).compile()
+        compiled = run.lower(progress, feed.abstract, jnp.int32(1), *constants).compile()
     _log.info("compiled the training step in %.1f s", time.perf_counter() - started)
     if mesh.size > 1:
         _log.info("%s", describe(communication(compiled.as_text() or ""), mesh.size))
@@ -113,6 +117,7 @@ def make_epoch_runner(
     batch_size: int,
     damaged_limit: int,
     use_native: bool,
+    constants: Sequence[Any] = (),
 ) -> EpochRunner:
     """Compile a function that trains to the end of the current epoch.
 
@@ -125,6 +130,7 @@ def make_epoch_runner(
       batch_size: examples in a step, over all devices.
       damaged_limit: number of damaged images that an epoch may have.
       use_native: whether to use the C++ library.
+      constants: as for `compile_steps`.
 
     Returns:
       Function of the progress; `advance`, called with the number of steps dispatched; and
@@ -132,7 +138,9 @@ def make_epoch_runner(
       the new progress. It raises, in all processes, `Diverged` if the loss of any seed is not
       finite, and `UsageError` if more examples than `damaged_limit` cannot be decoded.
     """
-    compiled = compile_steps(step, feed, progress, mesh, data, use_native=use_native)
+    compiled = compile_steps(
+        step, feed, progress, mesh, data, use_native=use_native, constants=constants
+    )
 
     def run_epoch(
         progress: Progress,
@@ -150,7 +158,7 @@ def make_epoch_runner(
             check_damage(damaged, damaged_limit, "training")
 
         for inputs, count in feed.calls(at):
-            progress, verdict = compiled(progress, inputs, jnp.int32(count))
+            progress, verdict = compiled(progress, inputs, jnp.int32(count), *constants)
             # Check the previous call: waiting for this one would leave the device idle.
             if unchecked:
                 check(*unchecked)

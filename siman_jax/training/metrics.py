@@ -65,6 +65,24 @@ def smoothed_cross_entropy(logits: Array, labels: Array, share: float) -> Array:
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, share))
 
 
+def to_teacher(logits: Array, answers: Array, temperature: float) -> Array:
+    """Cross-entropy of each example, `[batch]`, to the softened answers of a teacher.
+
+        T^2 * sum_c softmax(answers / T)_c * -log softmax(logits / T)_c
+
+    Dividing by the temperature T divides gradients by about T^2, hence the factor.
+
+    Args:
+      logits: `[batch, classes]`.
+      answers: the teacher's logits, with the same shape and dtype.
+      temperature: T, above 0.
+
+    Source: Hinton et al., arXiv 1503.02531 (2015), section 2.
+    """
+    targets = jax.nn.softmax(answers / temperature)
+    return temperature**2 * optax.softmax_cross_entropy(logits / temperature, targets)
+
+
 def score(logits: Array, labels: Array, loss: Loss = cross_entropy) -> Sums:
     """Compute the sums of a batch.
 

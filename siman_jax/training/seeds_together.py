@@ -54,6 +54,8 @@ def make_splitter(like: Progress, count: int) -> Callable[[Progress], list[Progr
 def over_seeds(step: Step, state: TrainState, count: int) -> Step:
     """Map a training step over seeds; images are `[seeds, batch, ...]`, labels `[seeds, batch]`.
 
+    All seeds have the same teacher, if there is one.
+
     Args:
       step: function of one seed's state, images and labels.
       state: state of one seed, or stacked; only its structure matters.
@@ -63,10 +65,11 @@ def over_seeds(step: Step, state: TrainState, count: int) -> Step:
         return step
     axes = replace(jax.tree.map(lambda _: 0, state), step=None)
 
-    def step_of_all(*arguments: Any) -> Any:
+    def step_of_all(state: TrainState, images: Array, labels: Array, *same: Any) -> Any:
         # Under `vmap` the C++ library is not used, but its backward pass would be computed twice.
         with native(False):
-            return jax.vmap(step, in_axes=(axes, 0, 0), out_axes=(axes, 0))(*arguments)
+            mapped = jax.vmap(lambda *own: step(*own, *same), (axes, 0, 0), (axes, 0))
+            return mapped(state, images, labels)
 
     return step_of_all
 

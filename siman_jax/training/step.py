@@ -1,7 +1,7 @@
 """A training step, as a pure function of a state and a batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from siman_jax.models.leaves import CHOSEN, ROTATIONS, SCHEDULE
 from siman_jax.rules import WEIGHT_RULES, Prepare
+from siman_jax.training.distillation import Distillation
 from siman_jax.training.metrics import Loss, Sums, cross_entropy, score
 from siman_jax.training.optimizer import (
     prepare_binary_kernels,
@@ -21,8 +22,9 @@ from siman_jax.training.optimizer import (
 )
 from siman_jax.training.schedules import CLIP_PERCENT, LEARNING_RATE, Schedules
 
-# Function of a state, normalized images and labels to the next state, and loss and hits.
-Step = Callable[["TrainState", Array, Array], tuple["TrainState", Sums]]
+# Function of a state, normalized images, labels and maybe a teacher's variables to the next state,
+# and loss and hits.
+Step = Callable[..., tuple["TrainState", Sums]]
 
 
 @struct.dataclass
@@ -45,6 +47,25 @@ class TrainState:
         """Return the variables for the network's `apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    def evaluated(self) -> dict[str, Any]:
+        """Return the variables to evaluate and export: the average if there is one."""
+        return self.variables()
+
+
+@struct.dataclass
+class AveragedState(TrainState):
+    """State of a training that averages its weights over steps; see `_with_average`.
+
+    Attributes:
+      average: `params` and `batch_stats`, averaged.
+    """
+
+    average: Any
+
+    def evaluated(self) -> dict[str, Any]:
+        """Return the averaged variables; what is not averaged is as in `variables`."""
+        return {**self.variables(), **self.average}
+
 
 @struct.dataclass
 class RotatedState(TrainState):
@@ -61,26 +82,54 @@ class RotatedState(TrainState):
         return {**super().variables(), ROTATIONS: self.rotations}
 
 
+@struct.dataclass
+class AveragedRotatedState(RotatedState, AveragedState):
+    """State with both an average and rotations; rotations are not averaged."""
+
+
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, image_shape: tuple
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    image_shape: tuple,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
-    """Create the initial state for images of shape `(height, width, channels)`."""
+    """Create the initial state for images of shape `(height, width, channels)`.
+
+    Args:
+      model: the network.
+      optimizer: the optimizer.
+      key: PRNG key for the parameters.
+      image_shape: of one image.
+      averaged: whether training averages the weights.
+    """
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(variables["params"]),
-    )
-    if ROTATIONS not in variables:
-        return state
-    return RotatedState(**vars(state), rotations=variables[ROTATIONS])
+    return state_from(variables, optimizer, averaged=averaged)
+
+
+def state_from(
+    variables: Mapping[str, Any], optimizer: optax.GradientTransformation, *, averaged: bool
+) -> TrainState:
+    """Create the state of a training that starts from `variables`; see `create_state`."""
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    fields: dict[str, Any] = {"params": params, "batch_stats": batch_stats}
+    fields["step"] = jnp.zeros((), jnp.int32)
+    fields["opt_state"] = optimizer.init(params)
+    if averaged:
+        # Copies, because training donates every buffer of a state once.
+        fields["average"] = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    if ROTATIONS in variables:
+        fields["rotations"] = variables[ROTATIONS]
+        return AveragedRotatedState(**fields) if averaged else RotatedState(**fields)
+    return AveragedState(**fields) if averaged else TrainState(**fields)
 
 
 def train_step(
     state: TrainState,
     images: Array,
     labels: Array,
+    teacher: Any = None,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -88,6 +137,8 @@ def train_step(
     steps_per_epoch: int = 1,
     accumulation: int = 1,
     loss: Loss = cross_entropy,
+    distillation: Distillation | None = None,
+    average_decay: float = 0.0,
     replicate: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Sums]:
     """Project the binary kernels, compute gradients at the projected values, and update these.
@@ -101,6 +152,7 @@ def train_step(
       state: state before the step.
       images: normalized, `[batch, height, width, channels]`.
       labels: int32 `[batch]`; examples with a negative label do not count.
+      teacher: variables of the teacher, if there is one; they are evaluated, not trained.
       model: the network that `state` was created for. If it has an attribute `weight_rule`, as the
         networks in `models` have, the bits of all layers may be computed together.
       optimizer: the optimizer that `state` was created for.
@@ -110,6 +162,8 @@ def train_step(
       accumulation: number of equal parts of the batch, which are computed one after the other to
         save memory.
       loss: the loss of each example.
+      distillation: the teacher's network, and how much its answers count in the loss.
+      average_decay: of the average of the weights, if `state` has one; see `_with_average`.
       replicate: function that keeps a tree whole on every device, so that the compiler does not
         divide projection and bits when the optimizer state is divided.
 
@@ -149,7 +203,8 @@ def train_step(
             train=True,
             mutable=["batch_stats"],
         )
-        sums = score(logits, labels, loss)
+        of_batch = distillation.loss(teacher, images, loss) if distillation else loss
+        sums = score(logits, labels, of_batch)
         share = sums.loss / counted.astype(sums.loss.dtype)
         return share, (updated.get("batch_stats", {}), sums)
 
@@ -178,7 +233,24 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
-    return state, sums
+    return _with_average(state, average_decay), sums
+
+
+def _with_average(state: TrainState, decay: float) -> TrainState:
+    """Update the average of a state that has one with the new weights, after step t.
+
+        average <- d average + (1 - d) new,   d = min(decay, (1 + t) / (10 + t))
+
+    t counts from 1, so the average soon forgets the initial weights. It has the parameters and the
+    running statistics of batch norm.
+    """
+    if not isinstance(state, AveragedState):
+        return state
+    t = state.step.astype(jnp.float32)
+    share = 1 - jnp.minimum(decay, (1 + t) / (10 + t))
+    new = {"params": state.params, "batch_stats": state.batch_stats}
+    average = optax.incremental_update(new, state.average, share)
+    return dataclasses.replace(state, average=average)
 
 
 def _prepare_of(model: nn.Module) -> Prepare | None:

@@ -87,6 +87,7 @@ def build_task(config: ConfigDict, mesh: Mesh, given: Dataset | None = None) -> 
         steps_per_epoch=steps_per_epoch,
         accumulation=config.accumulation_steps,
         loss=_loss(config.loss),
+        average_decay=config.average_decay,
         replicate=lambda tree: lax.with_sharding_constraint(tree, replicated(mesh)),
     )
     return Task(model, dataset, steps_per_epoch, schedules, optimizer, step)
@@ -122,12 +123,15 @@ def activation_rule(config: ConfigDict) -> str:
     return resolve_activation_rule(config.model.activation_rule, config.model.weight_rule)
 
 
-def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
+def model_from_config(
+    config: ConfigDict, norm_groups: int = 1, classes: int | None = None
+) -> nn.Module:
     """Build the network of `config.model` for the classes of `config.data`.
 
     Args:
       config: the run's config.
       norm_groups: number of parts of the batch that batch norm normalizes separately.
+      classes: another number of classes than that of the data.
 
     Raises:
       UsageError: the network, a rule or the dtype is unknown, or a network outside this package
@@ -137,7 +141,7 @@ def model_from_config(config: ConfigDict, norm_groups: int = 1) -> nn.Module:
     name = arguments.pop("name")
     arguments["dtype"] = choose(DTYPES, config.model.dtype, "dtype")
     arguments["activation_rule"] = activation_rule(config)
-    classes = num_classes(config.data)
+    classes = classes or num_classes(config.data)
     if not is_outside(name):
         return build_model(name, classes, norm_groups=norm_groups, **arguments)
     model = build_own(name, classes, norm_groups=norm_groups, **arguments)
