@@ -219,6 +219,46 @@ def same(size):
     return ((down - 1) // 2, down // 2, (across - 1) // 2, across // 2)
 
 
+def join_ends(build):
+    """Add an operation whose result holds everything that no other operation uses."""
+    used = {place for operation in build.operations for place in operation.inputs}
+    ends = [place for place in range(1, len(build.operations)) if place not in used]
+    rows = [build.add("reshape", [place], (math.prod(build.shapes[place]),)) for place in ends]
+    return build.add("concatenate", rows, (0,))
+
+
+def every_kind():
+    """Build a network of operations of every kind, all of which its result depends on."""
+    build = Builder((9, 8, 3))
+    # Between two images of equal size: a step of the first layers, binary and grouped products.
+    x = build.clip(build.affine(build.conv(0, 64, (7, 7), (2, 2))), 0, np.inf)
+    x = build.add("max_pool", [x], (3, 3, 2, 2, 1, 1, 1, 1))
+    x = build.unit(x, 64, shortcut=x)
+    x = build.unit(x, 40, threshold=build.floats(64), strides=(2, 1))
+    x = build.conv(x, 40, padding=(2, 2, 2, 2), dilation=(2, 2), groups=4)
+    x = build.affine(build.binary_conv(x, 18), 0.1)
+    # Gates by channel, as in squeeze-and-excite.
+    mean = build.affine(build.add("sum", [x], (0, 1)), 0.1)
+    gate = build.add("sigmoid", [build.add("dense", [mean], (), [build.floats(18, 18)])])
+    x = build.add("multiply", [x, build.add("reshape", [gate], (1, 1, 18))])
+    x = build.add("tanh", [x])
+    x = build.add("sum_pool", [x], (2, 2, 1, 1, 0, 1, 0, 1))
+    # Numbers that change their places.
+    rows, columns, _ = build.shapes[x]
+    wide = build.add("pad", [x], (1, 0, 3, 0, 2, 4), [np.float32([-1.5])])
+    part = build.add("slice", [wide], (0, 1, 2, rows + 1, columns + 2, 24, 1, 2, 3))
+    build.add("transpose", [part], (2, 0, 1))
+    value = build.add("constant", [], (), [build.floats(1, columns, 1)])
+    build.add("multiply", [x, value])
+    most = build.add("reshape", [build.add("max", [x], (0, 1))], (18, 1))
+    build.add("softmax", [build.add("broadcast", [most], (18, 5))])
+    row = build.add("reshape", [x], (math.prod(build.shapes[x]),))
+    words = build.words(build.channels(row), 33)
+    build.affine(build.add("binary_dense", [build.signs(row)], (), [words]), 0.1)
+    join_ends(build)
+    return build
+
+
 def random_network(seed, operations=12):
     """Build a network of any operations, each on any earlier results that it can take."""
     build = Builder((5, 4, 3), seed)

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from native_networks import Builder, Undecided, packed, random_network, results
+from native_networks import Builder, Undecided, every_kind, packed, random_network, results
 
 from siman_jax.native import library
 from siman_jax.native.network import Network, Operation
@@ -291,6 +292,14 @@ def test_the_first_layers_for_large_images(channels, shape):
             flat = build.add("sum", [y], (0, 1))
             build.add("add", [flat, len(build.operations) - 2])
         check(build.operations)
+
+
+def test_every_kind_of_operation():
+    header = (Path(library.__file__).parent / "program.h").read_text()
+    kinds = set(re.findall(r'^    {"(\w+)", Kind::', header, re.MULTILINE))
+    build = every_kind()
+    assert {operation.kind for operation in build.operations} == kinds
+    check(build.operations)
 
 
 def test_squeeze_and_excite():

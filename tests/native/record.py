@@ -549,16 +549,21 @@ def planned_networks() -> Iterator[Case]:
     images = floats(random("network", "heavy"), 7, *build.shapes[0])
     *_, expected = native_networks.results(build.operations, images)
     yield network_case("heavy", build.operations, images, expected)
+    builds = {"every_kind": native_networks.every_kind()}
     for seed in range(24):
-        build = native_networks.random_network(seed, 14)
-        rng = random("network", seed)
+        builds[f"{seed}"] = native_networks.random_network(seed, 14)
+        # Of every second one, all operations; of the others, more are fused.
+        if seed % 2:
+            native_networks.join_ends(builds[f"{seed}"])
+    for name, build in builds.items():
+        rng = random("network", name)
         for _ in range(20):
             images = floats(rng, 5, *build.shapes[0])
             try:
                 *_, expected = native_networks.results(build.operations, images)
             except native_networks.Undecided:
                 continue
-            yield network_case(f"{seed}", build.operations, images, expected)
+            yield network_case(name, build.operations, images, expected)
             break
 
 

@@ -335,7 +335,8 @@ void RunBits(Call& call) {
                 call.Out<uint32_t>("padded"), call.Out<int32_t>("y"));
 }
 
-// A planned network, on the threads of the case and on those of the process.
+// A planned network, on the threads of the case and on those of the process; then in calls from
+// several threads at once, of other batches and with other numbers of threads each.
 void RunPlanned(Call& call) {
   struct Parts {
     std::string kind;
@@ -375,6 +376,20 @@ void RunPlanned(Call& call) {
     executor.Run(ProcessPool(threads), images.sizes[0], images.data<float>(), again.data());
     if (!std::equal(again.begin(), again.end(), results)) Fail("other results on own threads");
   }
+  std::atomic<int64_t> wrong{0};
+  std::vector<std::thread> callers;
+  for (int64_t caller = 0; caller < 4; ++caller)
+    callers.emplace_back([&, caller] {
+      std::vector<float> found(again.size());
+      for (int64_t turn = 0; turn < images.sizes[0]; ++turn) {
+        const int64_t batch = 1 + (turn + caller) % images.sizes[0];
+        executor.Run(ProcessPool(1 + caller % 3), batch, images.data<float>(), found.data());
+        const auto end = found.begin() + batch * executor.result_size();
+        if (!std::equal(found.begin(), end, results)) ++wrong;
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  if (wrong > 0) Fail("other results when several threads call");
 }
 
 const std::map<std::string, void (*)(Call&)> kCalls = {
