@@ -333,6 +333,19 @@ def test_random_networks(seed):
         np.testing.assert_array_equal(network(images[:1], threads=2), found[:1])
 
 
+def test_networks_of_very_many_operations():
+    """Of so many results, places in memory are found in another way."""
+    build, places = Builder((1, 2, 18)), [0]
+    for _ in range(1500):
+        recent = build.rng.choice(places[-5:], 2).tolist()
+        x = build.add("sigmoid", [build.affine(build.add("add", recent))])
+        if build.rng.random() < 0.1:
+            row = build.add("reshape", [build.add("sum", [x], (0, 1))], (1, 1, 18))
+            x = build.add("broadcast", [row], (1, 2, 18))
+        places.append(x)
+    check(build.operations)
+
+
 def test_a_result_that_is_also_used():
     """What it is made of must not be overwritten, nor fused away."""
     build = Builder((4, 4, 16))

@@ -13,8 +13,12 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <new>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "convolution.h"
@@ -106,6 +110,62 @@ struct Value {
   }
 };
 
+// Unused parts of memory, which grows if none of them is large enough.
+class Gaps {
+ public:
+  int64_t end() const { return end_; }
+
+  int64_t Take(int64_t size) {
+    auto found = sizes_.lower_bound({size, 0});
+    if (found == sizes_.end()) {
+      // The last gap grows, if it ends where memory ends.
+      const bool last = !gaps_.empty() && Last()->first + Last()->second == end_;
+      const int64_t start = last ? Last()->first : end_;
+      end_ = start + size;
+      if (last) Remove(Last());
+      return start;
+    }
+    const auto [length, start] = *found;
+    Remove(gaps_.find(start));
+    if (length > size) Insert(start + size, length - size);
+    return start;
+  }
+
+  void Add(int64_t start, int64_t size) {
+    auto after = gaps_.lower_bound(start);
+    if (after != gaps_.end() && after->first == start + size) {
+      size += after->second;
+      after = Remove(after);
+    }
+    if (after != gaps_.begin()) {
+      const auto before = std::prev(after);
+      if (before->first + before->second == start) {
+        start = before->first;
+        size += before->second;
+        Remove(before);
+      }
+    }
+    Insert(start, size);
+  }
+
+ private:
+  using Iterator = std::map<int64_t, int64_t>::iterator;
+
+  Iterator Last() { return std::prev(gaps_.end()); }
+  void Insert(int64_t start, int64_t size) {
+    gaps_[start] = size;
+    sizes_.insert({size, start});
+  }
+  Iterator Remove(Iterator gap) {
+    sizes_.erase({gap->second, gap->first});
+    return gaps_.erase(gap);
+  }
+
+  std::map<int64_t, int64_t> gaps_;              // sizes by start
+  std::set<std::pair<int64_t, int64_t>> sizes_;  // and start
+  int64_t end_ = 0;
+};
+
 struct Plan {
   const Variant* variant;
   std::deque<Buffer> buffers;            // a deque, since places point to them
@@ -118,9 +178,18 @@ struct Plan {
   static constexpr int64_t kMostTogether = 4;
   int64_t thread_memory() const { return scratch + together * memory; }
 
-  // Gives every buffer an offset, at which no buffer is that is needed at the same time; the
-  // largest buffers first.
+  // Gives every buffer an offset, at which no buffer is that is needed at the same time.
   void PlaceBuffers() {
+    constexpr size_t kFew = 1024;
+    if (buffers.size() <= kFew)
+      PlaceBySize();
+    else
+      PlaceByTime();
+  }
+
+ private:
+  // The largest buffers first, which leaves few gaps, but looks at all pairs of buffers.
+  void PlaceBySize() {
     std::vector<Buffer*> order;
     for (Buffer& buffer : buffers) order.push_back(&buffer);
     std::stable_sort(order.begin(), order.end(),
@@ -138,6 +207,24 @@ struct Plan {
           own);
       memory = std::max(memory, own->offset + own->size);
     }
+  }
+
+  // In the order in which they are needed, each in the smallest gap that is left.
+  void PlaceByTime() {
+    std::vector<Buffer*> begin, end;
+    for (Buffer& buffer : buffers) begin.push_back(&buffer);
+    end = begin;
+    std::stable_sort(begin.begin(), begin.end(),
+                     [](const Buffer* a, const Buffer* b) { return a->first < b->first; });
+    std::stable_sort(end.begin(), end.end(),
+                     [](const Buffer* a, const Buffer* b) { return a->last < b->last; });
+    Gaps gaps;
+    auto over = end.begin();
+    for (Buffer* own : begin) {
+      for (; (*over)->last < own->first; ++over) gaps.Add((*over)->offset, (*over)->size);
+      own->offset = gaps.Take(own->size);
+    }
+    memory = gaps.end();
   }
 };
 

@@ -202,24 +202,21 @@ class Planner {
     if (over != nullptr && CanOverwrite(*over, place)) buffer = over->place.buffer;
     if (buffer == nullptr) buffer = NewBuffer(own.memory());
     own.place = {buffer, nullptr};
-    holders_[buffer].push_back(place);
+    Hold(buffer, place);
     return buffer;
   }
 
   bool CanOverwrite(const Value& old, int64_t place) const {
     return old.place.buffer != nullptr && old.memory() == values_[place].memory() &&
-           LastUser(old.place.buffer) <= place;
+           last_users_.at(old.place.buffer) <= place;
   }
 
-  // The last step that reads what a buffer holds now or held before.
-  int64_t LastUser(Buffer* buffer) const {
-    int64_t last = -1;
-    for (const int64_t holder : holders_.at(buffer)) {
-      if (holder == program_.result) return static_cast<int64_t>(values_.size());
-      for (const int64_t user : users_[holder])
-        last = std::max(last, chain_of_[user] < 0 ? user : chains_[chain_of_[user]].step);
-    }
-    return last;
+  // Notes that a buffer holds the result of an operation until the last step that reads it.
+  void Hold(Buffer* buffer, int64_t place) {
+    int64_t& last = last_users_.try_emplace(buffer, -1).first->second;
+    if (place == program_.result) last = static_cast<int64_t>(values_.size());
+    for (const int64_t user : users_[place])
+      last = std::max(last, chain_of_[user] < 0 ? user : chains_[chain_of_[user]].step);
   }
 
   void NeedScratch(int64_t size) { plan_.scratch = std::max(plan_.scratch, RoundUp(size, kLanes)); }
@@ -237,7 +234,7 @@ class Planner {
     images_in_lanes_ = std::make_unique<Value>(own.sizes);
     Buffer* to = NewBuffer(images_in_lanes_->memory());
     images_in_lanes_->place = {to, nullptr};
-    holders_[to].push_back(place);
+    Hold(to, place);
     AddStage(own.pixels, [to, channels = own.channels, lanes = images_in_lanes_->lanes](
                              const Frame& frame, int64_t begin, int64_t end) {
       const float* x = frame.image + begin * channels;
@@ -602,7 +599,7 @@ class Planner {
     if ((same || (x.lanes == x.channels && own.lanes == own.channels)) &&
         x.place.buffer != nullptr) {
       own.place = x.place;
-      holders_[x.place.buffer].push_back(place);
+      Hold(x.place.buffer, place);
       return;
     }
     const Value y = WrittenTo(place);
@@ -670,7 +667,8 @@ class Planner {
   std::vector<Chain> chains_;
   std::vector<int64_t> chain_of_;  // -1 for operations of no chain
   std::unique_ptr<Value> images_in_lanes_;
-  std::map<Buffer*, Sizes> holders_;  // operations whose results are in a buffer
+  // The last step that reads what a buffer holds or held before.
+  std::map<Buffer*, int64_t> last_users_;
   int64_t step_ = 0;
   int64_t weights_ = 0;  // numbers and words
 };
