@@ -72,8 +72,8 @@ def load(
         `trained_models()`, if there is no such file.
       exact: run by JAX, as evaluation on a CPU does. If run and file are float32, every bit and
         prediction is then the same. By default the native library may sum real numbers in
-        another order, which is faster; in about one of some hundred images rounding then changes a
-        bit, and rarely the class.
+        another order, which is faster. Rounding then changes a bit in about one of several hundred
+        images, and rarely the class.
       sha256: digest of the whole file, 64 hexadecimal digits, to be compared with the file's.
 
     Raises:

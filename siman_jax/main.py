@@ -122,7 +122,9 @@ def _workdir() -> Path:
     if _WORKDIR.value:
         return local_path(_WORKDIR.value, "--workdir")
     if _CONFIG.value is None:
-        raise UsageError("--workdir is missing; it names the folder of the run.")
+        raise UsageError(
+            "--workdir is missing; name the folder of a run, such as --workdir=runs/digits."
+        )
     workdir = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not _PROCESS_ID.value:
         print(shown(f"the run's folder is {workdir}; to change it, set --workdir"), flush=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,14 @@ def test_paths_in_the_home_folder(monkeypatch, tmp_path):
     ]
     with pytest.raises(UsageError, match="--out=~nobody-at-all/x"):
         local_path("~nobody-at-all/x", "--out")
+
+
+def test_an_address_is_refused_as_a_path_and_as_a_config():
+    """A `Path` of an address has one slash less, and would name a folder `gs:`."""
+    with pytest.raises(UsageError, match="workdir=gs:/bucket/run is an address"):
+        local_path(Path("gs://bucket/run"), "workdir")
+    with pytest.raises(UsageError, match=r"--config=gs://bucket/digits\.py is an"):
+        parse_flags(["command", "--config=gs://bucket/digits.py"])
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

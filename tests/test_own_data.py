@@ -57,6 +57,18 @@ def test_arrays_are_trained_on_like_the_same_data_from_a_source(tmp_path):
     np.testing.assert_allclose(stored.std, [images.std()], atol=1e-4)
 
 
+@pytest.mark.parametrize("source", ["bytes_as_labels", "unsigned_labels"])
+def test_labels_of_any_integer_dtype_are_int32(source):
+    """Evaluation pads the last batch with -1, which would be a class in an unsigned dtype."""
+    config = config_of_stripes()
+    expected = load_dataset(config.data)
+    config.data.source = f"tests.own_data:{source}"
+    dataset = load_dataset(config.data)
+    for own, other in ((dataset.train, expected.train), (dataset.test, expected.test)):
+        assert own.labels.dtype == np.int32
+        np.testing.assert_array_equal(own.labels, other.labels)
+
+
 def test_a_run_on_arrays_goes_on_and_asks_for_them(tmp_path):
     config = config_of_stripes()
     first = siman_jax.train(
@@ -110,7 +122,7 @@ def test_arrays_that_do_not_fit_are_refused(train_part, test_part, classes, mess
         ("tests.own_data:nothing", "gave NoneType; expected a function"),
         (
             "tests.own_data:stripe",
-            "has no function 'stripe'; it has: beyond, changed, ",
+            "has no function 'stripe'; it has: beyond, bytes_as_labels, changed, ",
         ),
         (
             "tests.own_data:no_config",
@@ -155,8 +167,10 @@ def test_labels_of_encoded_images_are_checked_as_they_are_read(source, label, re
         train(config, tmp_path / "run", make_mesh(1))
 
 
-def test_encoded_images_of_a_source_are_streamed(tmp_path):
-    config = config_of_encoded("encoded", resident=False)
+@pytest.mark.parametrize("resident", [False, True])
+def test_encoded_images_of_a_source_are_trained_on(resident, tmp_path):
+    """Their labels are integers of NumPy."""
+    config = config_of_encoded("encoded", resident=resident)
     results = train(config, tmp_path / "run", make_mesh(1))
     assert evaluate_run(config, tmp_path / "run", make_mesh(1)) == results
 
