@@ -86,6 +86,14 @@ def encoded(config):
     return replace(data, train=Encoded(data.train), test=Encoded(data.test))
 
 
+def encoded_to_train(config):
+    return replace(stripes(config), train=encoded(config).train)
+
+
+def encoded_to_test(config):
+    return replace(stripes(config), test=encoded(config).test)
+
+
 def encoded_beyond(config):
     data = stripes(config)
     return replace(data, train=Encoded(data.train), test=Encoded(data.test, 2))

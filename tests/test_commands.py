@@ -187,6 +187,26 @@ def test_folders_that_cannot_hold_a_run_are_refused(workdir, message):
     assert not (REPOSITORY / workdir).exists()
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--mode=eval", "--config.eval_batch_size=0"),
+            "batch_size is 0; it must be at least 1",
+        ),
+        (("--mode=summary", "--config.model.width=-5"), "width is -5; it must be at least 1"),
+        (
+            ("--mode=summary", "--config.data.image_size=0"),
+            "image_size is 0; it must be",
+        ),
+    ],
+)
+def test_all_modes_refuse_numbers_that_make_no_sense(flags, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        call(siman_main, "--config=configs/digits.py", f"--workdir={tmp_path}", *flags)
+
+
 def test_links_to_what_is_not_there_are_named(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "gone" / "model")

@@ -109,11 +109,18 @@ IMAGES, LABELS = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)
         ((IMAGES, LABELS - 1), (IMAGES, LABELS), None, "label is -1"),
         ((IMAGES, LABELS), (IMAGES[..., :1], LABELS), None, "test images"),
         ((IMAGES, LABELS), (IMAGES, LABELS), ["a"], "but there are 1 class names"),
+        ((IMAGES, LABELS), (IMAGES, LABELS), [0, 1, 2, 3], r"are \(0, 1, 2, 3\); expected texts"),
+        (IMAGES, LABELS, None, r"train data are of type ndarray; expected a pair \(images,"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(train_part, test_part, classes, message):
     with pytest.raises(UsageError, match=message):
         dataset_of(train_part, test_part, classes)
+
+
+def test_data_that_are_no_pair_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="data is not a pair"):
+        siman_jax.train(config_of_stripes(), tmp_path / "run", data=(IMAGES, LABELS, IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +164,15 @@ def config_of_encoded(source, *, resident):
     config.data.image_size, config.data.shorter_side, config.data.channels = 8, 8, 1
     config.data.mean = config.data.std = (0.5,)
     return config
+
+
+@pytest.mark.parametrize("source", ["encoded", "encoded_to_train", "encoded_to_test"])
+def test_encoded_images_in_one_split_or_both_are_decoded_into_memory(source):
+    config = config_of_encoded(source, resident=True).data
+    dataset, expected = load_dataset(config), stripes(config)
+    for own, other in ((dataset.train, expected.train), (dataset.test, expected.test)):
+        np.testing.assert_array_equal(own.images, other.images)
+        np.testing.assert_array_equal(own.labels, other.labels)
 
 
 @pytest.mark.parametrize("resident", [False, True])

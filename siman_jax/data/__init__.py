@@ -65,13 +65,12 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
             f"the data set has {len(dataset.classes)} classes, but --config.data.num_classes is"
             f" {config.num_classes}."
         )
-    if isinstance(dataset.train, Split):
-        if not config.resident:
-            raise UsageError(
-                f"the data source {config.source!r} always loads into memory; set"
-                " --config.data.resident=True."
-            )
-    else:
+    if isinstance(dataset.train, Split) and not config.resident:
+        raise UsageError(
+            f"the data source {config.source!r} always loads into memory; set"
+            " --config.data.resident=True."
+        )
+    if not (isinstance(dataset.train, Split) and isinstance(dataset.test, Split)):
         if not are_files(config):
             raise UsageError(
                 f"the data source {config.source!r} gives encoded images, but the config lacks"
