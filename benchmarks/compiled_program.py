@@ -94,7 +94,7 @@ class Program:
 
     @property
     def launches(self) -> int:
-        """How many operations are launched on the device in one call."""
+        """Number of operations that are launched on the device in one call."""
         return sum(
             times
             for instruction, times in self.executed

@@ -60,7 +60,7 @@ def write(program: Program, path: Path) -> None:
 
 
 class _Network:
-    """What was built so far.
+    """The part of a network that is built so far.
 
     Attributes:
       shapes: of the program's results.

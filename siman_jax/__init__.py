@@ -72,8 +72,8 @@ def load(
         `trained_models()`, if there is no such file.
       exact: run by JAX, as evaluation on a CPU does. If run and file are float32, every bit and
         prediction is then the same. By default the native library may sum real numbers in
-        another order, which is faster; in about one of some hundred images rounding then changes a
-        bit, and rarely the class.
+        another order, which is faster. Rounding then changes a bit in about one of several hundred
+        images, and rarely the class.
       sha256: digest of the whole file, 64 hexadecimal digits, to be compared with the file's.
 
     Raises:
@@ -104,6 +104,7 @@ def train(
 
     With `data`, the run stores a copy of the config with the data fields (sizes, classes, mean and
     deviation) taken from the arrays. Such a run continues only if it is given the same data again.
+    SIGTERM and Ctrl-C are handled only if this is called in the main thread.
 
     Args:
       config: from a file in configs/ or one like these.
@@ -131,5 +132,10 @@ def train(
         if classes is not None:
             raise UsageError("classes were given without data; they name the labels of data.")
         return runs.train(config, folder, make_mesh(devices))
+    if not (isinstance(data, tuple | list) and len(data) == 2):
+        raise UsageError(
+            "data is not a pair; expected ((train_images, train_labels), (test_images,"
+            " test_labels))."
+        )
     dataset = dataset_of(*data, classes)
     return runs.train(config_for(config, dataset), folder, make_mesh(devices), dataset)

@@ -16,7 +16,7 @@ from siman_jax.outside import describe
 from siman_jax.stop import EXIT_CODE, Preempted
 from siman_jax.terminal import accept_any_text, say, shown
 
-# What ml_collections calls the module that it makes of the file of --config.
+# Name that ml_collections gives to the module that it loads from the file of --config.
 _CONFIG_MODULE = "config_config"
 # Exit status of a program that writes to a closed pipe (128 + SIGPIPE), as shells report it.
 CLOSED_PIPE = 141
@@ -77,10 +77,15 @@ def lock_config(config: ConfigDict) -> ConfigDict:
 
 
 def _split_commas(config: ConfigDict) -> None:
-    """Replace `("a,b",)`, which `--config.FIELD=a,b` gives, by `("a", "b")` in all tuples."""
+    """Replace `("a,b",)`, which `--config.FIELD=a,b` gives, by `("a", "b")` in all tuples.
+
+    `("",)`, which `--config.FIELD=` gives, becomes the empty tuple.
+    """
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             _split_commas(value)
+        elif value == ("",):
+            config[name] = ()
         elif isinstance(value, tuple):
             config[name] = tuple(
                 part

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError
 from siman_jax.field_names import expected, find_field
+from siman_jax.paths import local_path
 from siman_jax.shipped import find_config
 
 
@@ -16,12 +17,13 @@ def with_found_configs(argv: Sequence[str]) -> list[str]:
     """Replace FILE in `--config=FILE:VARIANT` by the path that `find_config` finds.
 
     Raises:
-      UsageError: there is no such file.
+      UsageError: there is no such file, or it is an address.
     """
     found = list(argv)
     for index, start, value in _configs(argv):
         file, colon, variant = value.partition(":")
         if file:
+            local_path(value, "--config")  # refuse addresses, which contain a colon too
             found[index] = f"{start}{find_config(Path(file))}{colon}{variant}"
     return found
 

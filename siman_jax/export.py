@@ -3,9 +3,9 @@
     python -m siman_jax.export runs/digits --out=digits.safetensors
 
 The bits are computed from the checkpoint's weights by the network's weight rule. Equal checkpoints
-give equal files. The data are not needed; class names are stored if they can be found out, and test
-images in memory serve to compare the file with the network. Exit status: 0 if all went well, 2 for
-bad arguments or input.
+give equal files. The data are not needed. Class names are stored if they are known. If the test
+images are in memory, the file is compared with the network on some of them, otherwise on noise.
+Exit status: 0 if all went well, 2 for bad arguments or input.
 """
 
 import importlib.util

@@ -33,6 +33,7 @@ from siman_jax.runs.verify import verify_run
 from siman_jax.runs.workdir import default_workdir
 from siman_jax.streams import outlive_streams
 from siman_jax.terminal import say, shown, wide_console
+from siman_jax.training.config_check import check_config
 from siman_jax.training.task import image_shape, model_from_config
 
 # Exit status of a process that lost contact with another process of its run (EX_UNAVAILABLE).
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> None:
         return
     config = _config()
     if _MODE.value == "summary":
+        check_config(config)
         print_summary(summarize(model_from_config(config), image_shape(config)))
         return
     workdir = _workdir()
@@ -122,7 +124,9 @@ def _workdir() -> Path:
     if _WORKDIR.value:
         return local_path(_WORKDIR.value, "--workdir")
     if _CONFIG.value is None:
-        raise UsageError("--workdir is missing; it names the folder of the run.")
+        raise UsageError(
+            "--workdir is missing; name the folder of a run, such as --workdir=runs/digits."
+        )
     workdir = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not _PROCESS_ID.value:
         print(shown(f"the run's folder is {workdir}; to change it, set --workdir"), flush=True)

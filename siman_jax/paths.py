@@ -20,7 +20,8 @@ def local_path(name: str | Path, flag: str) -> Path:
     Traceback (most recent call last):
     siman_jax.errors.UsageError: --workdir=s3://bucket/run is an address, ...
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(name)):
+    # A Path joins the two slashes of an address to one.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(name)):
         raise UsageError(
             f"{flag}={name} is an address; only files on this machine can be read and written."
             " Mount the bucket or share as a folder and name that folder."

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -33,14 +34,16 @@ def stop_at_once() -> None:
 
 
 def set_handlers(handler: Handler) -> dict[int, Any]:
-    """Set the handler of SIGTERM and Ctrl-C; must be called from the main thread.
+    """Set the handler of SIGTERM and Ctrl-C; in other threads than the main one, do nothing.
 
-    Ctrl-C stays ignored where it is ignored now, as in a command that a shell started in the
-    background.
+    Python handles signals in the main thread only. Ctrl-C stays ignored where it is ignored now, as
+    in a command that a shell started in the background.
 
     Returns:
       The previous handlers by signal, for `restore_handlers`.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
     numbers = [n for n in _NAMES if n != signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in numbers}
 

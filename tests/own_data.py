@@ -49,6 +49,22 @@ beyond = changed(labels=np.full(100, 2, np.int32))
 negative = changed(labels=np.full(100, -1, np.int32))
 
 
+def labels_of(dtype):
+    """A source whose labels have another dtype than int32."""
+
+    def source(config):
+        data = stripes(config)
+        train, test = (
+            replace(split, labels=split.labels.astype(dtype)) for split in (data.train, data.test)
+        )
+        return replace(data, train=train, test=test)
+
+    return source
+
+
+bytes_as_labels, unsigned_labels = labels_of(np.uint8), labels_of(np.uint64)
+
+
 class Encoded:
     """Images as PNG files in memory; one of them has another label."""
 
@@ -62,12 +78,20 @@ class Encoded:
         file = io.BytesIO()
         Image.fromarray(self.split.images[index, ..., 0]).save(file, "PNG")
         label = self.split.labels[index] if self.label is None or index != 7 else self.label
-        return Record(file.getvalue(), int(label), f"image {index}")
+        return Record(file.getvalue(), label, f"image {index}")
 
 
 def encoded(config):
     data = stripes(config)
     return replace(data, train=Encoded(data.train), test=Encoded(data.test))
+
+
+def encoded_to_train(config):
+    return replace(stripes(config), train=encoded(config).train)
+
+
+def encoded_to_test(config):
+    return replace(stripes(config), test=encoded(config).test)
 
 
 def encoded_beyond(config):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +164,14 @@ def test_paths_in_the_home_folder(monkeypatch, tmp_path):
         local_path("~nobody-at-all/x", "--out")
 
 
+def test_an_address_is_refused_as_a_path_and_as_a_config():
+    """A `Path` of an address has one slash less, and would name a folder `gs:`."""
+    with pytest.raises(UsageError, match="workdir=gs:/bucket/run is an address"):
+        local_path(Path("gs://bucket/run"), "workdir")
+    with pytest.raises(UsageError, match=r"--config=gs://bucket/digits\.py is an"):
+        parse_flags(["command", "--config=gs://bucket/digits.py"])
+
+
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
     ("workdir", "message"),
@@ -176,6 +185,26 @@ def test_folders_that_cannot_hold_a_run_are_refused(workdir, message):
     with pytest.raises(UsageError, match=message):
         call(siman_main, "--config=configs/digits.py", f"--workdir={workdir}")
     assert not (REPOSITORY / workdir).exists()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--mode=eval", "--config.eval_batch_size=0"),
+            "batch_size is 0; it must be at least 1",
+        ),
+        (("--mode=summary", "--config.model.width=-5"), "width is -5; it must be at least 1"),
+        (
+            ("--mode=summary", "--config.data.image_size=0"),
+            "image_size is 0; it must be",
+        ),
+    ],
+)
+def test_all_modes_refuse_numbers_that_make_no_sense(flags, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        call(siman_main, "--config=configs/digits.py", f"--workdir={tmp_path}", *flags)
 
 
 def test_links_to_what_is_not_there_are_named(tmp_path):

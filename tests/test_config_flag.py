@@ -7,6 +7,7 @@ from cli import REPOSITORY, call
 
 from siman_jax import main as command
 from siman_jax import sweep
+from siman_jax.command import lock_config
 from siman_jax.errors import UsageError
 from siman_jax.runs.sweep_plan import load_sweep
 from siman_jax.shipped import find_config
@@ -50,6 +51,15 @@ def test_a_field_that_cannot_be_set(flag, message, monkeypatch):
     with pytest.raises(UsageError) as error:
         parsed(monkeypatch, DIGITS, flag)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a", ("a",)), ("a,b", ("a", "b")), ("a, b", ("a", "b")), ("('a','b')", ("a", "b")), ("", ())],
+)
+def test_a_field_of_several_texts(text, value, monkeypatch):
+    config = parsed(monkeypatch, DIGITS, f"--config.optimizer.undecayed={text}")
+    assert lock_config(config).optimizer.undecayed == value
 
 
 @pytest.mark.parametrize(

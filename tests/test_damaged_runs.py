@@ -29,6 +29,7 @@ from siman_jax.runs.checkpoint import ocp
 from siman_jax.runs.curves import draw_curves
 from siman_jax.runs.log import RunLog, last_and_best, read_rows
 from siman_jax.runs.stored_run import create_run, load_run, load_step
+from siman_jax.runs.trained_on import read_trained_on
 from siman_jax.runs.verify import verify_run
 from siman_jax.runs.workdir import check_workdir, read_config
 from siman_jax.training.field_types import flat
@@ -114,6 +115,15 @@ def test_configs_that_are_none(tmp_path, text):
     assert all(text in message for text, message in messages)
     with pytest.raises(UsageError, match=r"is damaged|of another config"):
         check_workdir(small_config(), tmp_path)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    for name in ("config.json", "data.json"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=r"config\.json cannot be read: Is a directory"):
+        check_workdir(small_config(), tmp_path)
+    with pytest.raises(UsageError, match=r"data\.json cannot be read: Is a directory"):
+        read_trained_on(tmp_path)
 
 
 def test_what_remains_odd_is_said_when_the_run_is_read(run, tmp_path):

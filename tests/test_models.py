@@ -131,6 +131,20 @@ def test_padding_contributes_nothing():
     np.testing.assert_array_equal(y[0, :, :, 0], [[4, 6, 4], [6, 9, 6], [4, 6, 4]])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"kernel_size": (3, 3)}, r"kernel_size of a BinaryConv is \(3, 3\); expected a single"),
+        ({"strides": 0}, "strides of a BinaryConv is 0"),
+        ({"features": 2.0}, r"features of a BinaryConv is 2\.0"),
+    ],
+)
+def test_a_convolution_takes_single_numbers(sizes, message):
+    layer = BinaryConv(**{"features": 2, **sizes})
+    with pytest.raises(UsageError, match=message):
+        layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
+
+
 def test_binary_dense_is_a_1x1_convolution():
     x = jax.random.normal(jax.random.key(0), (6, 20))
     dense, conv = BinaryDense(5), BinaryConv(5, kernel_size=1)

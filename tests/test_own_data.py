@@ -57,6 +57,18 @@ def test_arrays_are_trained_on_like_the_same_data_from_a_source(tmp_path):
     np.testing.assert_allclose(stored.std, [images.std()], atol=1e-4)
 
 
+@pytest.mark.parametrize("source", ["bytes_as_labels", "unsigned_labels"])
+def test_labels_of_any_integer_dtype_are_int32(source):
+    """Evaluation pads the last batch with -1, which would be a class in an unsigned dtype."""
+    config = config_of_stripes()
+    expected = load_dataset(config.data)
+    config.data.source = f"tests.own_data:{source}"
+    dataset = load_dataset(config.data)
+    for own, other in ((dataset.train, expected.train), (dataset.test, expected.test)):
+        assert own.labels.dtype == np.int32
+        np.testing.assert_array_equal(own.labels, other.labels)
+
+
 def test_a_run_on_arrays_goes_on_and_asks_for_them(tmp_path):
     config = config_of_stripes()
     first = siman_jax.train(
@@ -97,11 +109,18 @@ IMAGES, LABELS = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)
         ((IMAGES, LABELS - 1), (IMAGES, LABELS), None, "label is -1"),
         ((IMAGES, LABELS), (IMAGES[..., :1], LABELS), None, "test images"),
         ((IMAGES, LABELS), (IMAGES, LABELS), ["a"], "but there are 1 class names"),
+        ((IMAGES, LABELS), (IMAGES, LABELS), [0, 1, 2, 3], r"are \(0, 1, 2, 3\); expected texts"),
+        (IMAGES, LABELS, None, r"train data are of type ndarray; expected a pair \(images,"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(train_part, test_part, classes, message):
     with pytest.raises(UsageError, match=message):
         dataset_of(train_part, test_part, classes)
+
+
+def test_data_that_are_no_pair_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="data is not a pair"):
+        siman_jax.train(config_of_stripes(), tmp_path / "run", data=(IMAGES, LABELS, IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +129,7 @@ def test_arrays_that_do_not_fit_are_refused(train_part, test_part, classes, mess
         ("tests.own_data:nothing", "gave NoneType; expected a function"),
         (
             "tests.own_data:stripe",
-            "has no function 'stripe'; it has: beyond, changed, ",
+            "has no function 'stripe'; it has: beyond, bytes_as_labels, changed, ",
         ),
         (
             "tests.own_data:no_config",
@@ -147,6 +166,15 @@ def config_of_encoded(source, *, resident):
     return config
 
 
+@pytest.mark.parametrize("source", ["encoded", "encoded_to_train", "encoded_to_test"])
+def test_encoded_images_in_one_split_or_both_are_decoded_into_memory(source):
+    config = config_of_encoded(source, resident=True).data
+    dataset, expected = load_dataset(config), stripes(config)
+    for own, other in ((dataset.train, expected.train), (dataset.test, expected.test)):
+        np.testing.assert_array_equal(own.images, other.images)
+        np.testing.assert_array_equal(own.labels, other.labels)
+
+
 @pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize(("source", "label"), [("encoded_beyond", 2), ("encoded_negative", -1)])
 def test_labels_of_encoded_images_are_checked_as_they_are_read(source, label, resident, tmp_path):
@@ -155,8 +183,10 @@ def test_labels_of_encoded_images_are_checked_as_they_are_read(source, label, re
         train(config, tmp_path / "run", make_mesh(1))
 
 
-def test_encoded_images_of_a_source_are_streamed(tmp_path):
-    config = config_of_encoded("encoded", resident=False)
+@pytest.mark.parametrize("resident", [False, True])
+def test_encoded_images_of_a_source_are_trained_on(resident, tmp_path):
+    """Their labels are integers of NumPy."""
+    config = config_of_encoded("encoded", resident=resident)
     results = train(config, tmp_path / "run", make_mesh(1))
     assert evaluate_run(config, tmp_path / "run", make_mesh(1)) == results
 

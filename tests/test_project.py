@@ -48,7 +48,7 @@ ROOMS = {
     "terminal": "",
     "shipped": "errors terminal",
     "field_names": "errors",
-    "config_flag": "errors field_names shipped",
+    "config_flag": "errors paths field_names shipped",
     "native": "cores",
     "rules": "errors native",
     "models": "errors outside terminal native rules",
@@ -65,7 +65,7 @@ ROOMS = {
     "configs": "errors data runs",
     "siman_jax": "errors paths models rules trained packed devices data runs",
     "command": "config_flag errors outside stop terminal native",
-    "report": "errors output paths terminal devices training analysis runs command",
+    "report": "errors output paths terminal devices data training analysis runs command",
     "main": "errors stop streams paths terminal models devices training runs command",
     "sweep": "errors stop streams output paths terminal shipped devices training runs command",
     "export": "errors output paths terminal models program packed devices data training"

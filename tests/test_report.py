@@ -482,6 +482,17 @@ def test_gradients_on_data_that_are_streamed(tmp_path, monkeypatch):
     assert found.cosine == pytest.approx(expected.cosine, abs=1e-6)
 
 
+def test_gradients_are_not_compared_on_other_classes(runs, tmp_path, capsys):
+    """Labels of data with other classes would mean something else."""
+    shutil.copytree(runs / "seed0", tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())
+    facts["classes"][3] = "three"
+    (tmp_path / "run" / "data.json").write_text(json.dumps(facts))
+    with pytest.raises(SystemExit):
+        call(command.main, tmp_path / "run", f"--out={tmp_path / 'report'}", "--gradients=2")
+    assert "left out: run: gradients: the data have other classes" in capsys.readouterr().err
+
+
 def test_an_svg_stands_in_a_page():
     from matplotlib.figure import Figure
 

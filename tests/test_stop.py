@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cli import REPOSITORY, TINY
@@ -110,6 +111,18 @@ def test_an_ignored_ctrl_c_stays_ignored():
             assert not stop.should_stop(1)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_leave_the_handlers_alone():
+    """Python sets them in the main thread only; `siman_jax.train` may run in any."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def enter():
+        with StopSignals() as stop:
+            return signal.getsignal(signal.SIGTERM), stop.should_stop(1)
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(enter).result() == (before, False)
 
 
 WORKERS = """

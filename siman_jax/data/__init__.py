@@ -65,13 +65,12 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
             f"the data set has {len(dataset.classes)} classes, but --config.data.num_classes is"
             f" {config.num_classes}."
         )
-    if isinstance(dataset.train, Split):
-        if not config.resident:
-            raise UsageError(
-                f"the data source {config.source!r} always loads into memory; set"
-                " --config.data.resident=True."
-            )
-    else:
+    if isinstance(dataset.train, Split) and not config.resident:
+        raise UsageError(
+            f"the data source {config.source!r} always loads into memory; set"
+            " --config.data.resident=True."
+        )
+    if not (isinstance(dataset.train, Split) and isinstance(dataset.test, Split)):
         if not are_files(config):
             raise UsageError(
                 f"the data source {config.source!r} gives encoded images, but the config lacks"
@@ -85,6 +84,7 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
     for name, split in (("training", dataset.train), ("test", dataset.test)):
         if isinstance(split, Split):
             _check_split(name, split, config, len(dataset.classes))
+    dataset = replace(dataset, train=_in_int32(dataset.train), test=_in_int32(dataset.test))
     if config.train_examples:
         dataset = replace(dataset, train=_part(dataset.train, config.train_examples))
     return dataset
@@ -179,6 +179,13 @@ def _check_split(name: str, split: Split, config: ConfigDict, classes: int) -> N
             f"{name} labels are from {labels.min()} to {labels.max()}; expected 0 to"
             f" {classes - 1}, the last of {classes} classes."
         )
+
+
+def _in_int32(split: Split | Records) -> Split | Records:
+    """Convert the labels of a split in memory to int32; a batch is padded with the label -1."""
+    if not isinstance(split, Split):
+        return split
+    return Split(split.images, split.labels.astype(np.int32, copy=False))
 
 
 def num_classes(config: ConfigDict) -> int:

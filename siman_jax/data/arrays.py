@@ -27,9 +27,10 @@ def dataset_of(train: Examples, test: Examples, classes: Sequence[str] | None = 
       classes: name of each label; default "0", "1", ...
 
     Raises:
-      UsageError: an array has a wrong shape or dtype, or a label has no name.
+      UsageError: `train` or `test` is not a pair, an array has a wrong shape or dtype, or a label
+        has no name.
     """
-    splits = _split("train", *train), _split("test", *test)
+    splits = _split("train", train), _split("test", test)
     shapes = [split.images.shape[1:] for split in splits]
     if shapes[0] != shapes[1]:
         raise UsageError(
@@ -37,6 +38,8 @@ def dataset_of(train: Examples, test: Examples, classes: Sequence[str] | None = 
         )
     count = 1 + max(int(split.labels.max()) for split in splits)
     names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"the class names are {names}; expected texts, such as ('no', 'yes').")
     if len(names) < count:
         raise UsageError(
             f"the largest label is {count - 1}, but there are {len(names)} class names; give"
@@ -45,8 +48,13 @@ def dataset_of(train: Examples, test: Examples, classes: Sequence[str] | None = 
     return Dataset(*splits, names)
 
 
-def _split(name: str, images: ArrayLike, labels: ArrayLike) -> Split:
-    images, labels = np.asarray(images), np.asarray(labels)
+def _split(name: str, examples: Examples) -> Split:
+    if not (isinstance(examples, tuple | list) and len(examples) == 2):
+        raise UsageError(
+            f"the {name} data are of type {type(examples).__name__}; expected a pair (images,"
+            " labels), so data=((train_images, train_labels), (test_images, test_labels))."
+        )
+    images, labels = (np.asarray(part) for part in examples)
     shape = images.shape
     if images.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2]:
         raise UsageError(

@@ -115,7 +115,7 @@ class CheckedRecords:
                 f"{record.name} has the label {record.label}; expected 0 to {self.classes - 1}, the"
                 f" last of {self.classes} classes."
             )
-        return record
+        return record._replace(label=int(record.label))
 
 
 def _is_record(record: object) -> bool:

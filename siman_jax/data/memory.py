@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ def decode_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
     """Decode every image of both splits.
 
     Args:
-      dataset: data set with `Records` in both splits.
+      dataset: data set with `Records` in at least one split; a `Split` is not changed.
       config: `config.data`, with `image_size`, in pixels; `channels`, 1 or 3; `resize`, whether to
         scale and crop images of other sizes instead of refusing them; and `cache_dir`, the folder
         of the cache, "" for none.
@@ -42,7 +43,7 @@ def decode_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
         splits = {name: split for name, (split, _) in decoded.items()}
         if cache:  # the digest is of the decoded bytes: files may have changed since the first read
             cache.write(digest_of([x for _, digests in decoded.values() for x in digests]), splits)
-    return Dataset(splits["train"], splits["test"], dataset.classes)
+    return replace(dataset, **splits)
 
 
 def _digests(records: Records) -> list[bytes]:

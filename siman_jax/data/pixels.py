@@ -32,7 +32,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class PixelRules:
-    """How to decode pixels, where a file leaves it open.
+    """Choices in decoding that a file leaves open.
 
     Attributes:
       channels: 3 for RGB, 1 for luma.

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 
 import flax.linen as nn
 import jax
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from siman_jax.errors import choose
+from siman_jax.errors import UsageError, choose
 from siman_jax.models.batch_norm import KeptSums
 from siman_jax.models.initializers import (
     Initializer,
@@ -99,6 +100,7 @@ class BinaryConv(nn.Module):
     @nn.compact
     def product(self, x: Array) -> Array | Product:
         """Do the same, but delay the product, so that a `BatchNorm` computes it with its own."""
+        _check_sizes(self)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         # Padding keeps an image's size, so only strides change it.
         sizes = (-(-size // self.strides) for size in x.shape[1:3])
@@ -130,6 +132,21 @@ class BinaryDense(nn.Module):
         product = partial(lax.dot_general, dimension_numbers=(((1,), (0,)), ((), ())))
         shape = (x.shape[-1], self.features)
         return computed(_binary_product(self, product, x, shape, (x.shape[0], self.features)))
+
+
+def _check_sizes(layer: BinaryConv) -> None:
+    """Check that the sizes of a convolution are single numbers; Flax's own layers take tuples.
+
+    Raises:
+      UsageError: they are not.
+    """
+    for name in ("features", "kernel_size", "strides"):
+        value = getattr(layer, name)
+        if not (isinstance(value, Integral) and value > 0):
+            raise UsageError(
+                f"{name} of a BinaryConv is {value!r}; expected a single whole number above 0,"
+                " such as 3."
+            )
 
 
 def _binary_product(

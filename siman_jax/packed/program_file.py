@@ -70,7 +70,7 @@ class PackedProgram:
 
     @property
     def num_classes(self) -> int:
-        """How many logits it has."""
+        """Number of logits."""
         return self.program.shapes()[self.program.result][0]
 
 

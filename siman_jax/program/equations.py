@@ -1,4 +1,4 @@
-"""How each equation of a jaxpr is read as an operation.
+"""Read each equation of a jaxpr as an operation.
 
 A function here takes the reader, the equation and the values of its inputs, of which at least one
 depends on the images. It returns the value of the result, or a list of several.

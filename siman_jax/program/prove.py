@@ -36,13 +36,13 @@ COMPARED = 8
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared.
+    """The numbers of what was compared.
 
     Attributes:
-      images: how many images.
-      operations: how many operations had a counterpart in the network.
-      bits: how many signs.
-      near: how many of these differ, all within 1e-5 deviations of their threshold.
+      images: number of images.
+      operations: number of operations that had a counterpart in the network.
+      bits: number of signs.
+      near: number of signs that differ, all within 1e-5 deviations of their threshold.
     """
 
     images: int

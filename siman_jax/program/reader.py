@@ -73,7 +73,7 @@ def scalar(x: Any) -> float | None:
 Function = Callable[["Reader", JaxprEqn, list[Any]], Any]
 
 
-# What to do instead of some operations.
+# Advice for some operations that are not known.
 _HINTS = {
     "sign": ", which is 0 at 0; use a rule of siman_jax.ACTIVATION_RULES",
     "erf": "; of the smooth activations, sigmoid and tanh are known",
@@ -161,7 +161,7 @@ class Reader(Walker):
                 made = self.operations[result.place]
                 self.operations[result.place] = replace(made, origin=(self.count, which))
 
-    # What readers of equations share
+    # Shared by the readers of equations
 
     def shape(self, x: Result) -> Shape:
         """Return the shape of a result, without the batch."""

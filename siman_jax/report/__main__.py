@@ -20,6 +20,7 @@ from absl import flags
 
 from siman_jax.analysis.gradients import gradient_mismatch
 from siman_jax.command import run
+from siman_jax.data import class_names
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.output import write_whole
@@ -30,6 +31,7 @@ from siman_jax.report.numbers import collect_numbers
 from siman_jax.report.page import Section, render_page
 from siman_jax.report.runs import Run, read_run
 from siman_jax.report.svg import to_png
+from siman_jax.runs.trained_on import check_classes
 from siman_jax.runs.workdir import check_writable
 from siman_jax.terminal import say, shown
 
@@ -178,6 +180,7 @@ def _compare_gradients(runs: Sequence[Run], problems: list[tuple[str, str]]) -> 
             continue
         say(f"comparing gradients of {read.label}")
         try:
+            check_classes(class_names(read.config.data), read.workdir)
             mismatches[read.label] = gradient_mismatch(
                 read.config, read.state, make_mesh(1), _GRADIENTS.value
             )

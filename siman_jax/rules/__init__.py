@@ -58,7 +58,7 @@ Prepare = Callable[[Sequence[Array], Array | float], tuple[list[Array], list[Cho
 
 @dataclass(frozen=True)
 class WeightRule:
-    """How a binary layer's kernel becomes bits.
+    """Turns a binary layer's kernel into bits.
 
     Attributes:
       kernel: function from the latent kernel `[..., out]` and the `inputs` to the kernel that
@@ -101,7 +101,7 @@ class WeightRule:
 
 @dataclass(frozen=True)
 class ActivationRule:
-    """How a binary layer's input becomes bits.
+    """Turns a binary layer's input into bits.
 
     Attributes:
       function: from `[batch, ..., channels]` and the `inputs` to the same shape.

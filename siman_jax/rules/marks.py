@@ -12,7 +12,7 @@ import jax
 from jax import Array
 from jax.extend.core import Primitive
 
-# What marks are called.
+# Names of the marks.
 SIGNS = "signs"
 BINARY_CONV = "binary_conv"
 BINARY_DENSE = "binary_dense"

@@ -113,7 +113,7 @@ def neighbours_in_groups(
 
 
 class _Reduction(NamedTuple):
-    """How numbers are combined, and what to start from."""
+    """A function that combines numbers, and the number to start from."""
 
     combine: Callable[[Array, Array], Array]
     start: np.number

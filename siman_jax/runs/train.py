@@ -42,6 +42,7 @@ from siman_jax.runs.teacher import Teacher, check_teacher, read_teacher, write_t
 from siman_jax.runs.trained_on import check_classes, check_trained_on, read_trained_on
 from siman_jax.runs.workdir import check_workdir, check_writable
 from siman_jax.stop import Preempted
+from siman_jax.training.config_check import check_config
 from siman_jax.training.epoch import (
     Evaluator,
     Progress,
@@ -337,10 +338,11 @@ def evaluate_run(
       Test metrics of both checkpoints.
 
     Raises:
-      UsageError: `workdir` holds no checkpoint or the run of another config, or the data have other
-        classes than the run was trained on.
+      UsageError: the config cannot be used, `workdir` holds no checkpoint or the run of another
+        config, or the data have other classes than the run was trained on.
     """
     check_workdir(config, workdir)
+    check_config(config)
     snapshots = {
         "last": load_run(config, workdir, mesh),
         "best": load_run(config, workdir, mesh, best=True),

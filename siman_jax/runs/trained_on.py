@@ -32,7 +32,7 @@ def read_trained_on(workdir: Path) -> TrainedOn | None:
     """Read a run's facts; None if it has not started, or an older version started it.
 
     Raises:
-      UsageError: the file is damaged.
+      UsageError: the file is damaged or cannot be read.
     """
     path = workdir / _FILE
     try:
@@ -44,6 +44,10 @@ def read_trained_on(workdir: Path) -> TrainedOn | None:
             raise ValueError("train_examples is not a number above 0")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}. Fix it, or restore it from a copy."
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged ({error}). Restore it from a copy, or delete it; without it the run"

@@ -90,7 +90,7 @@ def _log(workdir: Path) -> Finding:
     if any(after <= before for before, after in pairwise(epochs)):
         return Finding(FILE_NAME, False, f"its epochs are not in order: {epochs}")
     end = "; the last line is cut short and will be written again" if cut else ""
-    return Finding(FILE_NAME, True, f"{len(rows)} epochs{end}")
+    return Finding(FILE_NAME, True, f"{len(rows)} epoch{'s' * (len(rows) != 1)}{end}")
 
 
 def _is_json(line: bytes) -> bool:

@@ -242,6 +242,10 @@ def _parse(path: Path) -> dict[str, Any]:
         if not isinstance(fields, dict):
             raise ValueError("not a table")
         flat(fields)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}. Fix it, or restore it from a copy."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged ({error}); restore it from a copy, or use another workdir."

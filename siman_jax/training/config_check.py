@@ -48,8 +48,12 @@ _COLDEST, _HOTTEST = 0.01, 1000.0  # temperatures of distillation whose losses a
 _MOST_WHOLE, _MOST_NUMBER = 2**31 - 1, 1e30
 
 
-def check_config(config: ConfigDict, mesh: Mesh) -> None:
-    """Check the numbers and names in `config`, for a run on `mesh`.
+def check_config(config: ConfigDict, mesh: Mesh | None = None) -> None:
+    """Check the numbers and names in a config.
+
+    Args:
+      config: the run's config.
+      mesh: devices to train on, which the batch must fit; None to train nothing.
 
     Raises:
       UsageError: one of them cannot be used.
@@ -69,7 +73,8 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
         )
     _check_optimizer(config)
     _check_estimator(config)
-    _check_batch(config, mesh)
+    if mesh is not None:
+        _check_batch(config, mesh)
 
 
 def _check_numbers(config: ConfigDict) -> None:
