@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -43,7 +42,9 @@ def decode_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
         splits = {name: split for name, (split, _) in decoded.items()}
         if cache:  # the digest is of the decoded bytes: files may have changed since the first read
             cache.write(digest_of([x for _, digests in decoded.values() for x in digests]), splits)
-    return replace(dataset, **splits)
+    return Dataset(
+        splits.get("train", dataset.train), splits.get("test", dataset.test), dataset.classes
+    )
 
 
 def _digests(records: Records) -> list[bytes]:

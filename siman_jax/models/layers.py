@@ -142,7 +142,7 @@ def _check_sizes(layer: BinaryConv) -> None:
     """
     for name in ("features", "kernel_size", "strides"):
         value = getattr(layer, name)
-        if not (isinstance(value, Integral) and value > 0):
+        if not (isinstance(value, Integral) and int(value) > 0):
             raise UsageError(
                 f"{name} of a BinaryConv is {value!r}; expected a single whole number above 0,"
                 " such as 3."

@@ -199,6 +199,7 @@ def verify_checkpoint(directory: Path, step: int) -> bool:
     try:
         tree, stored = _describe(path)
     except Exception as caught:  # on damage, orbax and tensorstore raise any error
+        _ignore_dropped_reads()
         raise UsageError(f"the checkpoint {path} cannot be read: {first_line(caught)}.") from caught
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
@@ -247,6 +248,7 @@ def leaf_shape(directory: Path, name: str) -> tuple[int, ...] | None:
         try:
             tree, _ = _describe(path)
         except Exception as error:  # on damage, orbax and tensorstore raise any error
+            _ignore_dropped_reads()
             if not removed_meanwhile(path):
                 _log.warning("checkpoint %d cannot be read; trying another: %s", step, error)
             continue
