@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.inference_report import describe
+from benchmarks.origin import origin
 from siman_jax.output import write_whole
 
 REPOSITORY = Path(__file__).parent.parent
@@ -80,8 +80,7 @@ def main() -> None:
     # Exit by an exception, so that the running part is killed too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     summary: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.accelerator", *sys.argv[1:]]),
-        "machine": describe(),
+        **origin("accelerator"),
         "python": platform.python_version(),
         "minutes": args.minutes,
         "parts": {

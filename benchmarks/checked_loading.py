@@ -24,6 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from benchmarks.origin import origin
 from siman_jax.configs import cifar10, imagenet
 from siman_jax.devices.mesh import make_mesh, replicated
 from siman_jax.packed.model import load_model
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
     report: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
+        **origin("checked_loading"),
         "device": str(jnp.zeros(()).device),
         "jax": jax.__version__,
         "python": platform.python_version(),

@@ -41,6 +41,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
 from benchmarks.compiled_program import Instruction, Program, read_program
+from benchmarks.origin import origin
 from siman_jax.configs import cifar10
 from siman_jax.devices.communication import communication
 from siman_jax.models import MODELS, build_model
@@ -119,7 +120,9 @@ class Row:
 def main() -> None:
     """Compile the requested programs, print a line for each, and write JSON."""
     args = parse_arguments()
-    rows = read_rows(args.json) if args.json and args.json.exists() else []
+    rows, commits = read_report(args.json) if args.json and args.json.exists() else ([], [])
+    made = origin("compile_ahead")
+    made["commit"] = ", ".join(dict.fromkeys([*commits, str(made["commit"])]))
     known = {row.key: row for row in rows}
     print_head()
     for target, network, rule in product(args.targets, args.networks, args.rules):
@@ -133,15 +136,22 @@ def main() -> None:
                 continue
             rows.append(row)
             if args.json:
-                report = {"jax": jax.__version__, "rows": [asdict(row) for row in rows]}
+                report = {
+                    **made,
+                    "jax": jax.__version__,
+                    "targets": {name: asdict(target) for name, target in TARGETS.items()},
+                    "rows": [asdict(row) for row in rows],
+                }
                 write_whole(args.json, (json.dumps(report, indent=1) + "\n").encode())
         print_row(row, args.movers)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read the rows of an earlier run; none if it had another version of JAX."""
+def read_report(path: Path) -> tuple[list[Row], list[str]]:
+    """Read an earlier run's rows and their commits; none if it had another version of JAX."""
     report = json.loads(path.read_text())
-    return [Row(**row) for row in report["rows"]] if report["jax"] == jax.__version__ else []
+    if report["jax"] != jax.__version__:
+        return [], []
+    return [Row(**row) for row in report["rows"]], report["commit"].split(", ")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.inference_report import describe
+from benchmarks.origin import origin
 from siman_jax.configs import cifar10
 from siman_jax.data.dataset import Split
 from siman_jax.data.resident import padded_batches
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {"machine": describe(), "rows": []}
+    report: dict[str, Any] = {**origin("evaluation"), "rows": []}
     for network in arguments.networks.split(","):
         row = compare(network, arguments.images, arguments.rounds)
         report["rows"].append(row)

@@ -1,8 +1,5 @@
-"""Shows the measurements of `packed_inference`: the machine, tables, charts."""
+"""Shows the measurements of `packed_inference`: tables and charts."""
 
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +8,8 @@ from rich.table import Table
 
 from benchmarks.engines import ENGINES, OURS
 
-# Instruction sets that matter for popcounts, and for int8 and bfloat16 products.
-TELLING_FLAGS = (
-    "popcnt",
-    "avx2",
-    "avx512f",
-    "avx512bw",
-    "avx512_bitalg",
-    "avx512_vpopcntdq",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "asimddp",
-)
-
 # Blue for this project, grey for the rest; the darker colour is for one thread.
 _OUR_COLOURS, _OTHER_COLOURS = ("#1f4e9c", "#6fa0e6"), ("#757575", "#bdbdbd")
-
-
-def describe() -> dict[str, Any]:
-    """Describe the machine by `lscpu`, and its load."""
-    try:
-        text = subprocess.run(
-            ["lscpu"], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        text = ""
-    parts = (line.partition(":") for line in text.splitlines())
-    fields = {name.strip(): value.strip() for name, _, value in parts}
-    flags = set(fields.get("Flags", fields.get("Features", "")).split())
-    return {
-        "cpu": fields.get("Model name", platform.processor()),
-        "family_model_stepping": [fields.get(n) for n in ("CPU family", "Model", "Stepping")],
-        "cores": os.cpu_count(),
-        "threads_per_core": fields.get("Thread(s) per core"),
-        "caches": {name: value for name, value in fields.items() if name.endswith("cache")},
-        "hypervisor": fields.get("Hypervisor vendor"),
-        "flags": [flag for flag in TELLING_FLAGS if flag in flags],
-        "system": platform.platform(),
-        "load_average_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None,
-    }
 
 
 def print_speed(rows: list[dict], network: str) -> None:

@@ -29,6 +29,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
 
+from benchmarks.origin import origin
+
 SIZE = 224
 BATCH = 32
 AREA = (0.08, 1.0)  # the range that TensorFlow's operation takes
@@ -59,7 +61,8 @@ def main() -> None:
     report = summarize(turns) | {
         "mean_difference_from_pillow": difference_from_pillow(files),
         "files": describe_files(files),
-        **describe_machine(),
+        **origin("input_pipeline"),
+        "versions": versions(),
     }
     print_table(report)
     if args.json:
@@ -318,21 +321,13 @@ def describe_files(files: Sequence[bytes]) -> dict:
     }
 
 
-def describe_machine() -> dict:
-    """Return the processor's name, and versions of the imported modules."""
+def versions() -> dict:
+    """Return the versions of Python and of the imported modules."""
     modules = [m for m in ("numpy", "simplejpeg", "cv2", "PIL", "tensorflow") if m in sys.modules]
-    versions = {module: sys.modules[module].__version__ for module in modules}
-    return {"cpu": cpu_name(), "versions": {"python": platform.python_version(), **versions}}
-
-
-def cpu_name() -> str:
-    """Return the processor's own name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        **{module: sys.modules[module].__version__ for module in modules},
+    }
 
 
 def print_table(report: dict) -> None:
@@ -347,7 +342,8 @@ def print_table(report: dict) -> None:
     print(f"{OURS}'s pixels differ from Pillow's by {difference:.2f} of 255 on average")
     files, versions = report["files"], report["versions"]
     print(
-        f"one core of {report['cpu']}; {files['count']} files of {files['mean_kilobytes']:.0f} kB"
+        f"one core of {report['machine']['cpu']}; {files['count']} files of"
+        f" {files['mean_kilobytes']:.0f} kB"
         f" and {files['mean_megapixels']:.2f} megapixels on average"
     )
     print(", ".join(f"{name} {version}" for name, version in versions.items()))

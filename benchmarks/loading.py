@@ -32,8 +32,8 @@ from rich.table import Table
 
 from benchmarks.case import Case
 from benchmarks.engines import ENGINES
-from benchmarks.inference_report import describe
 from benchmarks.loading_worker import LOADERS
+from benchmarks.origin import origin
 from benchmarks.worker_process import REPOSITORY, WorkerError, WorkerProcess
 
 CASE = Case("cifar.resnet20_1w1a", 32, 10, 16)
@@ -155,8 +155,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         report = {
-            "command": " ".join(["python -m benchmarks.loading", *sys.argv[1:]]),
-            "machine": describe(),
+            **origin("loading"),
             "python": platform.python_version(),
             "threads": args.threads,
             **Benchmark(args, (args.files or Path(temporary)).resolve()).run(),

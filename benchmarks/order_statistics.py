@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from benchmarks.origin import origin
 from siman_jax.configs import cifar10, imagenet
 from siman_jax.models.leaves import binary_bits
 from siman_jax.native.dispatch import native
@@ -134,7 +135,8 @@ def main() -> None:
         ratio = row["sort"] / row["select"]
         print(f"{name:44} {row['sort']:6.1f} ms {row['select']:6.1f} ms {ratio:6.2f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        report = {**origin("order_statistics"), "rows": rows}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

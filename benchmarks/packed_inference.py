@@ -38,8 +38,8 @@ from typing import Any
 
 from benchmarks.case import Case
 from benchmarks.engines import BEFORE, ENGINES, OURS
-from benchmarks.inference_report import describe, draw, print_layers, print_memory, print_speed
-from benchmarks.training import commit
+from benchmarks.inference_report import draw, print_layers, print_memory, print_speed
+from benchmarks.origin import commit, origin
 from benchmarks.worker_process import WorkerError, WorkerProcess
 from siman_jax.cores import usable_cores
 
@@ -279,10 +279,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.files or Path(temporary)).resolve()  # as workers start in other folders
         report = {
-            "command": " ".join(["python -m benchmarks.packed_inference", *sys.argv[1:]]),
-            "commit": commit(REPOSITORY),
+            **origin("packed_inference"),
             "commit_before": commit(args.before) if args.before else None,
-            "machine": describe(),
             "python": platform.python_version(),
             **Benchmark(args, folder).run(),
         }

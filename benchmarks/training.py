@@ -23,7 +23,6 @@ compilation. Sides that are not installed are left out and named.
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.case import Case
-from benchmarks.inference_report import describe
+from benchmarks.origin import commit, origin
 from benchmarks.training_worker import OURS, SIDES
 from benchmarks.worker_process import WorkerError, WorkerProcess
 from siman_jax.cores import usable_cores
@@ -205,10 +204,8 @@ def main() -> None:
     """Measure every network, print tables, and write the --json and --chart files."""
     args = parse_arguments()
     report: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.training", *sys.argv[1:]]),
-        "commit": commit(REPOSITORY),
+        **origin("training"),
         "commit_before": commit(args.before) if args.before else None,
-        "machine": describe(),
         "rounds": args.rounds,
         "steps": args.steps,
         "versions": {},
@@ -227,20 +224,6 @@ def main() -> None:
                 args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.chart and report["speed"]:
         draw(report, args.chart)
-
-
-def commit(folder: Path) -> str | None:
-    """Return the hash of the commit in a checkout, with a plus if files have changed."""
-    try:
-        run = [
-            subprocess.run(
-                ["git", *command], cwd=folder, capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run[0] + "+" * bool(run[1])
 
 
 def print_table(rows: list[dict]) -> None:

@@ -176,10 +176,11 @@ def test_fields_in_pages_are_there():
 
 
 def test_flags_in_pages_are_there():
-    """Those of the commands, or of a benchmark or launch script."""
+    """Those of the commands, or of a script."""
     for command in ("main", "sweep", "export", "predict", "convert", "report.__main__"):
         importlib.import_module(f"siman_jax.{command}")
-    scripts = [*REPOSITORY.glob("benchmarks/*.py"), *REPOSITORY.glob("launch/*.s*")]
+    folders = ("benchmarks/*.py", "docs/claims/*.py", "launch/*.s*")
+    scripts = [path for folder in folders for path in REPOSITORY.glob(folder)]
     others = {f for p in scripts for f in re.findall(r"--([a-z]\w*)", p.read_text())}
     named = {flag for code in code_in_pages() for flag in re.findall(r"--([a-z]\w*)", code)}
     assert len(named) > 20

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def run_campaign(
       save: gets the results so far, now and then, so that a kill loses few of them.
 
     Returns:
-      Values for JSON: "seed", "minutes", "command", "commit", "versions", and "kinds" by name, each
-      with "cases", "seconds", "counts", "findings" and "unavailable".
+      Values for JSON: "seed", "minutes", "command", "commit", "date", "versions", and "kinds" by
+      name, each with "cases", "seconds", "counts", "findings" and "unavailable".
     """
     names = [name for name in KINDS if (name in only if only else KINDS[name].share)]
     shares = {name: KINDS[name].share or 1 for name in names}
@@ -53,6 +54,7 @@ def run_campaign(
         "minutes": minutes,
         "command": "python -m tests.torture " + _command(),
         "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
         "versions": _versions(),
         "kinds": {},
     }
