@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from siman_jax.command import run
 from siman_jax.data import class_names, load_dataset
 from siman_jax.data.dataset import Split
+from siman_jax.data.defaults import evaluated_images
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.normalization import normalize
@@ -125,13 +126,15 @@ def pack_run(
     model = model_from_config(in_float32)
     images = _test_images(config)
     program, proof = proven_program(model, variables, image_shape(config), images)
-    kind = "noise" if images is None else "the test split"
+    kind = "noise" if images is None else evaluated_images(config.data)
     print(shown(f"{config.model.name}, on images of {kind}: {proof}"))
     network = PackedProgram(program)
     notes = notes_from_config(
         config.data,
         class_names=_class_names(config, workdir, network.num_classes),
-        accuracy=_accuracy(workdir, int(state.step), "unaveraged_" if unaveraged else ""),
+        accuracy=None  # the test split was not evaluated
+        if config.data.validation_examples
+        else _accuracy(workdir, int(state.step), "unaveraged_" if unaveraged else ""),
         config_sha256=config_digest(config),
     )
     return replace(network, notes=notes.as_json()), notes

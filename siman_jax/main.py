@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
 from siman_jax.command import lock_config, run
+from siman_jax.data.defaults import evaluated_images
 from siman_jax.devices.mesh import is_first_process, join_hosts, make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.summary import print_summary, summarize
@@ -150,7 +151,7 @@ def _verify(workdir: Path) -> None:
 
 
 def _print_results(results: Results, config: ConfigDict) -> None:
-    table = Table(title=f"{config.model.name}, test split")
+    table = Table(title=f"{config.model.name}, {evaluated_images(config.data)}")
     for heading in ("checkpoint", "epoch", "loss", "top-1 (%)", "top-5 (%)"):
         table.add_column(heading, justify="right")
     for name, row in results.items():

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siman_jax.command import run
+from siman_jax.data.defaults import evaluated_images
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError, choose
@@ -78,7 +79,8 @@ def main(argv: list[str]) -> None:
         choose(sweep.variants, name, "variant")
     mesh = make_mesh(_DEVICES.value)
     summary = run_sweep(sweep, workdir, mesh, _SEEDS_AT_ONCE.value, _ONLY.value)
-    wide_console().print(summary_table(sweep.name, summary["variants"]))
+    images = evaluated_images(sweep.base.data)
+    wide_console().print(summary_table(sweep.name, images, summary["variants"]))
     failures = {
         f"{variant}/seed{seed}": text
         for variant, row in summary["variants"].items()

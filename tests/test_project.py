@@ -66,8 +66,8 @@ ROOMS = {
     "siman_jax": "errors paths models rules trained packed devices data runs",
     "command": "config_flag errors outside stop terminal native",
     "report": "errors output paths terminal devices data training analysis runs command",
-    "main": "errors stop streams paths terminal models devices training runs command",
-    "sweep": "errors stop streams output paths terminal shipped devices training runs command",
+    "main": "errors stop streams paths terminal models devices data training runs command",
+    "sweep": "errors stop streams output paths terminal shipped devices data training runs command",
     "export": "errors output paths terminal models program packed devices data training"
     " runs command",
     "convert": "errors output paths terminal models program packed pytorch devices data training"

@@ -21,7 +21,7 @@ from small_runs import leaves_of
 from siman_jax import sweep as command
 from siman_jax.configs import digits
 from siman_jax.data import load_dataset
-from siman_jax.data.dataset import Dataset, Split, evenly_spaced
+from siman_jax.data.dataset import Dataset, Split, evenly_divided
 from siman_jax.data.resident import ResidentFeed
 from siman_jax.devices.mesh import make_mesh, replicated
 from siman_jax.errors import UsageError
@@ -380,13 +380,35 @@ def test_a_part_of_the_training_images_keeps_the_classes_balance():
     assert len(part.test) == len(whole.test)
     order = np.argsort(whole.train.labels, kind="stable")
     by_class = Split(whole.train.images[order], whole.train.labels[order])
-    kept = evenly_spaced(by_class, 500)
+    kept, _ = evenly_divided(by_class, 500)
     counted = np.bincount(kept.labels)
     assert max(counted) - min(counted) <= 3
     assert all((image == by_class.images).all((1, 2, 3)).any() for image in kept.images[::50])
     for wrong in (-1, 1438):
         config.train_examples = wrong
         with pytest.raises(UsageError, match="at most 1437"):
+            load_dataset(config)
+
+
+def test_held_out_training_images_are_evaluated_and_not_trained_on():
+    config = digits.get_config().data
+    whole = load_dataset(config)
+    config.validation_examples = 300
+    config.train_examples = 500
+    part = load_dataset(config)
+    rows = np.arange(300) * 1437 // 300
+    np.testing.assert_array_equal(part.test.images, whole.train.images[rows])
+    np.testing.assert_array_equal(part.test.labels, whole.train.labels[rows])
+    others = np.delete(np.arange(1437), rows)
+    taken = others[np.arange(500) * 1137 // 500]
+    np.testing.assert_array_equal(part.train.images, whole.train.images[taken])
+    config.train_examples = 1138
+    with pytest.raises(UsageError, match="at most 1137"):
+        load_dataset(config)
+    config.train_examples = 0
+    for wrong in (-1, 1437):
+        config.validation_examples = wrong
+        with pytest.raises(UsageError, match=r"validation_examples is .* at most 1436"):
             load_dataset(config)
 
 

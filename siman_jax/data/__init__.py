@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from siman_jax.data import arrays, digits, image_folder, tfds
-from siman_jax.data.dataset import CheckedRecords, Dataset, Records, Split, evenly_spaced
+from siman_jax.data.dataset import CheckedRecords, Dataset, Records, Split, evenly_divided
 from siman_jax.data.defaults import are_files
 from siman_jax.data.memory import decode_dataset
 from siman_jax.errors import UsageError, choose
@@ -85,8 +85,13 @@ def load_dataset(config: ConfigDict, given: Dataset | None = None) -> Dataset:
         if isinstance(split, Split):
             _check_split(name, split, config, len(dataset.classes))
     dataset = replace(dataset, train=_in_int32(dataset.train), test=_in_int32(dataset.test))
+    if config.validation_examples:
+        train = _in_memory(dataset.train, "validation_examples", config.validation_examples)
+        held_out, others = evenly_divided(train, config.validation_examples)
+        dataset = replace(dataset, train=others, test=held_out)
     if config.train_examples:
-        dataset = replace(dataset, train=_part(dataset.train, config.train_examples))
+        train = _in_memory(dataset.train, "train_examples", config.train_examples)
+        dataset = replace(dataset, train=evenly_divided(train, config.train_examples)[0])
     return dataset
 
 
@@ -128,18 +133,20 @@ def _check_type(what: str, split: object) -> None:
         )
 
 
-def _part(split: Split | Records, wanted: int) -> Split:
+def _in_memory(split: Split | Records, field: str, wanted: int) -> Split:
+    """Check that `wanted` examples can be taken from the training split, as `field` says."""
     if not isinstance(split, Split):
         raise UsageError(
-            "--config.data.train_examples works only for data in memory; set it to 0, or set"
+            f"--config.data.{field} works only for data in memory; set it to 0, or set"
             " --config.data.resident=True."
         )
-    if not 0 < wanted <= len(split):
+    most = len(split) - (field == "validation_examples")  # one is left to train on
+    if not 0 < wanted <= most:
         raise UsageError(
-            f"--config.data.train_examples is {wanted}; it must be 0 (all) or at most"
-            f" {len(split)}, the size of the training split."
+            f"--config.data.{field} is {wanted}; it must be 0 or at most {most}, because there are"
+            f" {len(split)} training examples."
         )
-    return evenly_spaced(split, wanted)
+    return split
 
 
 def _check_background(level: int) -> None:

@@ -26,10 +26,15 @@ class Split:
         return len(self.labels)
 
 
-def evenly_spaced(split: Split, n: int) -> Split:
-    """Keep `n` evenly spaced examples, so that a split sorted by class stays balanced."""
-    rows = np.arange(n) * len(split) // n
-    return Split(split.images[rows], split.labels[rows])
+def evenly_divided(split: Split, n: int) -> tuple[Split, Split]:
+    """Divide a split into `n` evenly spaced examples and the others, both in their order.
+
+    If the split is sorted by class, the classes stay balanced.
+    """
+    taken = np.zeros(len(split), bool)
+    taken[np.arange(n) * len(split) // n] = True
+    taken_part, others = (Split(split.images[rows], split.labels[rows]) for rows in (taken, ~taken))
+    return taken_part, others
 
 
 class Record(NamedTuple):

@@ -11,7 +11,9 @@ def images_in_memory() -> ConfigDict:
     """Return the fields for images that their source gives decoded: digits, arrays."""
     data = ConfigDict()
     data.source = "digits"
-    data.train_examples = 0  # number of training images, evenly spaced; 0: all
+    # Training images, evenly spaced, that are evaluated instead of the test split; 0: none.
+    data.validation_examples = 0
+    data.train_examples = 0  # number of the other training images, evenly spaced; 0: all
     data.resident = True  # keep all data in device memory
     data.image_size = 32
     data.channels = 3
@@ -55,3 +57,9 @@ def are_files(data: ConfigDict) -> bool:
 def fields_of(source: str) -> ConfigDict:
     """Return the fields for a source of this package."""
     return image_files() if source in IMAGE_FILES else images_in_memory()
+
+
+def evaluated_images(data: ConfigDict) -> str:
+    """Say on which images a run with this `config.data` is evaluated."""
+    held_out = data.validation_examples
+    return f"{held_out:,} held-out training images" if held_out else "the test split"

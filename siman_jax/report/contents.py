@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from siman_jax.analysis.gradients import MOST_EXAMPLES, STEP, Mismatch
+from siman_jax.data.defaults import evaluated_images
 from siman_jax.report import figures, tables
 from siman_jax.report.groups import Group, has_bits
 from siman_jax.report.page import Picture, Section
@@ -46,19 +47,21 @@ def _only(groups: Sequence[Group], condition: Callable[[Run], bool]) -> list[Gro
 def _training(groups: Sequence[Group]) -> Section:
     logged = _only(groups, lambda run: bool(run.rows))
     band = "The band is the mean over seeds plus and minus one standard deviation."
+    sets = {evaluated_images(run.config.data) for group in groups for run in group.runs}
+    images = sets.pop() if len(sets) == 1 else "the images on which each run was evaluated"
     augmented = "" if figures.are_many(logged) else ", dashed on the augmented training data"
     pictures = [
         Picture(
             "accuracy",
             figures.draw_curves(logged, "top1", "top-1 accuracy (%)"),
             "Accuracy",
-            f"On the test split{augmented}. {band}",
+            f"On {images}{augmented}. {band}",
         ),
         Picture(
             "loss",
             figures.draw_curves(logged, "loss", "loss"),
             "Loss",
-            f"Mean cross-entropy on the test split{augmented}. {band} The axis ends at three times"
+            f"Mean cross-entropy on {images}{augmented}. {band} The axis ends at three times"
             " the largest training loss.",
         ),
     ]

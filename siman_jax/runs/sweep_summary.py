@@ -50,9 +50,9 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def summary_table(name: str, variants: Mapping[str, Mapping[str, Any]]) -> Table:
+def summary_table(name: str, images: str, variants: Mapping[str, Mapping[str, Any]]) -> Table:
     """Make a table with a row for each variant, from results of `summarize_variant`."""
-    table = Table(title=f"{name}: top-1 on the test split (%), mean ± standard deviation of seeds")
+    table = Table(title=f"{name}: top-1 on {images} (%), mean ± standard deviation of seeds")
     table.add_column("variant")
     for heading in ("seeds", "last epoch", "best epoch"):
         table.add_column(heading, justify="right")

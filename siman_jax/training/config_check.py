@@ -39,6 +39,7 @@ _LEAST = {
     "optimizer.bop_threshold": 0,
     "data.crop_padding": 0,
     "data.train_examples": 0,
+    "data.validation_examples": 0,
 }
 _LEAST_OF_FILES = {"data.workers": 0, "data.damaged_limit": 0, "data.shorter_side": 1}
 # Largest allowed values. Larger ones are typing errors, and would exhaust the memory or int32.
