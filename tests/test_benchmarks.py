@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -16,6 +17,7 @@ from PIL import Image
 
 from benchmarks import accelerator, engines, kernel_profile
 from benchmarks.case import Case
+from benchmarks.origin import origin
 from siman_jax.configs import cifar10
 from siman_jax.models import MODELS, build_model
 from siman_jax.pytorch.names import variables_from_torch
@@ -235,6 +237,16 @@ def test_accelerator_ends_a_part_when_its_time_is_over(tmp_path, monkeypatch):
     result = accelerator.run_part("checks", 0.5, namespace(tmp_path, None))
     assert "was ended" in result["left_out"]["the rest of checks"]
     assert result["seconds"] < 30
+
+
+def test_the_origin_of_numbers(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["training.py", "--rounds=2"])
+    made = origin("training")
+    assert list(made) == ["command", "commit", "date", "machine"]
+    assert made["command"] == "python -m benchmarks.training --rounds=2"
+    assert made["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", made["commit"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"])
+    assert made["machine"]["cores"] > 0
 
 
 def test_kernels_are_told_by_instruction_or_name():

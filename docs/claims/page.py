@@ -23,7 +23,7 @@ def all_claims(claims: Sequence[Claim]) -> str:
     """Return the page in Markdown; claims of one title stand together."""
     parts = [_HEAD]
     for page in dict.fromkeys(claim.page for claim in claims):
-        parts.append(f"\n## {_NAMES[page]}\n\nOn the page [{_NAMES[page]}]({_link(page)}).\n")
+        parts.append(f"\n## {_NAMES[page]}\n\nThe page [{_NAMES[page]}]({_link(page)}) says:\n")
         here = [claim for claim in claims if claim.page == page]
         for title in dict.fromkeys(claim.title for claim in here):
             parts += _together(title, [claim for claim in here if claim.title == title])
