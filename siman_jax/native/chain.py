@@ -1,9 +1,9 @@
 """Joins a native norm to the convolution after it, so that its results stay in the cache.
 
-Within `chained`, norms keep what their results were computed from. A convolution whose input is such
-a result computes it again, one sample after the other, just before it reads it. In the backward
-direction it also computes the sums that the norm's gradient needs, of the gradient that it has just
-written. XLA leaves out the norm's own computations, which nobody uses then.
+Within `chained`, norms keep what their results were computed from. A convolution whose input and
+shortcut are such a result computes it again, one sample after the other, just before it reads it.
+In the backward direction it also computes the sums that the norm's gradient needs, of the gradient
+that it has just written. XLA leaves out the norm's own computations, which nobody uses then.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from siman_jax.native.dispatch import differentiable, without_gradient
-from siman_jax.native.norm import as_samples, gradient_sums
+from siman_jax.native.norm import gradient_sums
 
 
 class Source(NamedTuple):

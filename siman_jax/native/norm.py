@@ -18,6 +18,7 @@ from siman_jax.native.library import (
 # The library's numbers for activations.
 NONE, PRELU, HARD_TANH = range(3)
 
+
 class Channels(NamedTuple):
     """The coefficients of a norm for each channel, all `[channels]`.
 
@@ -123,9 +124,7 @@ def normalize(y: Array, shortcut: Array, rows: Array, activation: int) -> Array:
     )
 
 
-def gradient_sums(
-    g: Array, y: Array, shortcut: Array, rows: Array, activation: int
-) -> Array:
+def gradient_sums(g: Array, y: Array, shortcut: Array, rows: Array, activation: int) -> Array:
     """Sum dz, dz * (y - centre) and the slope's gradient over pixels: `[3, channels]`."""
     return call(
         NORM_SUMS,
