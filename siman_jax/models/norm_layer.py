@@ -162,8 +162,6 @@ class BatchNorm(nn.Module):
     ) -> tuple[Array, Array, Array]:
         """Compute the same by the native library on a CPU, and by XLA on other devices."""
         product = x if isinstance(x, Product) and x.geometry else None
-        if product is None:
-            x = computed(x)
         is_input = product is not None and shortcut is product.x
         # Only then the convolution is all that uses the result of the norm before.
         before = native_chain.source_of(product.x) if product and is_input else None
@@ -192,9 +190,10 @@ class BatchNorm(nn.Module):
             near,
         )
         if product is None:
+            y = computed(x)
             function = native_norm.batch_norm(plain, self.epsilon, kind)
-            out, mean, var, rows, sums = function(x, *rest)
-            inputs, added = map(native_norm.as_samples, (x, rest[3]))
+            out, mean, var, rows, sums = function(y, *rest)
+            inputs, added = native_norm.as_samples(y), native_norm.as_samples(rest[3])
         else:
             assert product.geometry is not None
             function = native_convolution.conv_norm(
