@@ -13,27 +13,40 @@ POOL = {"down": 3, "across": 3, "row_stride": 2, "column_stride": 2, "top": 1, "
 X, KERNEL, Y = ((2, 6, 6, 16), F32), ((3, 3, 16, 16), F32), ((2, 6, 6, 16), F32)
 SUMS, NO_SUMS = ((2, 6, 6, 16), I16), ((0, 0, 0, 0), I16)
 SAMPLES, ROWS = ((2, 36, 16), F32), ((4, 16), F32)
-BACK = {**CONV, "centred": True, "estimator": 1, "activation": 1}
+FORWARD = {**CONV, "centred": True, "before_activation": 1}
+BACK = {**FORWARD, "estimator": 1, "activation": 1}
+NO_SAMPLES, NO_ROWS = ((0, 0, 0), F32), ((0, 0), F32)
+ALONE, AFTER = [NO_SAMPLES, NO_SAMPLES, NO_ROWS], [((2, 36, 16), I16), SAMPLES, ROWS]
 # A valid call of each function: operands, results, attributes.
 CALLS = {
     library.CONV_FORWARD: (
-        [X, KERNEL, ((16,), F32)],
-        [((2, 2), F32), SUMS, ((2, 16), F32), NOTHING],
-        {**CONV, "centred": True},
+        [X, KERNEL, ((16,), F32), *ALONE],
+        [((2, 2), F32), SUMS, ((2, 16), F32), NOTHING, NOTHING],
+        FORWARD,
+    ),
+    "later " + library.CONV_FORWARD: (
+        [NOTHING, KERNEL, ((16,), F32), *AFTER],
+        [((2, 2), F32), SUMS, ((2, 16), F32), NOTHING, X],
+        FORWARD,
     ),
     "scaled " + library.CONV_FORWARD: (
-        [X, KERNEL, ((16,), F32)],
-        [((2, 2), F32), NO_SUMS, ((0, 0), F32), Y],
-        {**CONV, "centred": True},
+        [X, KERNEL, ((16,), F32), *ALONE],
+        [((2, 2), F32), NO_SUMS, ((0, 0), F32), Y, NOTHING],
+        FORWARD,
     ),
     library.CONV_BACKWARD: (
-        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, SUMS, SAMPLES, ((7, 16), F32)],
-        [KERNEL, X, SAMPLES],
+        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, SUMS, SAMPLES, ((7, 16), F32), *ALONE],
+        [KERNEL, X, SAMPLES, NO_ROWS],
+        {**BACK, "shortcut_is_input": False, "times_scale": True},
+    ),
+    "later " + library.CONV_BACKWARD: (
+        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, SUMS, SAMPLES, ((7, 16), F32), *AFTER],
+        [KERNEL, X, SAMPLES, ((3, 16), F32)],
         {**BACK, "shortcut_is_input": False, "times_scale": True},
     ),
     "scaled " + library.CONV_BACKWARD: (
-        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, NO_SUMS, NOTHING, ((0, 0), F32)],
-        [KERNEL, X, NOTHING],
+        [X, KERNEL, ((16,), F32), ((2, 2), F32), Y, NO_SUMS, NOTHING, ((0, 0), F32), *ALONE],
+        [KERNEL, X, NOTHING, NO_ROWS],
         {**BACK, "shortcut_is_input": False, "times_scale": False},
     ),
     library.REAL_FORWARD: ([((2, 6, 6, 3), F32), ((3, 3, 3, 16), F32)], [Y], CONV),

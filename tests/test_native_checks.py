@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from native_calls import CALLS, F32, I32, NOTHING, ROWS, call
+from native_calls import ALONE, CALLS, F32, I32, NO_ROWS, NOTHING, ROWS, X, call
 
 from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.native import library
@@ -30,8 +30,10 @@ needs_library = pytest.mark.skipif(not library.variants(), reason="the library i
 MAY_GROW = {
     (library.CONV_FORWARD, 1): {0, 1},
     ("scaled " + library.CONV_FORWARD, 1): {0, 1},
-    ("scaled " + library.CONV_FORWARD, 6): {1, 2},
-    (library.CONV_FORWARD, 4): {1, 2},
+    ("later " + library.CONV_FORWARD, 1): {0, 1},
+    ("scaled " + library.CONV_FORWARD, 9): {1, 2},
+    (library.CONV_FORWARD, 7): {1, 2},
+    ("later " + library.CONV_FORWARD, 7): {1, 2},
     ("scaled " + library.CONV_BACKWARD, 4): {1, 2},
     (library.REAL_FORWARD, 1): {0, 1},
     (library.REAL_FORWARD, 2): {1, 2},
@@ -117,10 +119,32 @@ def test_samples_of_another_rank_or_without_pixels_are_refused(shape):
 def test_a_shortcut_that_is_the_input_has_the_results_shape():
     operands, _, attributes = CALLS[library.CONV_BACKWARD]
     x, kernel = ((2, 6, 6, 32), F32), ((3, 3, 32, 16), F32)
-    wider = [x, kernel, *operands[2:6], NOTHING, operands[7]]
-    call(library.CONV_BACKWARD, wider, [kernel, x, NOTHING], attributes)
+    wider = [x, kernel, *operands[2:6], NOTHING, *operands[7:]]
+    results = [kernel, x, NOTHING, NO_ROWS]
+    call(library.CONV_BACKWARD, wider, results, attributes)
     attributes = {**attributes, "shortcut_is_input": True}
-    refused(library.CONV_BACKWARD, wider, [kernel, x, NOTHING], attributes, "a result of")
+    refused(library.CONV_BACKWARD, wider, results, attributes, "a result of")
+
+
+@needs_library
+@pytest.mark.parametrize("missing", [3, 4, 5])
+def test_a_norm_before_has_all_its_arrays(missing):
+    """Only its shortcut may be missing."""
+    name = "later " + library.CONV_FORWARD
+    operands, results, attributes = CALLS[name]
+    given = [*operands]
+    given[missing] = ALONE[missing - 3]
+    if missing == 4:
+        call(name, given, results, attributes)
+    else:
+        refused(name, given, results, attributes)
+
+
+@needs_library
+def test_an_input_is_given_or_computed():
+    name = "later " + library.CONV_FORWARD
+    operands, results, attributes = CALLS[name]
+    refused(name, [X, *operands[1:]], results, attributes, "either an input or a norm before")
 
 
 @needs_library

@@ -22,6 +22,7 @@ from siman_jax.models.batch_norm import (
     product_norm,
 )
 from siman_jax.models.product import Product, absent, computed
+from siman_jax.native import chain as native_chain
 from siman_jax.native import convolution as native_convolution
 from siman_jax.native import norm as native_norm
 from siman_jax.native.dispatch import available
@@ -161,9 +162,9 @@ class BatchNorm(nn.Module):
     ) -> tuple[Array, Array, Array]:
         """Compute the same by the native library on a CPU, and by XLA on other devices."""
         product = x if isinstance(x, Product) and x.geometry else None
-        if product is None:
-            x = computed(x)
         is_input = product is not None and shortcut is product.x
+        # Only then the convolution is all that uses the result of the norm before.
+        before = native_chain.source_of(product.x) if product and is_input else None
 
         def plain(*arrays: Array) -> tuple[Array, Array, Array]:
             *operands, scale, bias, slopes, shortcut, near = arrays
@@ -189,12 +190,29 @@ class BatchNorm(nn.Module):
             near,
         )
         if product is None:
-            return native_norm.batch_norm(plain, self.epsilon, kind)(x, *rest)
-        assert product.geometry is not None
-        function = native_convolution.conv_norm(
-            plain, product.geometry, product.scaled, self.epsilon, kind, is_input
-        )
-        return function(product.x, product.kernel, product.alpha, *rest)
+            y = computed(x)
+            function = native_norm.batch_norm(plain, self.epsilon, kind)
+            out, mean, var, rows, sums = function(y, *rest)
+            inputs, added = native_norm.as_samples(y), native_norm.as_samples(rest[3])
+        else:
+            assert product.geometry is not None
+            function = native_convolution.conv_norm(
+                plain,
+                product.geometry,
+                product.scaled,
+                self.epsilon,
+                kind,
+                is_input,
+                before.activation if before else None,
+            )
+            operands = (product.kernel, product.alpha, *rest)
+            if before:
+                results = function(before.out, *operands, *before.arrays)
+            else:
+                results = function(product.x, *operands)
+            out, mean, var, rows, sums, inputs, added = results
+        source = native_chain.Source(out, sums, inputs, added, rows, kind)
+        return native_chain.opened(source), mean, var
 
     def _update(self, running: nn.Variable, batch: Array) -> None:
         new = jnp.mean(batch, range(batch.ndim - 1)).astype(running.value.dtype)

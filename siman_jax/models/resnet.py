@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from siman_jax.models.initializers import Initializer, uniform_bias
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.norm_layer import Activation, BatchNorm, PReLU
+from siman_jax.native.chain import chained
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
 from siman_jax.rules.precision import wide
@@ -141,19 +142,20 @@ class ResNet(nn.Module):
             conv_general_dilated=real_conv if train else None,
             name="conv1",
         )(x)
-        x = self.norm(name="bn1")(x, train, activation=self.stem_activation)
-        if self.imagenet_stem:
-            x = max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for stage, blocks in enumerate(self.stages):
-            for index in range(blocks):
-                x = self.block(
-                    features=self.width * 2**stage,
-                    strides=2 if stage > 0 and index == 0 else 1,
-                    conv=self.conv,
-                    shortcut=self.shortcut,
-                    norm=self.norm,
-                    name=f"layer{stage + 1}_{index}",
-                )(x, train)
+        with chained():
+            x = self.norm(name="bn1")(x, train, activation=self.stem_activation)
+            if self.imagenet_stem:
+                x = max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            for stage, blocks in enumerate(self.stages):
+                for index in range(blocks):
+                    x = self.block(
+                        features=self.width * 2**stage,
+                        strides=2 if stage > 0 and index == 0 else 1,
+                        conv=self.conv,
+                        shortcut=self.shortcut,
+                        norm=self.norm,
+                        name=f"layer{stage + 1}_{index}",
+                    )(x, train)
         x = jnp.mean(x, (1, 2))
         x = self.norm(scale_init=1.0, name="bn2")(x, train)
         x = nn.Dense(

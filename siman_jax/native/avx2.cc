@@ -40,6 +40,13 @@ SIMAN_TARGET inline void ManyToBytes(const float* x, float least, uint8_t* bytes
 }
 #define SIMAN_MANY_TO_BYTES ManyToBytes
 
+// Compilers would widen the halves one by one.
+SIMAN_TARGET inline Floats ShortsToFloats(const int16_t* x) {
+  return reinterpret_cast<Floats>(_mm256_cvtepi32_ps(
+      _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)))));
+}
+#define SIMAN_SHORTS_TO_FLOATS ShortsToFloats
+
 // How many of four bits differ, for both halves of a byte and all halves of another byte.
 struct Counts {
   constexpr Counts() : rows() {

@@ -1,5 +1,6 @@
 """Native binary convolutions for training: alone, or together with the batch norm after them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,14 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from siman_jax.native.dispatch import Function, differentiable
+from siman_jax.native.dispatch import Function, differentiable, without_gradient
 from siman_jax.native.library import CONV_BACKWARD, CONV_FORWARD, call
 from siman_jax.native.norm import (
     Channels,
-    Normalized,
     as_samples,
     gradient_rows,
-    gradient_sums,
+    no_sums,
     normalize,
     with_slopes,
 )
@@ -105,14 +105,15 @@ def conv(reference: Function, geometry: Geometry, scaled: bool) -> Function:
     """
 
     def forward(x: Array, kernel: Array, alpha: Array) -> Any:
-        moments, _, _, y = _forward(geometry, x, kernel, _scale(kernel, alpha, scaled), sums=False)
+        scale = _scale(kernel, alpha, scaled)
+        moments, _, _, y, _ = _forward(geometry, x, kernel, scale, sums=False)
         return y, moments
 
     def backward(arrays: Any, moments: Array, g: Array) -> Any:
         x, kernel, alpha = arrays
         scale = _scale(kernel, alpha, scaled)
         nothing = jnp.zeros((0, 0, 0, 0), jnp.float32)
-        dkernel, dx, _ = _backward(
+        dkernel, dx, _, _ = _backward(
             geometry, x, kernel, scale, moments, g, nothing.astype(jnp.int16), as_samples(nothing),
             jnp.zeros((0, 0), jnp.float32),
         )  # fmt: skip
@@ -131,6 +132,7 @@ def conv_norm(
     epsilon: float,
     activation: int,
     shortcut_is_input: bool,
+    before: int | None,
 ) -> Function:
     """Build a native convolution with batch norm, shortcut and activation.
 
@@ -139,7 +141,11 @@ def conv_norm(
     It is a function of x, kernel, alpha, gamma, beta, slope, shortcut and an estimate of the mean,
     as for `conv` and `norm.batch_norm`. Only the sums are kept for the backward, as 16-bit
     integers. If the shortcut is x itself, `shortcut_is_input` is True and the argument is empty.
-    Only `reference` uses the estimate.
+    Only `reference` uses the estimate. The results are out, mean, variance, and what `chain.Source`
+    needs: rows, sums, y and the shortcut.
+
+    If x is the result of a norm, `before` is its activation, and `chain.Source.arrays` follow as
+    further arguments. The library computes x from them.
     """
 
     def forward(
@@ -151,30 +157,37 @@ def conv_norm(
         slope: Array,
         more: Array,
         near: Array,
+        *source: Array,
     ) -> Any:
         del near
         scale = _scale(kernel, alpha, scaled)
-        moments, sums, statistics, _ = _forward(geometry, x, kernel, scale, sums=True)
+        moments, sums, statistics, _, made = _forward(
+            geometry, x, kernel, scale, sums=True, source=source, before=before
+        )
+        if source:
+            x = made
         mean, var = statistics[0] * scale, statistics[1] * jnp.square(scale)
         deviation = jax.lax.rsqrt(var + epsilon)
         channels = Channels(
             statistics[0], gamma * deviation * scale, beta, with_slopes(slope, scale.size)
         )
-        shortcut = x if shortcut_is_input else more
-        out = normalize(as_samples(sums), shortcut, channels, activation).reshape(sums.shape)
-        return (out, mean, var), (moments, sums, channels, deviation)
+        y, rows = as_samples(sums), jnp.stack(channels)
+        shortcut = as_samples(x if shortcut_is_input else more)
+        out = normalize(y, shortcut, rows, activation).reshape(sums.shape)
+        results = out, mean, var, rows, no_sums(scale.size), y, shortcut
+        return results, (x, moments, sums, channels, deviation)
 
-    def backward(arrays: Any, kept: Any, g: Normalized) -> Any:
-        x, kernel, alpha, gamma, _, slope, more, near = arrays
-        moments, sums, channels, deviation = kept
+    def backward(arrays: Any, kept: Any, g: Any) -> Any:
+        _, kernel, alpha, gamma, _, slope, more, near, *source = arrays
+        x, moments, sums, channels, deviation = kept
         scale = _scale(kernel, alpha, scaled)
-        shortcut = x if shortcut_is_input else more
-        totals = gradient_sums(g[0], as_samples(sums), shortcut, channels, activation)
+        totals = g[4]
         count = sums.size // sums.shape[-1]
         rows = gradient_rows(channels, totals, count, gamma, deviation, scale)
-        dkernel, dx, dmore = _backward(
+        dkernel, dx, dmore, dsource = _backward(
             geometry, x, kernel, scale, moments, g[0], sums, as_samples(more), rows,
             activation=activation, shortcut_is_input=shortcut_is_input, times_scale=not scaled,
+            source=source, before=before,
         )  # fmt: skip
         dgamma = deviation * scale * totals[1]
         # The norm cancels the scale of its input except for epsilon. Summed over pixels, the
@@ -189,9 +202,24 @@ def conv_norm(
             totals[2] if slope.size else slope,
             dmore.reshape(more.shape),
             jnp.zeros_like(near),
+            *map(without_gradient, source[:3]),
+            *([dsource] if source else []),
         )
 
-    return differentiable(reference, forward, backward)
+    def whole(*arrays: Array) -> Any:
+        x, kernel = arrays[:2]
+        result = geometry.result(x, kernel)
+        samples = (result[0], result[1] * result[2], result[3])
+        shortcut = as_samples(x if shortcut_is_input else arrays[6])
+        return (
+            *reference(*arrays[:8]),
+            jnp.zeros((4, result[3]), jnp.float32),
+            no_sums(result[3]),
+            jnp.zeros(samples, jnp.int16),
+            jnp.zeros_like(shortcut),
+        )
+
+    return differentiable(whole, forward, backward)
 
 
 def _scale(kernel: Array, alpha: Array, scaled: bool) -> Array:
@@ -200,13 +228,24 @@ def _scale(kernel: Array, alpha: Array, scaled: bool) -> Array:
     return alpha if alpha.size else jnp.ones(kernel.shape[-1], jnp.float32)
 
 
-def _forward(geometry: Geometry, x: Array, kernel: Array, scale: Array, *, sums: bool) -> Any:
-    """Return the samples' moments, the sums, their statistics, and the scaled sums.
+def _forward(
+    geometry: Geometry,
+    x: Array,
+    kernel: Array,
+    scale: Array,
+    *,
+    sums: bool,
+    source: Sequence[Array] = (),
+    before: int | None = None,
+) -> Any:
+    """Return the samples' moments, the sums, their statistics, the scaled sums, and x.
 
-    With `sums` the last one is empty, otherwise the two before it.
+    With `sums` the scaled sums are empty, otherwise the two before them. x is empty unless it is
+    computed from a source.
     """
     result = geometry.result(x, kernel)
     nothing = (0, 0, 0, 0)
+    given = jnp.zeros(nothing, jnp.float32) if source else x
     return call(
         CONV_FORWARD,
         (
@@ -214,12 +253,22 @@ def _forward(geometry: Geometry, x: Array, kernel: Array, scale: Array, *, sums:
             jax.ShapeDtypeStruct(result if sums else nothing, jnp.int16),
             jax.ShapeDtypeStruct((2, kernel.shape[-1]) if sums else (0, 0), jnp.float32),
             jax.ShapeDtypeStruct(nothing if sums else result, jnp.float32),
+            jax.ShapeDtypeStruct(x.shape if source else nothing, jnp.float32),
         ),
-        x,
+        given,
         kernel,
         scale,
+        *_norm_before(source),
         **geometry.attributes(),
+        before_activation=before or 0,
     )
+
+
+def _norm_before(source: Sequence[Array]) -> Sequence[Array]:
+    """Return the inputs, the shortcut and the rows of the norm before a convolution."""
+    if source:
+        return source[:3]
+    return (*[jnp.zeros((0, 0, 0), jnp.float32)] * 2, jnp.zeros((0, 0), jnp.float32))
 
 
 def _backward(
@@ -236,8 +285,10 @@ def _backward(
     activation: int = 0,
     shortcut_is_input: bool = False,
     times_scale: bool = False,
+    source: Sequence[Array] = (),
+    before: int | None = None,
 ) -> Any:
-    """Return the gradients of the kernel, of x and of the shortcut.
+    """Return the gradients of the kernel, of x, of the shortcut and of the source's sums.
 
     The kernel's is that of conv(sign(x), kernel), or with `times_scale` that of
     scale * conv(sign(x), kernel).
@@ -248,6 +299,7 @@ def _backward(
             jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
             jax.ShapeDtypeStruct(x.shape, jnp.float32),
             jax.ShapeDtypeStruct(shortcut.shape, jnp.float32),
+            jax.ShapeDtypeStruct((3, x.shape[-1]) if source else (0, 0), jnp.float32),
         ),
         x,
         kernel,
@@ -257,9 +309,11 @@ def _backward(
         sums,
         shortcut,
         norm,
+        *_norm_before(source),
         **geometry.attributes(),
         estimator=geometry.estimator,
         activation=activation,
         shortcut_is_input=shortcut_is_input,
         times_scale=times_scale,
+        before_activation=before or 0,
     )

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
+from jax.dtypes import float0
 
 from siman_jax.native.library import variants
 
@@ -74,7 +76,7 @@ def differentiable(reference: Function, forward: Function, backward: Function) -
       forward: native; from the same arrays to the results of `reference`, and residuals for
         `backward`.
       backward: native; from the arrays, the residuals, and the cotangents of the results, to the
-        arrays' cotangents.
+        arrays' cotangents. Integers have none: None stands for theirs.
     """
     forward_or_vmap = custom_vmap(lambda *arrays: forward(*arrays))
 
@@ -94,7 +96,9 @@ def differentiable(reference: Function, forward: Function, backward: Function) -
         del kept
 
         def one(arrays: Any, g: Any) -> Any:
-            return jax.vjp(reference, *arrays)[1](g)
+            results, pullback = jax.vjp(reference, *arrays)
+            g = jax.tree.map(lambda y, dy: _zeros_of_nothing(y) if dy is None else dy, results, g)
+            return _without_integers(pullback(g))
 
         result = _mapped(one, size, (batched[0], batched[2]), arrays, g)
         return result, jax.tree.map(lambda _: True, result)
@@ -108,10 +112,24 @@ def differentiable(reference: Function, forward: Function, backward: Function) -
         return result, (arrays, kept)
 
     def on_library_bwd(residuals: Any, g: Any) -> Any:
-        return backward_or_vmap(*residuals, g)
+        return backward_or_vmap(*residuals, _without_integers(g))
 
     on_library.defvjp(on_library_fwd, on_library_bwd)
     return partial(_choose, on_library, reference)
+
+
+def without_gradient(x: Array) -> Array | None:
+    """Return the cotangent of an array that the results do not depend on, for `differentiable`."""
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else None
+
+
+def _without_integers(cotangents: Any) -> Any:
+    """Replace the cotangents of integers by None."""
+    return jax.tree.map(lambda g: None if g.dtype == float0 else g, cotangents)
+
+
+def _zeros_of_nothing(x: Array) -> Any:
+    return np.zeros(x.shape, float0)
 
 
 def _choose(on_library: Function, reference: Function, *arrays: Any) -> Any:

@@ -18,8 +18,6 @@ from siman_jax.native.library import (
 # The library's numbers for activations.
 NONE, PRELU, HARD_TANH = range(3)
 
-Normalized = tuple[Array, Array, Array]
-
 
 class Channels(NamedTuple):
     """The coefficients of a norm for each channel, all `[channels]`.
@@ -40,7 +38,8 @@ def batch_norm(reference: Function, epsilon: float, activation: int) -> Function
 
     It is a function of y `[..., channels]`, gamma, beta, slope, shortcut and an estimate of the
     mean. The shortcut is empty if there is none; slopes are the PReLU's, `[channels]`, or empty.
-    Only `reference` uses the estimate, `[channels]`.
+    Only `reference` uses the estimate, `[channels]`. The results are out, mean, variance, and what
+    `chain.Source` needs: rows and sums.
 
     Args:
       reference: the same function in `jax.numpy`; returns out, mean and variance, the latter two
@@ -58,14 +57,15 @@ def batch_norm(reference: Function, epsilon: float, activation: int) -> Function
         mean, var = call(NORM_STATISTICS, shape, images)
         deviation = jax.lax.rsqrt(var + epsilon)
         channels = Channels(mean, gamma * deviation, beta, with_slopes(slope, y.shape[-1]))
-        out = normalize(images, shortcut, channels, activation).reshape(y.shape)
-        return (out, mean, var), (channels, deviation)
+        stacked = jnp.stack(channels)
+        out = normalize(images, shortcut, stacked, activation).reshape(y.shape)
+        return (out, mean, var, stacked, no_sums(y.shape[-1])), (channels, deviation)
 
-    def backward(arrays: Any, kept: Any, g: Normalized) -> Any:
+    def backward(arrays: Any, kept: Any, g: Any) -> Any:
         y, gamma, _, slope, shortcut, near = arrays
         channels, deviation = kept
         images = as_samples(y)
-        sums = gradient_sums(g[0], images, shortcut, channels, activation)
+        sums = g[4]
         rows = gradient_rows(channels, sums, y.size // y.shape[-1], gamma, deviation)
         dy, dshortcut = call(
             NORM_BACKWARD,
@@ -88,7 +88,16 @@ def batch_norm(reference: Function, epsilon: float, activation: int) -> Function
             jnp.zeros_like(near),
         )
 
-    return differentiable(reference, forward, backward)
+    def whole(y: Array, *arrays: Array) -> Any:
+        channels = y.shape[-1]
+        return *reference(y, *arrays), jnp.zeros((4, channels), jnp.float32), no_sums(channels)
+
+    return differentiable(whole, forward, backward)
+
+
+def no_sums(channels: int) -> Array:
+    """Return zeros, whose cotangent are the sums of a norm's gradient."""
+    return jnp.zeros((3, channels), jnp.float32)
 
 
 def as_samples(x: Array) -> Array:
@@ -103,21 +112,19 @@ def with_slopes(slope: Array, channels: int) -> Array:
     return slope if slope.size else jnp.zeros(channels, jnp.float32)
 
 
-def normalize(y: Array, shortcut: Array, channels: Channels, activation: int) -> Array:
+def normalize(y: Array, shortcut: Array, rows: Array, activation: int) -> Array:
     """Normalize y `[samples, pixels, channels]`, add the shortcut and activate; y may be int16."""
     return call(
         NORM_FORWARD,
         jax.ShapeDtypeStruct(y.shape, jnp.float32),
         y,
         as_samples(shortcut),
-        jnp.stack(channels),
+        rows,
         activation=activation,
     )
 
 
-def gradient_sums(
-    g: Array, y: Array, shortcut: Array, channels: Channels, activation: int
-) -> Array:
+def gradient_sums(g: Array, y: Array, shortcut: Array, rows: Array, activation: int) -> Array:
     """Sum dz, dz * (y - centre) and the slope's gradient over pixels: `[3, channels]`."""
     return call(
         NORM_SUMS,
@@ -125,7 +132,7 @@ def gradient_sums(
         g.reshape(y.shape),
         y,
         as_samples(shortcut),
-        jnp.stack(channels),
+        rows,
         activation=activation,
     )
 

@@ -3,6 +3,7 @@
 #ifndef SIMAN_NORMS_H_
 #define SIMAN_NORMS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -36,6 +37,31 @@ inline const float* From(const float* x, int64_t at) { return x == nullptr ? nul
 inline Numbers From(Numbers y, int64_t at) {
   if (y.floats != nullptr) return {y.floats + at, nullptr};
   return {nullptr, y.sums + at};
+}
+
+// A norm with its inputs. The shortcut may be null.
+struct NormStep {
+  BatchNorm norm;
+  Numbers y;
+  const float* shortcut;
+
+  bool empty() const { return y.floats == nullptr && y.sums == nullptr; }
+};
+
+// Adds `norm_sums` of a sample whose results `out` are known.
+inline void AddNormSums(const Training& run, int64_t pixels, int64_t channels,
+                        const BatchNorm& norm, const float* dout, Numbers y, const float* shortcut,
+                        const float* out, float* totals) {
+  const auto slopes_are_large = [&] {
+    return std::all_of(norm.slope, norm.slope + channels,
+                       [](float slope) { return slope >= kLeastSlope; });
+  };
+  // One array less to read.
+  if (norm.activation == Activation::kNone ||
+      (norm.activation == Activation::kPRelu && slopes_are_large()))
+    run.norm_sums_after(pixels, channels, norm, dout, y, out, totals);
+  else
+    run.norm_sums(pixels, channels, norm, dout, y, shortcut, totals);
 }
 
 // Computes mean and variance of every channel, from samples of equal size in any order.

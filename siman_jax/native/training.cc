@@ -55,11 +55,36 @@ Samples SamplesOf(const ffi::AnyBuffer& y) {
   return {sizes[0], sizes[1], sizes[2]};
 }
 
-ffi::Error ConvForwardCall(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 scale,
-                           ffi::Result<Floats2> moments, ffi::Result<Sums> sums,
-                           ffi::Result<Floats2> statistics, ffi::Result<Floats4> y, int64_t variant,
-                           int64_t stride, int64_t top, int64_t left, bool centred) {
+// The norm before a convolution. If its inputs y are missing, so are the norm, its shortcut and
+// `with`, what there is only with such a norm.
+NormStep NormBefore(Check& check, const ffi::AnyBuffer& y, const ffi::AnyBuffer& shortcut,
+                    const Floats2& rows, Dimensions x, Dimensions with, int64_t activation) {
+  check(IsActivation(activation), "an activation from 0 to 2");
+  if (y.element_count() == 0) {
+    check(rows.element_count() == 0 && shortcut.element_count() == 0 && !HasElements(with),
+          "a norm before with its inputs");
+    return {};
+  }
+  check(y.element_type() == ffi::S16 || y.element_type() == ffi::F32, "sums or floats");
+  check(Is(y.dimensions(), {x[0], x[1] * x[2], x[3]}), "inputs of a norm whose results are x");
+  check(AreSamplesOrNothing(shortcut, x),
+        "a shortcut of the norm before, [samples, pixels, channels]");
+  check(Is(rows.dimensions(), {4, x[3]}), "a norm before, [4, channels]");
+  if (check.failed()) return {};
+  return {NormOf(rows, activation), NumbersOf(y), OrNull(shortcut)};
+}
+
+ffi::Error ConvForwardCall(ffi::ThreadPool pool, Floats4 given, Floats4 code, Floats1 scale,
+                           ffi::AnyBuffer before_y, ffi::AnyBuffer before_shortcut,
+                           Floats2 before_norm, ffi::Result<Floats2> moments,
+                           ffi::Result<Sums> sums, ffi::Result<Floats2> statistics,
+                           ffi::Result<Floats4> y, ffi::Result<Floats4> made, int64_t variant,
+                           int64_t stride, int64_t top, int64_t left, bool centred,
+                           int64_t before_activation) {
   const bool scaled = sums->element_count() == 0;
+  // Either the input, or what it is made from.
+  const bool makes = given.element_count() == 0;
+  const Floats4& x = makes ? static_cast<const Floats4&>(*made) : given;
   const auto result = scaled ? y->dimensions() : sums->dimensions();
   const auto kernel = code.dimensions();
   Check check("siman_conv_forward");
@@ -71,21 +96,27 @@ ffi::Error ConvForwardCall(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats
     check(Is(statistics->dimensions(), {2, kernel[3]}), "statistics [2, filters]");
     check(kernel[0] * kernel[1] * kernel[2] <= kMostTerms, "at most 32767 terms in a sum");
   }
+  check(makes == (before_y.element_count() != 0), "either an input or a norm before");
+  const NormStep before = NormBefore(check, before_y, before_shortcut, before_norm, x.dimensions(),
+                                     made->dimensions(), before_activation);
   if (check.failed()) return check.error();
   const TrainingConv conv = MakeTrainingConv(kVariants[variant], x.dimensions().begin(),
                                              code.dimensions().begin(), result.begin() + 1, stride,
                                              top, left, centred, x.typed_data(), code.typed_data());
-  RunForward(PoolOf(pool), conv, scale.typed_data(), moments->typed_data(),
-             scaled ? nullptr : sums->typed_data(), statistics->typed_data(), y->typed_data());
+  RunForward(PoolOf(pool), conv, before, made->typed_data(), scale.typed_data(),
+             moments->typed_data(), scaled ? nullptr : sums->typed_data(), statistics->typed_data(),
+             y->typed_data());
   return ffi::Error::Success();
 }
 
 ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 scale,
                         Floats2 moments, Floats4 g, Sums sums, ffi::AnyBuffer shortcut,
-                        Floats2 norm, ffi::Result<Floats4> kernel, ffi::Result<Floats4> dx,
-                        ffi::Result<ffi::AnyBuffer> dshortcut, int64_t variant, int64_t stride,
-                        int64_t top, int64_t left, bool centred, int64_t estimator,
-                        int64_t activation, bool shortcut_is_input, bool times_scale) {
+                        Floats2 norm, ffi::AnyBuffer before_y, ffi::AnyBuffer before_shortcut,
+                        Floats2 before_norm, ffi::Result<Floats4> kernel, ffi::Result<Floats4> dx,
+                        ffi::Result<ffi::AnyBuffer> dshortcut, ffi::Result<Floats2> before_sums,
+                        int64_t variant, int64_t stride, int64_t top, int64_t left, bool centred,
+                        int64_t estimator, int64_t activation, bool shortcut_is_input,
+                        bool times_scale, int64_t before_activation) {
   const auto image = x.dimensions(), taps = code.dimensions(), result = g.dimensions();
   const bool with_norm = sums.element_count() != 0;
   Check check("siman_conv_backward");
@@ -110,6 +141,9 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
   }
   check(!shortcut_is_input || (with_norm && Same(image, result)),
         "a result of the input's shape if the input is the shortcut");
+  const NormStep before = NormBefore(check, before_y, before_shortcut, before_norm, image,
+                                     before_sums->dimensions(), before_activation);
+  check(before.empty() || Is(before_sums->dimensions(), {3, image[3]}), "sums [3, channels]");
   if (check.failed()) return check.error();
   const TrainingConv conv = MakeTrainingConv(
       kVariants[variant], x.dimensions().begin(), code.dimensions().begin(),
@@ -124,8 +158,9 @@ ffi::Error ConvGradient(ffi::ThreadPool pool, Floats4 x, Floats4 code, Floats1 s
     source.sums = sums.typed_data();
     source.shortcut = shortcut_is_input ? x.typed_data() : OrNull(shortcut);
   }
-  const ConvGradients to{kernel->typed_data(), times_scale, dx->typed_data(), OrNull(*dshortcut),
-                         shortcut_is_input};
+  const ConvGradients to{kernel->typed_data(),     times_scale,       dx->typed_data(),
+                         OrNull(*dshortcut),       shortcut_is_input, before,
+                         before_sums->typed_data()};
   ConvBackward(PoolOf(pool), conv, moments.typed_data(), static_cast<Estimator>(estimator),
                scale.typed_data(), source, to)
       .Run();
@@ -379,15 +414,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_forward, siman::ConvForwardCall,
                                   .Arg<siman::Floats4>()
                                   .Arg<siman::Floats4>()
                                   .Arg<siman::Floats1>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<siman::Floats2>()
                                   .Ret<siman::Floats2>()
                                   .Ret<siman::Sums>()
                                   .Ret<siman::Floats2>()
+                                  .Ret<siman::Floats4>()
                                   .Ret<siman::Floats4>()
                                   .Attr<int64_t>("variant")
                                   .Attr<int64_t>("stride")
                                   .Attr<int64_t>("top")
                                   .Attr<int64_t>("left")
-                                  .Attr<bool>("centred"));
+                                  .Attr<bool>("centred")
+                                  .Attr<int64_t>("before_activation"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_backward, siman::ConvGradient,
                               xla::ffi::Ffi::Bind()
@@ -400,9 +440,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_backward, siman::ConvGradient,
                                   .Arg<siman::Sums>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<siman::Floats2>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<siman::Floats2>()
                                   .Ret<siman::Floats4>()
                                   .Ret<siman::Floats4>()
                                   .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<siman::Floats2>()
                                   .Attr<int64_t>("variant")
                                   .Attr<int64_t>("stride")
                                   .Attr<int64_t>("top")
@@ -411,7 +455,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_conv_backward, siman::ConvGradient,
                                   .Attr<int64_t>("estimator")
                                   .Attr<int64_t>("activation")
                                   .Attr<bool>("shortcut_is_input")
-                                  .Attr<bool>("times_scale"));
+                                  .Attr<bool>("times_scale")
+                                  .Attr<int64_t>("before_activation"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(siman_real_forward, siman::RealForward,
                               xla::ffi::Ffi::Bind()

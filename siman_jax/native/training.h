@@ -19,6 +19,7 @@ constexpr int64_t kMostRows = 3;       // rows of taps in one call of add_rows
 constexpr int64_t kMostTaps = 16;      // taps in one call of add_pixels
 constexpr int64_t kFoursOfPlaces = 8;  // fours whose indices fit in 32 bits together
 constexpr uint8_t kBit = 8;            // value of a bit in the bytes that become indices
+constexpr float kLeastSlope = 1e-3f;   // below, a PReLU's input is not computed from its result
 constexpr int64_t kEight = 8;          // channels whose bits are one byte
 
 // A row of counts for a byte has one for each half and each of the sixteen halves of a kernel's
@@ -107,6 +108,11 @@ struct Training {
   // be null.
   void (*norm_sums)(int64_t pixels, int64_t channels, const BatchNorm& norm, const float* dout,
                     Numbers y, const float* shortcut, float* totals);
+
+  // Likewise, from the norm's results instead of the shortcut: z has their sign, and is what a
+  // PReLU's slope made of them. So there is no hard tanh, and slopes are at least kLeastSlope.
+  void (*norm_sums_after)(int64_t pixels, int64_t channels, const BatchNorm& norm,
+                          const float* dout, Numbers y, const float* out, float* totals);
 
   // Computes dy, and dz unless it is null. Pixels of dout, y, the shortcut and dz are `step`
   // numbers apart, those of dy `dy_step`.

@@ -163,12 +163,15 @@ inline void PackImage(const TrainingConv& conv, const float* x, float least, uin
 }
 
 // Computes the forward direction: either `sums`, with the statistics of each filter, or `y`, the
-// sums times `scale`. `moments` is [batch, 2]; `statistics` is [2, filters], mean and variance.
+// sums times `scale`. Unless `before` is empty, its results are the input, and are written to `x`
+// first. `moments` is [batch, 2]; `statistics` is [2, filters], mean and variance.
 class ConvForward {
  public:
-  ConvForward(const TrainingConv& conv, const float* scale, float* moments, int16_t* sums,
-              float* statistics, float* y)
+  ConvForward(const TrainingConv& conv, const NormStep& before, float* x, const float* scale,
+              float* moments, int16_t* sums, float* statistics, float* y)
       : conv_(conv),
+        before_(before),
+        x_(x),
         n_(conv.n),
         scale_(scale),
         moments_(moments),
@@ -209,6 +212,11 @@ class ConvForward {
 
   void Sample(int64_t index, Scratch& scratch) {
     const float* x = conv_.x + index * conv_.sample();
+    if (!before_.empty()) {
+      const int64_t at = index * conv_.sample();
+      conv_.run().norm(n_.height * n_.width, conv_.channels, before_.norm, From(before_.y, at),
+                       From(before_.shortcut, at), x_ + at);
+    }
     Moments(conv_, x, moments_ + 2 * index);
     const float least = moments_[2 * index];
     if (by_eights_)
@@ -255,6 +263,8 @@ class ConvForward {
   }
 
   const TrainingConv& conv_;
+  const NormStep& before_;
+  float* x_;
   const Convolution& n_;
   const float* scale_;
   float* moments_;
@@ -267,9 +277,10 @@ class ConvForward {
   std::vector<Scratch> scratch_;  // of each worker
 };
 
-inline void RunForward(const Pool& pool, const TrainingConv& conv, const float* scale,
-                       float* moments, int16_t* sums, float* statistics, float* y) {
-  ConvForward(conv, scale, moments, sums, statistics, y).Run(pool);
+inline void RunForward(const Pool& pool, const TrainingConv& conv, const NormStep& before, float* x,
+                       const float* scale, float* moments, int16_t* sums, float* statistics,
+                       float* y) {
+  ConvForward(conv, before, x, scale, moments, sums, statistics, y).Run(pool);
 }
 
 // The source of the gradient of y = scale * sums: either `dy`, or `dout` through a norm.
@@ -288,6 +299,8 @@ struct ConvGradients {
   float* x;
   float* shortcut;         // receives dz; may be null
   bool shortcut_is_input;  // dz is then added to x
+  NormStep before;         // the norm whose results are x, or an empty one
+  float* before_sums;      // receives `norm_sums` of that norm, [3, channels]
 };
 
 // Computes both gradients of a convolution whose results were scaled by `scale` [filters].
@@ -357,6 +370,10 @@ class ConvBackward {
                           InputTask(group, g, GradientWidth(), worker);
                         }});
     phases.push_back({conv_.taps(), [this](int64_t tap, int64_t) { Combine(tap); }});
+    if (!to_.before.empty()) {
+      of_before_.emplace(conv_.batch, conv_.channels);
+      phases.push_back({1, [this](int64_t, int64_t) { of_before_->Finish(to_.before_sums); }});
+    }
     RunPhases(pool_, workers, std::move(phases));
   }
 
@@ -506,9 +523,14 @@ class ConvBackward {
       run.estimate(size, estimator_, x, mean, scale, da, totals);
       const double shift = conv_.centred ? totals[0] / static_cast<double>(size) : 0;
       const double slant = conv_.centred ? totals[1] / static_cast<double>(size - 1) : 0;
-      run.standardize_back(
-          size, x, mean, scale, static_cast<float>(shift), static_cast<float>(slant), da,
-          more == nullptr ? nullptr : more + sample * size, to_.x + (First(group) + sample) * size);
+      const int64_t index = First(group) + sample, at = index * size;
+      run.standardize_back(size, x, mean, scale, static_cast<float>(shift),
+                           static_cast<float>(slant), da,
+                           more == nullptr ? nullptr : more + sample * size, to_.x + at);
+      if (of_before_)
+        AddNormSums(run, size / conv_.channels, conv_.channels, to_.before.norm, to_.x + at,
+                    From(to_.before.y, at), From(to_.before.shortcut, at), x,
+                    of_before_->Part(index));
     }
   }
 
@@ -561,6 +583,7 @@ class ConvBackward {
   int64_t filters_, ranges_;  // filters in one task, and ranges of filters
   int64_t groups_per_block_, blocks_;
   int64_t sums_size_;
+  std::optional<GradientSums> of_before_;
   std::optional<Memory> sums_;
   std::optional<Memory> places_;
   std::vector<Memory> spaces_;

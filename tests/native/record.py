@@ -260,6 +260,72 @@ def conv_forward(sizes, centred, scaled):
     )
 
 
+class NormBefore:
+    """A norm whose results are x, as far as its activation can have such results."""
+
+    def __init__(self, rng, x, activation, sums, least_slope):
+        channels = x.shape[-1]
+        self.y = floats(rng, *x.shape)
+        if sums:
+            self.y = rng.integers(-20, 20, x.shape).astype(np.int16)
+        self.x, self.activation, self.rows = x, activation, floats(rng, 4, channels)
+        self.rows[3] = np.abs(self.rows[3]) + np.float32(least_slope)
+        if least_slope < 0:
+            self.rows[3, ::2] = 0
+        centre, gain, offset, self.slope = np.float64(self.rows)
+        self.centred = self.y - centre
+        z = np.float64(x)
+        if activation == PRELU:
+            z = np.where(x > 0, x, x / np.where(self.slope == 0, 1, self.slope))
+        if activation == HARD_TANH or least_slope < 0:  # then the library computes z again
+            edge = 1 if activation == HARD_TANH else 0
+            z = np.where(np.abs(np.abs(z) - edge) < 8 * CLEARANCE, z + 32 * CLEARANCE, z)
+        self.z = z
+        self.shortcut = np.float32(z - self.centred * gain - offset)
+
+    def given(self):
+        shape = (len(self.x), -1, self.x.shape[-1])
+        return {
+            "before y": self.y.reshape(shape),
+            "before shortcut": self.shortcut.reshape(shape),
+            "before norm": self.rows,
+        }
+
+    def sums(self, dx):
+        dz = activated_back(self.activation, self.z, self.slope, dx)
+        by_slope = np.where(self.z > 0, 0, dx * self.z) * (self.activation == PRELU)
+        parts = (dz, dz * self.centred, by_slope)
+        return np.stack([part.reshape(-1, part.shape[-1]).sum(0) for part in parts])
+
+
+def conv_forward_after(sizes, activation, sums):
+    """Like `conv_forward`, with x computed from the norm before."""
+    case = conv_forward(sizes, centred=True, scaled=False)
+    x = case.given.pop("x")
+    before = NormBefore(random("before", sizes, activation), x, activation, sums, 0.1)
+    return case._replace(
+        name=f"{case.name} after a norm with {ACTIVATIONS[activation]}",
+        numbers={**case.numbers, "before_activation": activation},
+        given={**case.given, **before.given()},
+        expected={**case.expected, "x": x},
+    )
+
+
+def conv_backward_after(sizes, activation, shortcut, sums, least_slope=0.1):
+    """Like `conv_backward`, with the sums of the gradient of the norm before."""
+    case = conv_backward(sizes, True, APPROX, PRELU, shortcut)
+    x, dx = case.given["x"], np.float64(case.expected["dx"])
+    before = NormBefore(
+        random("before", sizes, activation, shortcut), x, activation, sums, least_slope
+    )
+    return case._replace(
+        name=f"{case.name} after a norm with {ACTIVATIONS[activation]}, slopes from {least_slope}",
+        numbers={**case.numbers, "before_activation": activation},
+        given={**case.given, **before.given()},
+        expected={**case.expected, "before sums": np.float32(before.sums(dx))},
+    )
+
+
 def conv_backward(sizes, centred, estimator, activation=None, shortcut="none", times_scale=False):
     """With an activation, through a norm, whose shortcut is "none", an "array" or the "input".
 
@@ -319,6 +385,19 @@ def binary_convolutions() -> Iterator[Case]:
     sizes = CONVOLUTIONS[0]
     for choice in itertools.product((True, False), ESTIMATORS, ACTIVATIONS, ("none", "input")):
         yield conv_backward(sizes, *choice)
+
+
+def convolutions_after_norms() -> Iterator[Case]:
+    for index, sizes in enumerate(CONVOLUTIONS):
+        sums = index % 2 == 0
+        for activation in (NONE, PRELU):
+            yield conv_forward_after(sizes, activation, sums)
+        shortcut = "input" if sizes.result() == sizes.image else "none"
+        for activation in ACTIVATIONS:
+            # The sum of a sample's dx is 0, which rounding does not leave to compare.
+            if activation != NONE or sizes.image[3] > 1:
+                yield conv_backward_after(sizes, activation, shortcut, sums)
+        yield conv_backward_after(sizes, PRELU, shortcut, not sums, least_slope=-1)
 
 
 def real_convolutions() -> Iterator[Case]:
@@ -595,8 +674,8 @@ def write(file: BinaryIO, cases: list[Case]) -> None:
 
 def all_cases() -> list[Case]:
     parts = (
-        binary_convolutions, real_convolutions, norms, poolings, selections, latent_kernels,
-        packed_convolutions, planned_networks,
+        binary_convolutions, convolutions_after_norms, real_convolutions, norms, poolings,
+        selections, latent_kernels, packed_convolutions, planned_networks,
     )  # fmt: skip
     return [case for part in parts for case in part()]
 

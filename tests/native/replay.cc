@@ -190,15 +190,31 @@ class Call {
   const Case& own_;
 };
 
+Numbers NumbersOf(const Array& y) {
+  if (y.type == "i2") return {nullptr, y.data<int16_t>()};
+  return {y.data<float>(), nullptr};
+}
+
+// The norm before a convolution, if the case has one.
+NormStep NormBefore(const Call& call, int64_t channels) {
+  if (!call.Has("before y")) return {};
+  return {NormOf(call.Data<float>("before norm"), channels,
+                 static_cast<Activation>(call.Number("before_activation"))),
+          NumbersOf(call.In("before y")), call.In("before shortcut").OrNull<float>()};
+}
+
 void RunConvForward(Call& call) {
-  const Array &x = call.In("x"), &code = call.In("code");
-  const bool sums = call.Expects("sums");
+  const Array& code = call.In("code");
+  const bool sums = call.Expects("sums"), makes = call.Expects("x");
+  auto* made = call.Out<float>("x");
+  const int64_t* sizes = makes ? call.Sizes("x") : call.In("x").sizes.data();
   const TrainingConv conv = MakeTrainingConv(
-      call.variant, x.sizes.data(), code.sizes.data(), call.Sizes(sums ? "sums" : "y") + 1,
+      call.variant, sizes, code.sizes.data(), call.Sizes(sums ? "sums" : "y") + 1,
       call.Number("stride"), call.Number("top"), call.Number("left"), call.Number("centred") != 0,
-      x.data<float>(), code.data<float>());
-  RunForward(call.pool, conv, call.Data<float>("scale"), call.Out<float>("moments"),
-             call.Out<int16_t>("sums"), call.Out<float>("statistics"), call.Out<float>("y"));
+      makes ? made : call.Data<float>("x"), code.data<float>());
+  RunForward(call.pool, conv, NormBefore(call, conv.channels), made, call.Data<float>("scale"),
+             call.Out<float>("moments"), call.Out<int16_t>("sums"), call.Out<float>("statistics"),
+             call.Out<float>("y"));
 }
 
 void RunConvBackward(Call& call) {
@@ -220,8 +236,13 @@ void RunConvBackward(Call& call) {
     source.sums = sums.data<int16_t>();
     source.shortcut = shortcut_is_input ? x.data<float>() : call.In("shortcut").OrNull<float>();
   }
-  const ConvGradients to{call.Out<float>("kernel"), call.Number("times_scale") != 0,
-                         call.Out<float>("dx"), call.Out<float>("dshortcut"), shortcut_is_input};
+  const ConvGradients to{call.Out<float>("kernel"),
+                         call.Number("times_scale") != 0,
+                         call.Out<float>("dx"),
+                         call.Out<float>("dshortcut"),
+                         shortcut_is_input,
+                         NormBefore(call, conv.channels),
+                         call.Out<float>("before sums")};
   ConvBackward(call.pool, conv, call.Data<float>("moments"),
                static_cast<Estimator>(call.Number("estimator")), call.Data<float>("scale"), source,
                to)
@@ -300,8 +321,7 @@ void RunNorm(Call& call) {
   const Array &y = call.In("y"), &shortcut = call.In("shortcut");
   const Training& run = *call.variant->training;
   const Samples all{y.sizes[0], y.sizes[1], y.sizes[2]};
-  Numbers numbers{y.data<float>(), nullptr};
-  if (y.type == "i2") numbers = {nullptr, y.data<int16_t>()};
+  const Numbers numbers = NumbersOf(y);
   const auto *rows = call.Data<float>("norm"), *g = call.Data<float>("g"),
              *more = shortcut.OrNull<float>();
   const BatchNorm norm =
