@@ -38,9 +38,11 @@ from benchmarks.twin_latency import measure_twin_apart
 from siman_jax.data import load_dataset
 from siman_jax.packed.latency import measure_apart
 from siman_jax.packed.model import PackedModel
+from siman_jax.runs.workdir import read_config
 from siman_jax.trained import FOLDER, MANIFEST, TrainedModel
 
 REPOSITORY = Path(__file__).parent.parent
+KEPT = REPOSITORY / "results" / "trained"
 THREADS = (1, 2)
 GENERATED = 64
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -76,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def add(args: argparse.Namespace) -> None:
     """Export a run's network, measure it, and write what belongs to a trained model."""
-    config = ConfigDict(json.loads((args.workdir / "config.json").read_text()))
+    config = read_config(args.workdir)
     path = FOLDER / f"{args.name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     export = [sys.executable, "-m", "siman_jax.export", str(args.workdir), f"--out={path}"]
@@ -109,7 +111,7 @@ def add(args: argparse.Namespace) -> None:
     rows = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else []
     rows = [other for other in rows if other["name"] != args.name] + [vars(row)]
     write_json(MANIFEST, sorted(rows, key=lambda other: other["name"]))
-    kept = REPOSITORY / "results" / "trained" / args.name
+    kept = KEPT / args.name
     kept.mkdir(parents=True, exist_ok=True)
     for file in ("config.json", "log.jsonl"):
         shutil.copy(args.workdir / file, kept)
@@ -127,7 +129,7 @@ def check(args: argparse.Namespace) -> int:
     differ = 0
     for name in args.names or models:
         row = models[name]
-        config = ConfigDict(row.config)
+        config = read_config(KEPT / name).copy_and_resolve_references()
         if args.root:
             config.data.root = args.root
         found = accuracy(confusion_matrix(siman_jax.load(name, exact=True), config))

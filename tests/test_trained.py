@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import call
-from ml_collections import ConfigDict
+from cli import REPOSITORY, call
 from PIL import Image
 
 import siman_jax
@@ -15,6 +14,7 @@ from siman_jax import trained
 from siman_jax.data import load_dataset
 from siman_jax.errors import UsageError
 from siman_jax.predict import main as predict
+from siman_jax.runs.workdir import read_config
 
 DIGITS = "digits/resnet20"
 NAMES = [model.name for model in siman_jax.trained_models()]
@@ -23,6 +23,11 @@ MOST_BYTES = 5_000_000
 
 def row(name):
     return {model.name: model for model in siman_jax.trained_models()}[name]
+
+
+def digits_test():
+    config = read_config(REPOSITORY / "results" / "trained" / DIGITS)
+    return load_dataset(config.data).test
 
 
 def test_the_models_have_the_accuracy_of_their_runs():
@@ -37,7 +42,7 @@ def test_the_models_have_the_accuracy_of_their_runs():
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_digits_model_classifies_as_the_manifest_says(exact):
     """With `exact` the accuracy is that of evaluation; rounding may change one image by default."""
-    test = load_dataset(ConfigDict(row(DIGITS).config).data).test
+    test = digits_test()
     predicted = siman_jax.load(DIGITS, exact=exact).predict(test.images).classes
     right = int((predicted == test.labels).sum())
     expected = round(row(DIGITS).top1 * len(test) / 100)
@@ -116,7 +121,7 @@ def test_the_table():
 
 
 def test_predict_takes_the_name(tmp_path, capsys):
-    test = load_dataset(ConfigDict(row(DIGITS).config).data).test
+    test = digits_test()
     Image.fromarray(test.images[0, ..., 0]).save(tmp_path / "digit.png")
     call(predict, DIGITS, tmp_path / "digit.png", "--json", "--top=1")
     found = json.loads(capsys.readouterr().out)["predictions"][0]["class"]
