@@ -33,7 +33,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import siman_jax
-from benchmarks.input_pipeline import cpu_name
+from benchmarks.origin import describe
 from benchmarks.twin_latency import measure_twin_apart
 from siman_jax.data import load_dataset
 from siman_jax.packed.latency import measure_apart
@@ -101,7 +101,7 @@ def add(args: argparse.Namespace) -> None:
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         milliseconds=milliseconds,
-        machine=cpu_name(),
+        machine=describe()["cpu"],
         config=config.to_dict(),
         command=args.command,
         commit=args.commit,

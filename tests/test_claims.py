@@ -20,7 +20,7 @@ NOT_TEXT = re.compile(r"```.*?```|`[^`\n]+`|<!--.*?-->|\]\([^)]*\)", re.DOTALL)
 NAMES = re.compile(
     r"""ResNet-\d+|CIFAR-10|\b1w1a\b|1-bit|float32|bfloat16|\bint8\b|x86|AVX2|AVX-512|C\+\+
     |H100|\bv5e\b|\bh100\b|224x224|32x32|8x8|[Tt]op-1|Study\s\d|Apache-2\.0|TPAMI\s2023
-    |batch(?:es)?\s(?:of\s)?(?:1|16|32|64|256)\b|\b1\sthread|\b2\sthreads|on\s1\b""",
+    |batch(?:es)?\s(?:of\s)?(?:1|8|16|32|64|256)\b|\b1\sthread|\b2\sthreads|on\s1\b""",
     re.VERBOSE,
 )
 # Other numbers that no file in results/ holds, as they stand in the page, and why they may.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.accelerator_parts.part import Part, run
-from benchmarks.input_pipeline import cpu_name
+from benchmarks.origin import describe
 from siman_jax.cores import usable_cores
 from siman_jax.data.decode import training_image
 from siman_jax.data.pixels import PixelRules
@@ -31,7 +31,9 @@ def main(part: Part) -> None:
         reason = f"there are no JPEG files in {folder or 'a folder of data'}"
         return part.leave_out("decoding", reason)
     seconds = 0.2 if part.quick else 3.0
-    part.write(cpu=cpu_name(), files=len(files), mean_kilobytes=np.mean([*map(len, files)]) / 1e3)
+    part.write(
+        cpu=describe()["cpu"], files=len(files), mean_kilobytes=np.mean([*map(len, files)]) / 1e3
+    )
     for processes in sorted({1, len(usable_cores())}):
         row = {"images_per_second": images_per_second(files, processes, seconds)}
         part.add("processes", str(processes), row)

@@ -12,6 +12,7 @@ AVX512, AMX, AMX_AGAIN, AVX2, AVX2_AGAIN = (
     f"training_cpu/{name}.json" for name in ("avx512", "amx", "amx_again", "avx2", "avx2_again")
 )
 EVALUATION = "training_cpu/evaluation.json"
+PROGRAMS = "training_cpu/evaluation_program.json"
 SEEDS = "seeds_at_once/seeds_at_once.json"
 OURS, XLA = "siman-jax", "siman-jax (XLA only)"
 TORCH, COMPILED = "PyTorch", "PyTorch (compiled)"
@@ -190,6 +191,33 @@ def _evaluation() -> Iterator[Claim]:
         [EVALUATION],
         "median of {}, 2 threads, an AMD EPYC with AVX2, JAX 0.10.2, commit {}",
         [number(row["rounds"]), report["commit"]],
+    )
+    rows = {
+        when: [run["rows"][0] for run in read(PROGRAMS)[when]["runs"]]
+        for when in ("after", "before")
+    }
+    yield Sentence(
+        "Evaluation, as a program and before",
+        PAGE,
+        [PROGRAMS],
+        "On {} images ResNet-20's took {} and {} s natively, {} and {} s before there were"
+        " programs; by XLA alone {} and {} s, {} and {} s before",
+        [
+            number(rows["after"][0]["images"]),
+            *(
+                number(row[how]["later_s"])
+                for how in ("native", "XLA")
+                for when in ("after", "before")
+                for row in rows[when]
+            ),
+        ],
+    )
+    yield Sentence(
+        "Evaluation, as a program and before",
+        PAGE,
+        [PROGRAMS],
+        "took {} and {} s natively instead of {} and {} s.",
+        [number(row["native"]["first_s"]) for when in ("after", "before") for row in rows[when]],
     )
 
 
