@@ -38,7 +38,7 @@ def parsed(monkeypatch, *arguments):
             "unknown config field 'model.zzz'. model has: model.activation_rule, model.dtype,"
             " model.name, model.weight_rule, model.width.",
         ),
-        ("--config.zzz=3", "'zzz'. The config has: accumulation_steps, batch_norm_devices, "),
+        ("--config.zzz=3", "'zzz'. The config has: accumulation_steps, average_decay, "),
         ("--config.seed.x=3", "unknown config field 'seed.x': seed is 0, which has no fields."),
         ("--config.batch_size=abc", "=abc: it must be a whole number, such as 16."),
         ("--config.batch_size=", "--config.batch_size=: it must be a whole number, such as 16."),

@@ -142,6 +142,7 @@ def test_equal_runs_give_equal_bytes_and_what_is_there_stays(workdir, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_program_of_all_platforms(workdir, tmp_path):
     """Run the command as a user does."""
     out, program = tmp_path / "model.safetensors", tmp_path / "model.stablehlo"

@@ -99,6 +99,7 @@ def test_digits_give_neighbours_in_groups_of_columns(dtype, x64):
             np.testing.assert_array_equal(after[inside, i], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("percent", "matrices"), [(0.0, 1), (7.3, 1), (50.0, 1), (7.3, 2), (7.3, 3)]
 )

@@ -136,6 +136,7 @@ def test_a_record_that_cannot_be_read_is_told(first, message, monkeypatch):
         load_dataset(config)
 
 
+@pytest.mark.slow
 def test_every_command_tells_of_a_module_that_broke_after_training(module, tmp_path, capsys):
     module(SOURCE)
     config, workdir = their_config(), tmp_path / "run"
