@@ -13,6 +13,7 @@ AVX512, AMX, AMX_AGAIN, AVX2, AVX2_BEFORE = (
 )
 EVALUATION = "training_cpu/evaluation.json"
 PROGRAMS = "training_cpu/evaluation_program.json"
+DIGITS = "training_cpu/digits_command.json"
 SEEDS = "seeds_at_once/seeds_at_once.json"
 OURS, XLA = "siman-jax", "siman-jax (XLA only)"
 TORCH, COMPILED = "PyTorch", "PyTorch (compiled)"
@@ -47,6 +48,15 @@ def claims() -> Iterator[Claim]:
     yield from _with_amx()
     yield from _with_avx2()
     yield from _evaluation()
+    digits = read(DIGITS)
+    yield Sentence(
+        "The digits' command",
+        PAGE,
+        [DIGITS],
+        "The command of the digits takes {} of the time it took at commit {}, before training was"
+        " native",
+        [number(digits["share_of_the_time_before"]), digits["commit_before"][:7]],
+    )
     yield from _seeds()
 
 
