@@ -109,7 +109,7 @@ def find_trained(source: str | Path) -> TrainedModel | None:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(source)):
         raise UsageError(
             f"{source} is an address, and siman-jax downloads nothing. Fetch the file yourself, for"
-            f" example by `curl -LO {source}`, and load it by its name; sha256=... then checks it."
+            f" example by `curl -LO {source}`, and load it by its path; sha256=... then checks it."
         )
     if os.path.lexists(source):
         return None
