@@ -33,7 +33,7 @@ from siman_jax.packed.program_file import PackedProgram, encode_program
 from siman_jax.program.trace import trace
 from siman_jax.runs.checkpoint import CheckpointWriter, restore_latest
 from siman_jax.runs.checksums import leaf_shapes
-from siman_jax.runs.snapshot import Snapshot, abstract_snapshot
+from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, creation
 from siman_jax.training.optimizer import build_optimizer
 from siman_jax.training.task import image_shape, model_from_config
 
@@ -49,7 +49,7 @@ def example(config: ConfigDict) -> Snapshot:
     config.data.num_classes = config.data.num_classes or 1000
     optimizer = build_optimizer(config.optimizer, 0.1)
     mesh, rng = make_mesh(1), np.random.default_rng(0)
-    layout = abstract_snapshot(config, model_from_config(config), optimizer, mesh)
+    layout = abstract_snapshot(config, creation(config, model_from_config(config), optimizer), mesh)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         numbers = rng.standard_normal(leaf.shape) > 0 if leaf.dtype == bool else None

@@ -28,7 +28,7 @@ from siman_jax.errors import UsageError
 from siman_jax.runs import train as training
 from siman_jax.runs.checkpoint import CheckpointWriter, restore_best, restore_latest
 from siman_jax.runs.log import RunLog, best_row, read_rows
-from siman_jax.runs.snapshot import abstract_snapshot, first_snapshot
+from siman_jax.runs.snapshot import abstract_snapshot, creation, first_snapshot
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.workdir import check_workdir
 from siman_jax.stop import Preempted
@@ -105,8 +105,9 @@ def test_every_example_is_evaluated_once(devices):
     split = Split(
         rng.integers(0, 256, (23, 8, 8, 1), np.uint8), rng.integers(0, 10, 23).astype(np.int32)
     )
-    layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
-    start = first_snapshot(config, task.model, task.optimizer, jax.random.key(0), layout)
+    create = creation(config, task.model, task.optimizer)
+    layout = abstract_snapshot(config, create, mesh)
+    start = first_snapshot(config, create, jax.random.key(0), layout)
     variables = start.progress.state.variables()
     results = []
     for batch_size in (23, 10):

@@ -20,7 +20,7 @@ from siman_jax.models.transfer import Transfer, transfer
 from siman_jax.paths import local_path
 from siman_jax.pytorch.checkpoint import read_state
 from siman_jax.pytorch.names import variables_by_name
-from siman_jax.runs.snapshot import Snapshot, first_snapshot, read_bits
+from siman_jax.runs.snapshot import Create, Snapshot, first_snapshot, read_bits
 from siman_jax.runs.stored_run import load_run
 from siman_jax.runs.workdir import read_config
 from siman_jax.training.epoch import Progress
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 def start_from_weights(
     config: ConfigDict,
-    model: nn.Module,
+    create: Create,
     optimizer: optax.GradientTransformation,
     key: Array,
     layout: Snapshot,
@@ -45,7 +45,7 @@ def start_from_weights(
 
     Args:
       config: the run's config.
-      model: the network.
+      create: result of `snapshot.creation`.
       optimizer: the optimizer.
       key: PRNG key for the parameters that start anew.
       layout: result of `abstract_snapshot`.
@@ -55,7 +55,7 @@ def start_from_weights(
       UsageError: the weights cannot be read, or do not fit the network.
     """
     given, source = _read(config, mesh)
-    first = first_snapshot(config, model, optimizer, key, layout)
+    first = first_snapshot(config, create, key, layout)
     initial, rule = first.progress.state.variables(), config.model.weight_rule
     try:
         result = transfer(initial, given, rule, partial(class_axes, config))
@@ -66,8 +66,8 @@ def start_from_weights(
         ) from error
     _log.info("%s", _described(source, result))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.progress.state)
-    create = partial(state_from, optimizer=optimizer, averaged=bool(config.average_decay))
-    state = jax.jit(create, out_shardings=shardings)(result.variables)
+    start = partial(state_from, optimizer=optimizer, averaged=bool(config.average_decay))
+    state = jax.jit(start, out_shardings=shardings)(result.variables)
     return Snapshot(Progress(state, first.progress.sums), read_bits(state, rule))
 
 

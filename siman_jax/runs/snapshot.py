@@ -1,5 +1,6 @@
 """The contents of a checkpoint, from which a run continues as if it had never stopped."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -40,24 +41,37 @@ class Snapshot:
     bits: Bits
 
 
-def abstract_snapshot(
-    config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Snapshot:
+Create = Callable[[Array], TrainState]
+"""Creates the state from which a run starts, from the PRNG key of its parameters."""
+
+
+def creation(
+    config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation
+) -> Create:
+    """Return the function that creates the state from which a run of `config` starts.
+
+    Tracing it takes a second. JAX knows by the function itself what it has traced, so both functions
+    below are to be given one and the same.
+    """
+    return partial(
+        create_state,
+        model,
+        optimizer,
+        image_shape=image_shape(config),
+        averaged=bool(config.average_decay),
+    )
+
+
+def abstract_snapshot(config: ConfigDict, create: Create, mesh: Mesh) -> Snapshot:
     """Return the shapes, dtypes and shardings of a run's snapshots on `mesh`."""
-
-    def start(key: Array) -> Snapshot:
-        state = create_state(
-            model, optimizer, key, image_shape(config), averaged=bool(config.average_decay)
-        )
-        bits = state_bits(state, config.model.weight_rule)
-        return Snapshot(Progress(state, Sums.zero()), bits)
-
-    shapes = jax.eval_shape(start, jax.random.key(0))
+    state = jax.eval_shape(create, jax.random.key(0))
+    bits = read_bits.eval_shape(state, config.model.weight_rule)
+    shapes = Snapshot(Progress(state, jax.eval_shape(Sums.zero)), bits)
     shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
     if config.shard_optimizer:
-        opt_state = largest_axis_sharded(mesh, shapes.progress.state.opt_state)
-        state = shardings.progress.state.replace(opt_state=opt_state)
-        shardings = shardings.replace(progress=shardings.progress.replace(state=state))
+        opt_state = largest_axis_sharded(mesh, state.opt_state)
+        sharded = shardings.progress.state.replace(opt_state=opt_state)
+        shardings = shardings.replace(progress=shardings.progress.replace(state=sharded))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -65,29 +79,15 @@ def abstract_snapshot(
     )
 
 
-def first_snapshot(
-    config: ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    key: Array,
-    layout: Snapshot,
-) -> Snapshot:
+def first_snapshot(config: ConfigDict, create: Create, key: Array, layout: Snapshot) -> Snapshot:
     """Create the snapshot from which training starts.
 
     Args:
       config: the run's config.
-      model: the network.
-      optimizer: the optimizer.
+      create: result of `creation`.
       key: PRNG key for the parameters.
       layout: result of `abstract_snapshot`.
     """
-    create = partial(
-        create_state,
-        model,
-        optimizer,
-        image_shape=image_shape(config),
-        averaged=bool(config.average_decay),
-    )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout)
     # It runs once, so it should compile fast; with optimization XLA takes ten times longer on CPUs.
     options = {"xla_backend_optimization_level": 0}

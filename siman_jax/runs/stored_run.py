@@ -22,7 +22,7 @@ from siman_jax.runs.checkpoint import (
 )
 from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import read_rows
-from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, read_bits
+from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, creation, read_bits
 from siman_jax.runs.trained_on import read_trained_on
 from siman_jax.runs.workdir import claim_workdir
 from siman_jax.training.epoch import Progress
@@ -151,7 +151,8 @@ def _layout(config: ConfigDict, workdir: Path, mesh: Mesh) -> Snapshot:
     """
     try:
         config = with_stored_classes(config, workdir)
-        return abstract_snapshot(config, model_from_config(config), _optimizer(config), mesh)
+        create = creation(config, model_from_config(config), _optimizer(config))
+        return abstract_snapshot(config, create, mesh)
     except UsageError:
         raise
     # A field is missing, unknown to the network, or of another type.

@@ -36,7 +36,14 @@ from siman_jax.runs.lock import RunLock
 from siman_jax.runs.log import Results
 from siman_jax.runs.progress_bar import ProgressBar
 from siman_jax.runs.record import RunRecord
-from siman_jax.runs.snapshot import Snapshot, abstract_snapshot, first_snapshot, read_bits
+from siman_jax.runs.snapshot import (
+    Create,
+    Snapshot,
+    abstract_snapshot,
+    creation,
+    first_snapshot,
+    read_bits,
+)
 from siman_jax.runs.stored_run import CHECKPOINTS, check_resumable, load_run
 from siman_jax.runs.teacher import Teacher, check_teacher, read_teacher, write_teacher
 from siman_jax.runs.trained_on import check_classes, check_trained_on, read_trained_on
@@ -128,9 +135,10 @@ def train_together(
         teacher = read_teacher(config, task.dataset.classes, mesh)
         for workdir in configs:
             check_teacher(teacher, workdir)
-        layout = abstract_snapshot(config, task.model, task.optimizer, mesh)
+        create = creation(config, task.model, task.optimizer)
+        layout = abstract_snapshot(config, create, mesh)
         runs = [
-            _open_run(own, workdir, locks[workdir], task, layout, mesh)
+            _open_run(own, workdir, locks[workdir], task, create, layout, mesh)
             for workdir, own in configs.items()
         ]
         return _train(runs, task, teacher, layout, mesh, stop or StopSignals())
@@ -160,15 +168,21 @@ class _Run:
 
 
 def _open_run(
-    config: ConfigDict, workdir: Path, lock: RunLock, task: Task, layout: Snapshot, mesh: Mesh
+    config: ConfigDict,
+    workdir: Path,
+    lock: RunLock,
+    task: Task,
+    create: Create,
+    layout: Snapshot,
+    mesh: Mesh,
 ) -> _Run:
     init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
     snapshot = restore_latest(workdir / CHECKPOINTS, layout)
-    start, save_start = (task.model, task.optimizer, init_key, layout), False
-    if snapshot is None and config.init_from:
-        snapshot, save_start = start_from_weights(config, *start, mesh), True
+    save_start = snapshot is None and bool(config.init_from)
+    if save_start:
+        snapshot = start_from_weights(config, create, task.optimizer, init_key, layout, mesh)
     elif snapshot is None:
-        snapshot = first_snapshot(config, *start)
+        snapshot = first_snapshot(config, create, init_key, layout)
     return _Run(config, workdir, lock, snapshot, order_key, augment_key, save_start)
 
 

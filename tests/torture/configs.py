@@ -21,7 +21,7 @@ from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models import MODELS
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES
-from siman_jax.runs.snapshot import abstract_snapshot
+from siman_jax.runs.snapshot import abstract_snapshot, creation
 from siman_jax.training.field_types import flat
 from siman_jax.training.schedules import LEARNING_RATE
 from siman_jax.training.task import build_task
@@ -110,7 +110,9 @@ class Configs:
                     raise Finding(f"a message of {len(str(error))} characters") from error
                 return {"refused": 1}
             # What is accepted can be trained, as far as shapes and dtypes tell.
-            layout = abstract_snapshot(config, task.model, task.optimizer, self._mesh)
+            layout = abstract_snapshot(
+                config, creation(config, task.model, task.optimizer), self._mesh
+            )
             size, channels = config.data.image_size, config.data.channels
             jax.eval_shape(
                 task.step,
