@@ -360,6 +360,24 @@ def test_what_the_library_cannot_do_is_left_to_xla():
         assert "siman_" not in lowered.as_text()
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_code_for_a_cpu_alone_is_the_same_without_other_branches(allowed):
+    x, more, _ = make_case(2, 6, 6, 8, 8, 3, 1)
+    unit = Unit(partial(BinaryConv, 8, weight_rule="half_half"), "prelu", "input")
+    variables = unit.init(jax.random.key(0), x, more)
+    lowered = []
+    for for_cpu in (False, True):
+        # Not the same function twice, which would be traced once.
+        apply = partial(unit.clone().apply, mutable=["batch_stats"])
+        with native(allowed, for_cpu=for_cpu):
+            traced = jax.jit(apply).trace(variables, x, more)
+        assert ("platform_index" in str(traced.jaxpr)) != for_cpu
+        lowered.append(traced.lower(lowering_platforms=("cpu",)))
+    one, other = (jax.tree.leaves(each.compile()(variables, x, more)) for each in lowered)
+    for value, expected in zip(other, one, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
 def test_on_several_devices_the_result_is_that_of_one():
     devices = jax.devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("batch",))

@@ -23,20 +23,26 @@ _FOR_CPU: ContextVar[bool] = ContextVar("for_cpu", default=False)
 
 
 @contextmanager
-def native(allowed: bool) -> Iterator[None]:
+def native(allowed: bool, *, for_cpu: bool = False) -> Iterator[None]:
     """Allow or forbid the library for code that is traced in this context; the default is True.
 
     Functions that `jax.jit` has traced before do not change.
+
+    Args:
+      allowed: whether the library may be used.
+      for_cpu: whether the code will be compiled only for a CPU. Then what other platforms would
+        run is not traced, which saves seconds.
 
     >>> with native(False):
     ...     available()
     False
     """
-    token = _ALLOWED.set(allowed)
+    tokens = _ALLOWED.set(allowed), _FOR_CPU.set(for_cpu or _FOR_CPU.get())
     try:
         yield
     finally:
-        _ALLOWED.reset(token)
+        _ALLOWED.reset(tokens[0])
+        _FOR_CPU.reset(tokens[1])
 
 
 def available(*arrays: Array | None) -> bool:

@@ -50,8 +50,8 @@ def creation(
 ) -> Create:
     """Return the function that creates the state from which a run of `config` starts.
 
-    Tracing it takes a second. JAX knows by the function itself what it has traced, so both functions
-    below are to be given one and the same.
+    Tracing it takes a second. JAX knows by the function itself what it has traced, so both of the
+    functions below are to be given one and the same.
     """
     return partial(
         create_state,

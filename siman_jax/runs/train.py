@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from siman_jax.data import load_dataset
 from siman_jax.data.batches import damaged_limit, evaluation_feed, training_feed
 from siman_jax.data.dataset import Dataset, Records, Split
-from siman_jax.devices.mesh import is_first_process, make_replica_check
+from siman_jax.devices.mesh import is_first_process, make_replica_check, on_cpus
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.models.leaves import Bits, shares_flipped
@@ -196,7 +196,7 @@ def _train(
 ) -> dict[Path, Results]:
     """Train runs that differ only in their seeds; their folders are locked or do not exist yet."""
     config, count, done = runs[0].config, len(runs), _common_step(runs)
-    if mesh.devices.flat[0].platform == "cpu":
+    if on_cpus(mesh):
         _log.info("%s", describe(_use_native(config, mesh) and count == 1))
     if done:
         _log.info("continuing from step %d of %s", done, _folders(runs))

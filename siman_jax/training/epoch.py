@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.data.feed import Batch, Feed
 from siman_jax.devices.communication import communication, describe
-from siman_jax.devices.mesh import replicated
+from siman_jax.devices.mesh import on_cpus, replicated
 from siman_jax.errors import UsageError
 from siman_jax.models.normalization import normalize
 from siman_jax.native.dispatch import native
@@ -99,7 +99,7 @@ def compile_steps(
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined,unused-ignore]  # newer JAX types it
         return run
     started = time.perf_counter()
-    with native(use_native):
+    with native(use_native, for_cpu=on_cpus(mesh)):
         compiled = run.lower(progress, feed.abstract, jnp.int32(1), *constants).compile()
     _log.info("compiled the training step in %.1f s", time.perf_counter() - started)
     if mesh.size > 1:
@@ -237,7 +237,7 @@ def make_evaluator(
         return sums + score(logits, batch.labels)
 
     def evaluate(variables: Any) -> dict[str, float]:
-        with native(use_native):
+        with native(use_native, for_cpu=on_cpus(mesh)):
             sums, network = no_sums(mesh), variables
             for index, batch in enumerate(batches):
                 if index == 0:
