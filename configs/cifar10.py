@@ -13,8 +13,8 @@
 react20 is resnet20 with what ReActNet (arXiv 2003.03488) has around its layers: `shifts`,
 `pooled_shortcuts` and no `last_norm`.
 
-The hours are 41, 555, 608 and 41 M multiply-accumulates x 6 operations x 50,000 images x 400 epochs, at
-5 % of the card's 989 TFLOP/s in bfloat16, since small images use little of the card.
+The hours are 41, 555, 608 and 41 M multiply-accumulates x 6 operations x 50,000 images x 400
+epochs, at 5 % of the card's 989 TFLOP/s in bfloat16, since small images use little of the card.
 
 Data come from TensorFlow Datasets; the first run prepares them, which needs the extra
 `prepare`. To train the real-valued network, set `--config.model.weight_rule=real`.

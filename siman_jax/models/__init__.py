@@ -24,6 +24,7 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
     "cifar.react20_1w1a": cifar.react20_1w1a,
     "imagenet.react18_1w1a": imagenet.react18_1w1a,
 }
+NETWORKS = {**MODELS, **VARIANTS}
 # Arguments that a network may lack as long as they have these values.
 OPTIONS = {"shifts": False, "pooled_shortcuts": False, "last_norm": True}
 
@@ -32,7 +33,7 @@ def build_model(name: str, num_classes: int, **arguments: object) -> nn.Module:
     """Build a network from the name of its module and function, such as "cifar.resnet20_1w1a".
 
     Args:
-      name: key of `MODELS` or `VARIANTS`.
+      name: key of `NETWORKS`.
       num_classes: width of the classifier.
       **arguments: the function's: `width`, `weight_rule`, `activation_rule`, `norm_groups`,
         `dtype`; and the residual networks' `shifts`, `pooled_shortcuts` and `last_norm`.
@@ -44,7 +45,7 @@ def build_model(name: str, num_classes: int, **arguments: object) -> nn.Module:
     >>> model.weight_rule
     'half_half'
     """
-    function = choose({**MODELS, **VARIANTS}, name, "model")
+    function = choose(NETWORKS, name, "model")
     return function(num_classes, **without_options(name, function, arguments))
 
 

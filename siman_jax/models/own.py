@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.errors import InvalidRngError
 
 from siman_jax.errors import UsageError
-from siman_jax.models import MODELS, OPTIONS, VARIANTS
+from siman_jax.models import NETWORKS, OPTIONS
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.outside import call_function, describe, find_function, parameters_of
 from siman_jax.rules import REAL
@@ -39,7 +39,7 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
       UsageError: there is no such function, it cannot be called so or fails, it does not build a
         Flax module, or it lacks an argument that the config sets.
     """
-    function = find_function(name, "model.name", {**MODELS, **VARIANTS})
+    function = find_function(name, "model.name", NETWORKS)
     parameters = parameters_of(function, name)
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     taken = {key: x for key, x in arguments.items() if takes_all or key in parameters}
