@@ -64,6 +64,22 @@ class Gradients(NamedTuple):
     affine: Affine
 
 
+class Sums(NamedTuple):
+    """What a norm's derivative takes from the cotangent of its result.
+
+    Attributes:
+      dz: cotangent of the activation's input, in groups.
+      first, second: sums over each group of dz, and of dz times x minus its mean,
+        `[groups, channels]`.
+      slopes: cotangent of the PReLU's slopes; None for other activations.
+    """
+
+    dz: Array
+    first: Array
+    second: Array
+    slopes: Array | None
+
+
 @dataclass(frozen=True)
 class Norm:
     """The settings of a batch norm, and its computation.
@@ -135,7 +151,13 @@ class Norm:
         The norm cancels any scale except for its epsilon. So the sum of dy x is a small difference
         of large numbers, which rounding would dominate; the right-hand side of ds avoids this.
         """
-        shape = x.shape
+        sums = self.sums(g, x, scale, moments, affine)
+        return self.from_sums(sums, x, scale, moments, affine)
+
+    def sums(
+        self, g: Array, x: Array, scale: Array | None, moments: Moments, affine: Affine
+    ) -> Sums:
+        """Compute the first part of `gradients`; x may be a part of what was normalized."""
         g, x = self._grouped(g), self._grouped(x)
         axes = tuple(range(1, x.ndim - 1))
         dz, slopes = g, None
@@ -151,8 +173,16 @@ class Norm:
                 slopes = jnp.sum(jnp.where(z > 0, 0, g * z), (0, *axes))
                 slopes = slopes.astype(affine.slopes.dtype)
         centred = x - self._by_channel(moments.mean, x)
-        first, second = jnp.sum(dz, axes), jnp.sum(dz * centred, axes)
+        return Sums(dz, jnp.sum(dz, axes), jnp.sum(dz * centred, axes), slopes)
 
+    def from_sums(
+        self, sums: Sums, x: Array, scale: Array | None, moments: Moments, affine: Affine
+    ) -> Gradients:
+        """Compute the second part of `gradients`; all of x and of dz is needed."""
+        shape = x.shape
+        x, dz = self._grouped(x), self._grouped(sums.dz.reshape(shape))
+        centred = x - self._by_channel(moments.mean, x)
+        first, second = sums.first, sums.second
         r = self._over_deviation(scale, moments)
         gain = affine.gamma.astype(x.dtype)[None] * r
         rs = r if scale is None else r * scale.astype(r.dtype)[None]
@@ -164,7 +194,7 @@ class Norm:
         cotangents = Affine(
             jnp.sum(second * rs, 0).astype(affine.gamma.dtype),
             jnp.sum(first, 0).astype(affine.beta.dtype),
-            slopes,
+            sums.slopes,
             None if shortcut is None else dz.reshape(shape).astype(shortcut.dtype),
         )
         dscale = jnp.sum(self.epsilon * gain * jnp.square(r) * second, 0)

@@ -21,11 +21,13 @@ from siman_jax.models.batch_norm import (
     per_channel,
     product_norm,
 )
+from siman_jax.models.pooled_norm import Pool, pooled_batch_norm
 from siman_jax.models.product import Product, absent, computed
 from siman_jax.native import chain as native_chain
 from siman_jax.native import convolution as native_convolution
 from siman_jax.native import norm as native_norm
-from siman_jax.native.dispatch import available
+from siman_jax.native.dispatch import available, by_platform
+from siman_jax.native.pooling import max_pool
 from siman_jax.rules import identity
 from siman_jax.rules.precision import wide
 
@@ -92,14 +94,16 @@ class BatchNorm(nn.Module):
         train: bool,
         shortcut: Array | None = None,
         activation: Activation = identity,
+        pool: Pool | None = None,
     ) -> Array:
-        """Compute activation(norm(x) + shortcut).
+        """Compute activation(norm(x) + shortcut), and pool it if `pool` is given.
 
         Args:
           x: `[..., channels]`, or a product of such a shape that has not been computed yet.
           train: normalize by the batch's statistics, otherwise by the running ones.
           shortcut: shape of `x`; None for none.
           activation: a function, or a module such as `PReLU`.
+          pool: windows of a max pooling of the result; only for images.
         """
         features = (x.shape[-1], jnp.float32)
         scale = self.param("scale", nn.initializers.constant(self.scale_init), *features)
@@ -108,7 +112,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, *features)
         if train:
             near = running_mean.value
-            y, mean, var = self._by_batch(x, scale, bias, near, shortcut, activation)
+            y, mean, var = self._by_batch(x, scale, bias, near, shortcut, activation, pool)
             if not self.is_initializing():
                 n = math.prod(x.shape[:-1]) // self.groups
                 self._update(running_mean, mean)
@@ -119,7 +123,7 @@ class BatchNorm(nn.Module):
         mean, var = (per_channel(v.value, x) for v in (running_mean, running_var))
         gain = per_channel(scale, x) * lax.rsqrt(var + self.epsilon)
         y = ((x - mean) * gain + per_channel(bias, x)).astype(self.dtype)
-        return finish(y, shortcut, activation)
+        return finish(y, shortcut, activation, pool)
 
     def _by_batch(
         self,
@@ -129,6 +133,7 @@ class BatchNorm(nn.Module):
         near: Array,
         shortcut: Array | None,
         activation: Activation,
+        pool: Pool | None,
     ) -> tuple[Array, Array, Array]:
         """Return the result, and mean and variance of each group: `[..., channels]`."""
         # An activation that the operation does not know is applied after it.
@@ -145,12 +150,43 @@ class BatchNorm(nn.Module):
         native = self.groups == 1 and jnp.dtype(self.dtype) == jnp.float32
         # The library does not broadcast, and cannot take a mean of no pixels.
         native &= (shortcut is None or shortcut.shape == x.shape) and min(x.shape) > 0
-        if native and available(scale, shortcut, operand):
+        native = native and available(scale, shortcut, operand)
+        alone = shortcut is None and kind != PRELU and outer is identity
+        if pool is not None and alone and not isinstance(x, Product):
+            return self._with_pool(x, norm, pool, scale, bias, near, native)
+        if native:
             y, mean, var = self._natively(x, norm, scale, bias, near, slopes, shortcut)
         else:
             affine = Affine(scale, bias, slopes, shortcut)
             y, (mean, var) = _normalized(x, norm, affine, near)
-        return outer(y), mean, var
+        return finish(y, None, outer, pool), mean, var
+
+    def _with_pool(
+        self,
+        x: Array,
+        norm: Norm,
+        pool: Pool,
+        scale: Array,
+        bias: Array,
+        near: Array,
+        native: bool,
+    ) -> tuple[Array, Array, Array]:
+        """Normalize and pool: natively one after the other, elsewhere as one operation."""
+
+        def one_by_one(
+            x: Array, scale: Array, bias: Array, near: Array
+        ) -> tuple[Array, Array, Array]:
+            with native_chain.chained():  # what comes next is not joined to this norm
+                y, mean, var = self._natively(x, norm, scale, bias, near, None, None)
+            return finish(y, None, identity, pool), mean[None], var[None]
+
+        def joined(x: Array, scale: Array, bias: Array, near: Array) -> tuple[Array, Array, Array]:
+            affine = Affine(scale, bias, None, None)
+            y, moments = pooled_batch_norm(norm, pool, x, affine, near)
+            return y, *moments
+
+        function = by_platform(one_by_one, joined) if native else joined
+        return function(x, scale, bias, near)
 
     def _natively(
         self,
@@ -244,6 +280,9 @@ _NATIVE_ACTIVATIONS = {
 }
 
 
-def finish(y: Array, shortcut: Array | None, activation: Activation) -> Array:
-    """Compute activation(y + shortcut), or activation(y) without a shortcut."""
-    return activation(y if shortcut is None else y + shortcut)
+def finish(
+    y: Array, shortcut: Array | None, activation: Activation, pool: Pool | None = None
+) -> Array:
+    """Compute activation(y + shortcut), or activation(y) without a shortcut, and maybe pool it."""
+    y = activation(y if shortcut is None else y + shortcut)
+    return y if pool is None else max_pool(y, pool.window_shape, pool.strides, pool.padding)

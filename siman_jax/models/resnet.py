@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 from siman_jax.models.initializers import Initializer, uniform_bias
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.norm_layer import Activation, BatchNorm, PReLU
+from siman_jax.models.pooled_norm import Pool
 from siman_jax.models.shifts import RPReLU, Shift
 from siman_jax.native.chain import chained
-from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
 from siman_jax.rules.precision import wide
 
@@ -185,9 +185,8 @@ class ResNet(nn.Module):
             name="conv1",
         )(x)
         with chained():
-            x = self.norm(name="bn1")(x, train, activation=self.stem_activation)
-            if self.imagenet_stem:
-                x = max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            pool = Pool((3, 3), (2, 2), ((1, 1), (1, 1))) if self.imagenet_stem else None
+            x = self.norm(name="bn1")(x, train, activation=self.stem_activation, pool=pool)
             for stage, blocks in enumerate(self.stages):
                 for index in range(blocks):
                     x = self.block(

@@ -22,6 +22,7 @@ from siman_jax.models import build_model
 from siman_jax.models.batch_norm import per_channel
 from siman_jax.models.layers import BinaryConv, binary_activations
 from siman_jax.models.norm_layer import Activation, BatchNorm, finish
+from siman_jax.models.pooled_norm import Pool
 from siman_jax.models.product import absent, convolution, same_padding
 from siman_jax.packed.container import check_finite, check_metadata
 from siman_jax.packed.safetensors import parse_json
@@ -127,13 +128,14 @@ class _Norm(BatchNorm):
         train: bool,
         shortcut: Array | None = None,
         activation: Activation = identity,
+        pool: Pool | None = None,
     ) -> Array:
-        """Compute activation(gain * x + offset + shortcut): the shape of x."""
+        """Compute activation(gain * x + offset + shortcut), and maybe pool it."""
         del train  # always False
         gain = self.param("gain", nn.initializers.ones, x.shape[-1:], jnp.float32)
         offset = self.param("offset", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         y = x * per_channel(gain, x) + per_channel(offset, x)
-        return finish(y, shortcut, activation)
+        return finish(y, shortcut, activation, pool)
 
 
 def _check_arguments(arguments: Any, image_shape: Any, notes: Any) -> None:
