@@ -222,7 +222,12 @@ def recipe(teacher):
     config.loss.label_smoothing = 0.1
     config.distillation.update(teacher=str(teacher), temperature=2.0, weight=0.6)
     config.optimizer.update(
-        name="adam", learning_rate=0.01, clip_norm=0.5, schedule="linear", warmup_epochs=2
+        name="adam",
+        learning_rate=0.01,
+        clip_norm=0.5,
+        gradient_floor=0.04,
+        schedule="linear",
+        warmup_epochs=2,
     )
     return config
 

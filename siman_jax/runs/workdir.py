@@ -54,6 +54,7 @@ _ADDED: dict[str, Any] = {
     "config.optimizer.beta2": 0.999,
     "config.optimizer.epsilon": 1e-8,
     "config.optimizer.clip_norm": 0.0,
+    "config.optimizer.gradient_floor": 0.0,
     "config.optimizer.schedule": "cosine",
     "config.optimizer.step_epochs": [],
     "config.optimizer.step_factor": 0.1,

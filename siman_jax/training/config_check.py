@@ -10,6 +10,7 @@ from siman_jax.data.defaults import are_files
 from siman_jax.devices.mesh import check_divides
 from siman_jax.errors import UsageError, choose
 from siman_jax.models.leaves import LEAF_NAMES
+from siman_jax.rules import REAL
 from siman_jax.training.field_types import check_fields, flat
 from siman_jax.training.optimizer import OPTIMIZERS
 from siman_jax.training.schedules import CURVES
@@ -34,6 +35,7 @@ _LEAST = {
     "optimizer.beta2": 0,
     "optimizer.epsilon": 1e-30,  # 0 in float32 would be a division by 0
     "optimizer.clip_norm": 0,
+    "optimizer.gradient_floor": 0,
     "optimizer.weight_decay": 0,
     "optimizer.kernel_decay": 0,
     "optimizer.bop_threshold": 0,
@@ -145,10 +147,25 @@ def _check_optimizer(config: ConfigDict) -> None:
             f" --config.epochs, {config.epochs}. Lower the first or raise the second."
         )
     _check_schedule(optimizer, config.epochs)
+    _check_gradient_floor(config)
     if not 0 <= optimizer.clip_percent < 50:
         raise UsageError(
             f"--config.optimizer.clip_percent is {optimizer.clip_percent}; it must be at least 0"
             " and below 50, where both percentiles would be equal."
+        )
+
+
+def _check_gradient_floor(config: ConfigDict) -> None:
+    floor = config.optimizer.gradient_floor
+    if floor and config.optimizer.bop:
+        raise UsageError(
+            f"--config.optimizer.gradient_floor is {floor}, but --config.optimizer.bop is True. Bop"
+            " averages the gradients of the kernels themselves; set one of the two to 0 or False."
+        )
+    if floor and config.model.weight_rule == REAL:
+        raise UsageError(
+            f"--config.optimizer.gradient_floor is {floor}, but --config.model.weight_rule is"
+            f" {REAL!r}. It acts on binary kernels alone; set it to 0, or choose a binary rule."
         )
 
 

@@ -51,7 +51,7 @@ _FIELDS = {
     "optimizer.name": TEXT,
     **dict.fromkeys(("optimizer.momentum", "optimizer.weight_decay"), NUMBER),
     **dict.fromkeys(("optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"), NUMBER),
-    "optimizer.clip_norm": NUMBER,
+    **dict.fromkeys(("optimizer.clip_norm", "optimizer.gradient_floor"), NUMBER),
     "optimizer.schedule": TEXT,
     "optimizer.step_epochs": NUMBERS,
     "optimizer.step_factor": NUMBER,
