@@ -219,6 +219,7 @@ def recipe(teacher):
     """Nearly nothing as in the published recipe."""
     config = small()
     config.average_decay = 0.3
+    config.data.update(color_jitter=0.3, cutout=2, mixup=0.3, cutmix=1.0)
     config.loss.label_smoothing = 0.1
     config.distillation.update(teacher=str(teacher), temperature=2.0, weight=0.6)
     config.optimizer.update(

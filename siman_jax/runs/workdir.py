@@ -124,6 +124,11 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     _log_added(added, workdir)
 
 
+def holds_run(workdir: Path) -> bool:
+    """Whether there is a run's config in a folder."""
+    return (workdir / _CONFIG_FILE).exists()
+
+
 def read_config(workdir: Path) -> ConfigDict:
     """Read the config of the run in `workdir`; new fields that an older config lacks are added.
 

@@ -40,6 +40,7 @@ _LEAST = {
     "optimizer.kernel_decay": 0,
     "optimizer.bop_threshold": 0,
     "data.crop_padding": 0,
+    "data.cutout": 0,
     "data.train_examples": 0,
     "data.validation_examples": 0,
 }
@@ -48,6 +49,7 @@ _LEAST_OF_FILES = {"data.workers": 0, "data.damaged_limit": 0, "data.shorter_sid
 # Model files have the same limits for width and image size.
 _MOST = {"model.width": 4096, "data.image_size": 4096, "data.crop_padding": 4096}
 _COLDEST, _HOTTEST = 0.01, 1000.0  # temperatures of distillation whose losses are finite
+_ALPHAS = 0.01, 100.0  # of Beta distributions that float32 can draw from
 _MOST_WHOLE, _MOST_NUMBER = 2**31 - 1, 1e30
 
 
@@ -68,6 +70,7 @@ def check_config(config: ConfigDict, mesh: Mesh | None = None) -> None:
         config.init_checkpoint,
         "checkpoint in --config.init_checkpoint",
     )
+    _check_augmentation(config.data)
     _check_loss(config.loss, config.distillation)
     if not 0 <= np.float32(config.average_decay) < 1:
         raise UsageError(
@@ -103,6 +106,30 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UsageError(
             f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
             f" {config.data.max_area}; the first must be above 0 and at most the second."
+        )
+
+
+def _check_augmentation(data: ConfigDict) -> None:
+    for name, least, most in (
+        ("color_jitter", 0, 1),
+        ("lighting", 0, 10),
+        ("mixup", *_ALPHAS),
+        ("cutmix", *_ALPHAS),
+    ):
+        if data[name] != 0 and not least <= data[name] <= most:
+            raise UsageError(
+                f"--config.data.{name} is {data[name]}; it must be 0, for off, or from {least} to"
+                f" {most}."
+            )
+    if data.lighting and data.channels != 3:
+        raise UsageError(
+            f"--config.data.lighting is {data.lighting}, but --config.data.channels is"
+            f" {data.channels}. Lighting shifts colours; set it to 0 for images without them."
+        )
+    if data.cutout > data.image_size:
+        raise UsageError(
+            f"--config.data.cutout is {data.cutout}; it must be at most --config.data.image_size,"
+            f" {data.image_size}."
         )
 
 

@@ -45,6 +45,8 @@ _FIELDS = {
     **dict.fromkeys(("data.image_size", "data.channels", "data.num_classes"), WHOLE),
     **dict.fromkeys(("data.crop_padding", "data.train_examples"), WHOLE),
     "data.validation_examples": WHOLE,
+    "data.cutout": WHOLE,
+    **dict.fromkeys(("data.color_jitter", "data.lighting", "data.mixup", "data.cutmix"), NUMBER),
     **dict.fromkeys(("data.mean", "data.std"), NUMBERS),
     **dict.fromkeys(("optimizer.learning_rate", "optimizer.warmup_epochs"), NUMBER),
     "optimizer.reference_batch_size": NUMBER,
