@@ -83,11 +83,11 @@ def main(argv: list[str]) -> None:
     """Run the mode that the flags select."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --NAME=VALUE.")
+    if _STEPS.value and _MODE.value not in ("train", "eval"):
+        raise UsageError(f"--steps does not go with --mode={_MODE.value}; leave it out.")
     if _MODE.value == "verify":
         _verify(_workdir())
         return
-    if _STEPS.value and _MODE.value not in ("train", "eval"):
-        raise UsageError(f"--steps does not go with --mode={_MODE.value}; leave it out.")
     config = _config()
     if _MODE.value == "summary":
         check_config(config)

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from cli import REPOSITORY, call, run, started
+from cli import call, run, started
 from small_runs import leaves_of
 from two_steps import get_config
 
@@ -150,6 +150,12 @@ def test_a_folder_with_a_run_is_refused(whole):
         train_steps(configs(), whole / "binary", make_mesh(1))
 
 
+def call_as_typed(monkeypatch, *arguments):
+    """Call the command where ml_collections reads the flags of fields."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    call(main, *arguments)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -159,21 +165,20 @@ def test_a_folder_with_a_run_is_refused(whole):
         (["--steps=binary,binary"], "--steps=binary,binary names a step twice"),
         (["--steps=real_weight"], "unknown step 'real_weight'; did you mean 'real_weights'"),
         (["--config=tests/two_steps.py:binary"], "leave out the variant in --config=.*:binary"),
-        (["--config=tests/other_config.py"], "cannot use --config=.*:real_weights: "),
+        (["--config=configs/digits.py"], "cannot use --config=.*digits.py:real_weights: "),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
     with pytest.raises(UsageError, match=message):
-        call(main, *COMMAND, *flags)
+        call_as_typed(monkeypatch, *COMMAND, *flags)
 
 
 def test_flags_of_fields_hold_for_all_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(StopSignals, "should_stop", lambda self, step: step == 3)
     command = [*COMMAND, f"--workdir={tmp_path}", "--config.optimizer.undecayed=alpha,bias"]
     with pytest.raises(Preempted):
-        call(main, *command, "--config.seed=5")
+        call_as_typed(monkeypatch, *command, "--config.seed=5")
     config = read_config(tmp_path / "real_weights")
     assert (config.seed, list(config.optimizer.undecayed)) == (5, ["alpha", "bias"])
     with pytest.raises(UsageError, match="seed: 5 there, 6 here"):
-        call(main, *command, "--config.seed=6")
+        call_as_typed(monkeypatch, *command, "--config.seed=6")
