@@ -51,6 +51,7 @@ DRAWS = {
     "mean": lambda rng, shape: 0.5 * rng.standard_normal(shape),
     "var": lambda rng, shape: 0.5 + rng.random(shape),
     "bias": lambda rng, shape: 0.1 * rng.standard_normal(shape),
+    "shift": lambda rng, shape: 0.3 * rng.standard_normal(shape),
     "slope": lambda rng, shape: 0.25 + 0.1 * rng.random(shape),
     "kernel": lambda rng, shape: rng.standard_normal(shape) * (2 / np.prod(shape[:-1])) ** 0.5,
     BINARY_KERNEL: lambda rng, shape: rng.standard_normal(shape),

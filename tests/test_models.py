@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 
 from siman_jax.errors import UsageError
-from siman_jax.models import MODELS, build_model
+from siman_jax.models import NETWORKS, build_model
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.models.leaves import BINARY_KERNEL, BITS, LEAF_NAMES, binary_bits
 from siman_jax.models.norm_layer import BatchNorm, PReLU
@@ -27,7 +27,7 @@ def abstract_init(name, num_classes=10, **arguments):
     return model, jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_networks_give_float32_logits_and_parameters(name, dtype):
     size = IMAGE_SIZES[name.partition(".")[0]]
@@ -43,7 +43,7 @@ def test_networks_give_float32_logits_and_parameters(name, dtype):
 
 
 def test_leaf_names_are_those_of_the_networks():
-    networks = [(name, "half_half") for name in MODELS]
+    networks = [(name, "half_half") for name in NETWORKS]
     networks += [("cifar.resnet20_1w1a", rule) for rule in WEIGHT_RULES]
     leaves = [
         abstract_init(name, width=8, weight_rule=rule)[1]["params"] for name, rule in networks
@@ -51,7 +51,7 @@ def test_leaf_names_are_those_of_the_networks():
     assert {path[-1] for params in leaves for path in flatten_dict(params)} == set(LEAF_NAMES)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_twins_have_the_same_layers_but_no_binary_leaf(name):
     _, binary = abstract_init(name)
     _, twin = abstract_init(name, weight_rule="real", activation_rule="real")

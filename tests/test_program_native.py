@@ -9,7 +9,7 @@ from program_example import every_operation
 from small_networks import trained, with_random_bits
 from test_program import FAST, drawn, images_of
 
-from siman_jax.models import MODELS
+from siman_jax.models import NETWORKS
 from siman_jax.native import library
 from siman_jax.program.interpret import interpret
 from siman_jax.program.native import native_network
@@ -30,7 +30,7 @@ def check(program, images, least=0.6):
         np.testing.assert_array_equal(network(np.asarray(images), threads=2), found)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_the_project(name):
     size = 8 if name.startswith("cifar") else 32
     model, variables, images = trained(name, jnp.float32, width=16, shape=(5, size, size, 3))

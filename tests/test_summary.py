@@ -4,7 +4,7 @@ import jax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from siman_jax.models import MODELS, build_model
+from siman_jax.models import NETWORKS, build_model
 from siman_jax.models.images import default_images
 from siman_jax.models.summary import print_summary, summarize
 
@@ -32,9 +32,9 @@ def test_resnet18_at_224_has_1_68_billion_binary_macs():
     assert total(layers, "binary_params") == 9 * kernels
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_is_in_a_row(name):
-    size = default_images(MODELS[name], 10).size
+    size = default_images(NETWORKS[name], 10).size
     model = build_model(name, 10, width=8)
     layers = summarize(model, (size, size, 3))
     variables = jax.eval_shape(

@@ -17,6 +17,7 @@ from siman_jax.models.resnet import (
     TwoShortcutBlock,
     binary_shortcut,
     pad_shortcut,
+    pooled_shortcut,
 )
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
@@ -31,6 +32,9 @@ def resnet20_1w1a(
     width: int = 16,
     weight_rule: str = "half_half",
     activation_rule: str = "siman",
+    shifts: bool = False,
+    pooled_shortcuts: bool = False,
+    last_norm: bool = True,
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
@@ -42,6 +46,9 @@ def resnet20_1w1a(
       weight_rule: key of `rules.WEIGHT_RULES`.
       activation_rule: key of `rules.ACTIVATION_RULES`; "real" for both rules gives the
         real-valued network.
+      shifts: whether to learn thresholds and shifted PReLUs, see `models.shifts`.
+      pooled_shortcuts: whether shortcuts that change the shape are `resnet.pooled_shortcut`.
+      last_norm: whether there is a batch norm before the classifier.
       norm_groups: parts of the batch that are normalized separately, see `BatchNorm.groups`.
       dtype: dtype to compute in.
 
@@ -52,7 +59,7 @@ def resnet20_1w1a(
         width,
         stages=(3, 3, 3),
         block=TwoShortcutBlock,
-        shortcut=pad_shortcut,
+        shortcut=pooled_shortcut if pooled_shortcuts else pad_shortcut,
         conv=partial(
             BinaryConv,
             weight_rule=weight_rule,
@@ -65,7 +72,39 @@ def resnet20_1w1a(
         real_init=kaiming_normal,
         classifier_init=kaiming_normal,
         dtype=dtype,
+        shifts=shifts,
+        last_norm=last_norm,
     )
+
+
+@made_for(CIFAR10, {100: CIFAR100})
+def react20_1w1a(
+    num_classes: int,
+    *,
+    width: int = 16,
+    weight_rule: str = "half_half",
+    activation_rule: str = "siman",
+    norm_groups: int = 1,
+    dtype: DTypeLike = jnp.float32,
+) -> ResNet:
+    """Build ResNet-20 with what ReActNet has around its layers.
+
+    That is shifts, pooled shortcuts, no batch norm before the classifier, and a stem without an
+    activation. The arguments are those of `resnet20_1w1a`.
+
+    Source: arXiv 2003.03488, for ResNet-18.
+    """
+    return resnet20_1w1a(
+        num_classes,
+        width=width,
+        weight_rule=weight_rule,
+        activation_rule=activation_rule,
+        shifts=True,
+        pooled_shortcuts=True,
+        last_norm=False,
+        norm_groups=norm_groups,
+        dtype=dtype,
+    ).clone(stem_activation=identity)
 
 
 @made_for(CIFAR10, {100: CIFAR100})
@@ -75,6 +114,9 @@ def resnet18_1w1a(
     width: int = 64,
     weight_rule: str = "half_half",
     activation_rule: str = "siman",
+    shifts: bool = False,
+    pooled_shortcuts: bool = False,
+    last_norm: bool = True,
     norm_groups: int = 1,
     dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
@@ -89,7 +131,7 @@ def resnet18_1w1a(
         width,
         stages=(2, 2, 2, 2),
         block=OneShortcutBlock,
-        shortcut=binary_shortcut,
+        shortcut=pooled_shortcut if pooled_shortcuts else binary_shortcut,
         conv=partial(
             BinaryConv,
             weight_rule=weight_rule,
@@ -103,6 +145,8 @@ def resnet18_1w1a(
         real_init=fan_in_uniform,
         classifier_init=fan_in_uniform,
         dtype=dtype,
+        shifts=shifts,
+        last_norm=last_norm,
     )
 
 

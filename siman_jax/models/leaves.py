@@ -11,7 +11,7 @@ from siman_jax.rules import AT_THE_END, THETA, WEIGHT_RULES
 
 BINARY_KERNEL = "binary_kernel"
 # All names of parameters in the networks here.
-LEAF_NAMES = (BINARY_KERNEL, "alpha", THETA, "kernel", "bias", "scale", "slope")
+LEAF_NAMES = (BINARY_KERNEL, "alpha", THETA, "kernel", "bias", "scale", "slope", "shift")
 
 # Collections of variables other than parameters.
 BITS = "bits"

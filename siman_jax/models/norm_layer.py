@@ -132,7 +132,9 @@ class BatchNorm(nn.Module):
     ) -> tuple[Array, Array, Array]:
         """Return the result, and mean and variance of each group: `[..., channels]`."""
         # An activation that the operation does not know is applied after it.
-        known = isinstance(activation, PReLU) or activation in _KNOWN_ACTIVATIONS
+        # A module with variables has no hash.
+        a_module = isinstance(activation, nn.Module)
+        known = isinstance(activation, PReLU) or (not a_module and activation in _KNOWN_ACTIVATIONS)
         inner, outer = (activation, identity) if known else (identity, activation)
         slopes = inner.slopes(x.shape[-1]) if isinstance(inner, PReLU) else None
         kind = PRELU if isinstance(inner, PReLU) else _KNOWN_ACTIVATIONS[inner]

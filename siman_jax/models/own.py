@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.errors import InvalidRngError
 
 from siman_jax.errors import UsageError
-from siman_jax.models import MODELS
+from siman_jax.models import NETWORKS, OPTIONS
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.outside import call_function, describe, find_function, parameters_of
 from siman_jax.rules import REAL
@@ -19,7 +19,7 @@ from siman_jax.rules import REAL
 _log = logging.getLogger(__name__)
 
 # Arguments that a function may lack as long as the config leaves them at these values.
-_LEFT_OUT = {"norm_groups": 1, "dtype": jnp.float32}
+_LEFT_OUT = {"norm_groups": 1, "dtype": jnp.float32, **OPTIONS}
 
 
 def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
@@ -33,13 +33,13 @@ def build_own(name: str, num_classes: int, **arguments: Any) -> nn.Module:
       name: "PACKAGE.MODULE:FUNCTION". The module is imported from where Python finds modules, and
         from the working folder.
       num_classes: width of the classifier.
-      **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups` and `dtype`.
+      **arguments: `width`, `weight_rule`, `activation_rule`, `norm_groups`, `dtype` and `OPTIONS`.
 
     Raises:
       UsageError: there is no such function, it cannot be called so or fails, it does not build a
         Flax module, or it lacks an argument that the config sets.
     """
-    function = find_function(name, "model.name", MODELS)
+    function = find_function(name, "model.name", NETWORKS)
     parameters = parameters_of(function, name)
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     taken = {key: x for key, x in arguments.items() if takes_all or key in parameters}

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from siman_jax.models.initializers import Initializer, uniform_bias
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.norm_layer import Activation, BatchNorm, PReLU
+from siman_jax.models.shifts import RPReLU, Shift
 from siman_jax.native.chain import chained
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
@@ -20,41 +21,56 @@ Shortcut = Callable[..., Array]
 
 
 class TwoShortcutBlock(nn.Module):
-    """Two times convolution, batch norm, + shortcut, PReLU."""
+    """Two times convolution, batch norm, + shortcut, PReLU; `shifts` is that of `ResNet`."""
 
     features: int
     strides: int
     conv: Callable[..., BinaryConv]
     shortcut: Shortcut
     norm: Callable[..., BatchNorm]
+    shifts: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
-        y = self.conv(self.features, strides=self.strides, name="conv1").product(x)
+        activation = RPReLU if self.shifts else PReLU
+        conv = self.conv(self.features, strides=self.strides, name="conv1")
+        y = conv.product(_shifted(self, x, "shift1"))
         shortcut = self.shortcut(self, x, train)
-        x = self.norm(name="bn1")(y, train, shortcut, PReLU(name="prelu1"))
-        y = self.conv(self.features, name="conv2").product(x)
-        return self.norm(name="bn2")(y, train, x, PReLU(name="prelu2"))
+        x = self.norm(name="bn1")(y, train, shortcut, activation(name="prelu1"))
+        y = self.conv(self.features, name="conv2").product(_shifted(self, x, "shift2"))
+        return self.norm(name="bn2")(y, train, x, activation(name="prelu2"))
 
 
 class OneShortcutBlock(nn.Module):
-    """Convolution, batch norm, hardtanh, convolution, batch norm, + shortcut, hardtanh."""
+    """Convolution, batch norm, hardtanh, convolution, batch norm, + shortcut, hardtanh.
+
+    `shifts` is that of `ResNet`.
+    """
 
     features: int
     strides: int
     conv: Callable[..., BinaryConv]
     shortcut: Shortcut
     norm: Callable[..., BatchNorm]
+    shifts: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
-        y = self.conv(self.features, strides=self.strides, name="conv1").product(x)
-        y = self.norm(name="bn1")(y, train, activation=nn.hard_tanh)
-        y = self.conv(self.features, name="conv2").product(y)
+        first, second = nn.hard_tanh, nn.hard_tanh
+        if self.shifts:
+            first, second = RPReLU(name="prelu1"), RPReLU(name="prelu2")
+        conv = self.conv(self.features, strides=self.strides, name="conv1")
+        y = conv.product(_shifted(self, x, "shift1"))
+        y = self.norm(name="bn1")(y, train, activation=first)
+        y = self.conv(self.features, name="conv2").product(_shifted(self, y, "shift2"))
         shortcut = self.shortcut(self, x, train)
-        return self.norm(name="bn2")(y, train, shortcut, nn.hard_tanh)
+        return self.norm(name="bn2")(y, train, shortcut, second)
+
+
+def _shifted(block: TwoShortcutBlock | OneShortcutBlock, x: Array, name: str) -> Array:
+    return Shift(name=name)(x) if block.shifts else x
 
 
 def pad_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
@@ -79,10 +95,27 @@ def real_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
     """Apply a real-valued 1x1 convolution and batch norm if the shape changes."""
     if x.shape[-1] == block.features and block.strides == 1:
         return x
+    return _real_product(block, x, train, block.strides)
+
+
+def pooled_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
+    """Apply average pooling, a real-valued 1x1 convolution and batch norm if the shape changes.
+
+    At the edge of an image of odd size the mean is over what is inside.
+    """
+    if x.shape[-1] == block.features and block.strides == 1:
+        return x
+    size = (block.strides, block.strides)
+    if block.strides > 1:
+        x = nn.avg_pool(x, size, size, padding="SAME", count_include_pad=False)
+    return _real_product(block, x, train, strides=1)
+
+
+def _real_product(block: nn.Module, x: Array, train: bool, strides: int) -> Array:
     conv = block.conv(
         block.features,
         kernel_size=1,
-        strides=block.strides,
+        strides=strides,
         weight_rule="real",
         activation_rule="real",
         name="shortcut_conv",
@@ -93,12 +126,15 @@ def real_shortcut(block: nn.Module, x: Array, train: bool) -> Array:
 class ResNet(nn.Module):
     """Residual network: stem, stages of blocks, average pooling, batch norm, classifier.
 
+    With `shifts`, channels are shifted before they are binarized, and the blocks' activations are
+    `RPReLU`.
+
     Attributes:
       num_classes: width of the classifier.
       width: channels of the stem and of the first stage; each later stage doubles them.
       stages: number of blocks in each stage; all but the first stage start with stride 2.
       block: `TwoShortcutBlock` or `OneShortcutBlock`.
-      shortcut: `pad_shortcut`, `binary_shortcut` or `real_shortcut`.
+      shortcut: `pad_shortcut`, `binary_shortcut`, `real_shortcut` or `pooled_shortcut`.
       conv: builds the blocks' convolutions: `BinaryConv` with its rules and dtype set.
       norm: builds the batch norms: `BatchNorm` with its dtype and the blocks' initial gamma set.
       stem_activation: applied after the stem's batch norm.
@@ -107,6 +143,8 @@ class ResNet(nn.Module):
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
+      shifts: whether to shift channels, see `models.shifts`.
+      last_norm: whether there is a batch norm before the classifier.
     """
 
     num_classes: int
@@ -121,6 +159,8 @@ class ResNet(nn.Module):
     real_init: Initializer
     classifier_init: Initializer
     dtype: DTypeLike = jnp.float32
+    shifts: bool = False
+    last_norm: bool = True
 
     @property
     def weight_rule(self) -> str:
@@ -154,10 +194,12 @@ class ResNet(nn.Module):
                         conv=self.conv,
                         shortcut=self.shortcut,
                         norm=self.norm,
+                        shifts=self.shifts,
                         name=f"layer{stage + 1}_{index}",
                     )(x, train)
         x = jnp.mean(x, (1, 2))
-        x = self.norm(scale_init=1.0, name="bn2")(x, train)
+        if self.last_norm:
+            x = self.norm(scale_init=1.0, name="bn2")(x, train)
         x = nn.Dense(
             self.num_classes,
             kernel_init=self.classifier_init,

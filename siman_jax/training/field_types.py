@@ -36,6 +36,7 @@ _FIELDS = {
     **dict.fromkeys(("measure_kernels", "native", "shard_optimizer"), BOOL),
     **dict.fromkeys(("model.name", "model.weight_rule", "model.activation_rule"), TEXT),
     "model.dtype": TEXT,
+    **dict.fromkeys(("model.shifts", "model.pooled_shortcuts", "model.last_norm"), BOOL),
     "loss.label_smoothing": NUMBER,
     "distillation.teacher": TEXT,
     **dict.fromkeys(("distillation.temperature", "distillation.weight"), NUMBER),
