@@ -26,7 +26,7 @@ from siman_jax.stop import Preempted
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 STEPS = ("real_weights", "binary")
-COMMAND = ["--config=tests/two_steps.py", f"--steps={','.join(STEPS)}"]
+COMMAND = ["--config=tests/two_steps.py", "--steps=real_weights,binary", "--devices=1"]
 
 
 def configs():
