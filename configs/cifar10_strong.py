@@ -43,7 +43,7 @@ def get_config(step: str = "binary") -> ConfigDict:
     config.init_from = "real_weights" if step == "binary" else ""
     config.epochs = 200
     config.model.name = NETWORK
-    config.model.activation_rule = "siman"
+    config.model.activation_rule = "approx_sign"  # ReActNet's, after its thresholds
     config.distillation.teacher = "teacher"
     config.distillation.temperature = 1.0
     config.distillation.weight = 1.0  # the labels do not count
