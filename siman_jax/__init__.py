@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from siman_jax.models import MODELS as MODELS
     from siman_jax.models import build_model as build_model
+    from siman_jax.models.activations import PReLU as PReLU
     from siman_jax.models.layers import BinaryConv as BinaryConv
     from siman_jax.models.layers import BinaryDense as BinaryDense
     from siman_jax.models.norm_layer import BatchNorm as BatchNorm
-    from siman_jax.models.norm_layer import PReLU as PReLU
     from siman_jax.packed.model import PackedModel
     from siman_jax.rules import ACTIVATION_RULES as ACTIVATION_RULES
     from siman_jax.rules import WEIGHT_RULES as WEIGHT_RULES
@@ -36,7 +36,7 @@ _MODULES = {
     "BatchNorm": "siman_jax.models.norm_layer",
     "BinaryConv": "siman_jax.models.layers",
     "BinaryDense": "siman_jax.models.layers",
-    "PReLU": "siman_jax.models.norm_layer",
+    "PReLU": "siman_jax.models.activations",
     "trained_models": "siman_jax.trained",
 }
 __all__ = [*_MODULES, "load", "train"]

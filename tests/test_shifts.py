@@ -18,10 +18,10 @@ from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.export import main as export
 from siman_jax.models import NETWORKS, VARIANTS, build_model
+from siman_jax.models.activations import RPReLU, Shift
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.models.resnet import TwoShortcutBlock, pooled_shortcut
-from siman_jax.models.shifts import RPReLU, Shift
 from siman_jax.models.transfer import transfer
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.stop import Preempted
