@@ -58,7 +58,8 @@ class OneShortcutBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
-        first, second = nn.hard_tanh, nn.hard_tanh
+        first: Activation = nn.hard_tanh
+        second: Activation = nn.hard_tanh
         if self.shifts:
             first, second = RPReLU(name="prelu1"), RPReLU(name="prelu2")
         conv = self.conv(self.features, strides=self.strides, name="conv1")
