@@ -36,7 +36,8 @@ def parsed(monkeypatch, *arguments):
         (
             "--config.model.zzz=3",
             "unknown config field 'model.zzz'. model has: model.activation_rule, model.dtype,"
-            " model.name, model.weight_rule, model.width.",
+            " model.last_norm, model.name, model.pooled_shortcuts, model.shifts,"
+            " model.weight_rule, model.width.",
         ),
         ("--config.zzz=3", "'zzz'. The config has: accumulation_steps, average_decay, "),
         ("--config.seed.x=3", "unknown config field 'seed.x': seed is 0, which has no fields."),

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from siman_jax.models.activations import PReLU, RPReLU, Shift
 from siman_jax.models.initializers import Initializer, uniform_bias
 from siman_jax.models.layers import BinaryConv
-from siman_jax.models.norm_layer import Activation, BatchNorm, PReLU
-from siman_jax.models.shifts import RPReLU, Shift
+from siman_jax.models.norm_layer import Activation, BatchNorm
 from siman_jax.native.chain import chained
 from siman_jax.native.pooling import max_pool
 from siman_jax.native.real_convolution import real_conv
@@ -58,7 +58,8 @@ class OneShortcutBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Map `[batch, height, width, in]` to `[batch, height', width', features]`."""
-        first, second = nn.hard_tanh, nn.hard_tanh
+        first: Activation = nn.hard_tanh
+        second: Activation = nn.hard_tanh
         if self.shifts:
             first, second = RPReLU(name="prelu1"), RPReLU(name="prelu2")
         conv = self.conv(self.features, strides=self.strides, name="conv1")
@@ -143,7 +144,7 @@ class ResNet(nn.Module):
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
-      shifts: whether to shift channels, see `models.shifts`.
+      shifts: whether to shift channels, see `models.activations`.
       last_norm: whether there is a batch norm before the classifier.
     """
 
