@@ -91,6 +91,7 @@ def get_config(network: str = "resnet20") -> ConfigDict:
     config.optimizer.epsilon = 1e-8
     config.optimizer.nesterov = False
     config.optimizer.clip_norm = 0.0  # largest norm of all gradients together; 0: do not clip
+    config.optimizer.gradient_floor = 0.0  # smallest norm of a filter's gradient / weights; 0: off
     config.optimizer.weight_decay = 5e-4
     config.optimizer.undecayed = ("binary_kernel", "alpha")
     config.optimizer.kernel_decay = 0.0  # additional weight decay of binary kernels

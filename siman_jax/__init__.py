@@ -1,10 +1,10 @@
 """1-bit convolutional networks by sign-to-magnitude binarization, in JAX and Flax.
 
 `load` reads a packed model, `trained_models` lists those that come with the package, and `train`
-trains a network. `BinaryConv`, `BinaryDense`, `BatchNorm` and `PReLU` are layers for networks of
-your own; `WEIGHT_RULES` and `ACTIVATION_RULES` are the rules that these layers take. `MODELS` are
-the five networks of the paper, which `build_model` builds. JAX and Flax are imported when one of
-these names is first used.
+trains a network. `BinaryConv`, `BinaryDense`, `BatchNorm`, `PReLU`, `RPReLU` and `Shift` are layers
+for networks of your own; `WEIGHT_RULES` and `ACTIVATION_RULES` are the rules that these layers
+take. `MODELS` are the five networks of the paper, which `build_model` builds. JAX and Flax are
+imported when one of these names is first used.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from siman_jax.models import MODELS as MODELS
     from siman_jax.models import build_model as build_model
+    from siman_jax.models.activations import PReLU as PReLU
+    from siman_jax.models.activations import RPReLU as RPReLU
+    from siman_jax.models.activations import Shift as Shift
     from siman_jax.models.layers import BinaryConv as BinaryConv
     from siman_jax.models.layers import BinaryDense as BinaryDense
     from siman_jax.models.norm_layer import BatchNorm as BatchNorm
-    from siman_jax.models.norm_layer import PReLU as PReLU
     from siman_jax.packed.model import PackedModel
     from siman_jax.rules import ACTIVATION_RULES as ACTIVATION_RULES
     from siman_jax.rules import WEIGHT_RULES as WEIGHT_RULES
@@ -36,7 +38,9 @@ _MODULES = {
     "BatchNorm": "siman_jax.models.norm_layer",
     "BinaryConv": "siman_jax.models.layers",
     "BinaryDense": "siman_jax.models.layers",
-    "PReLU": "siman_jax.models.norm_layer",
+    "PReLU": "siman_jax.models.activations",
+    "RPReLU": "siman_jax.models.activations",
+    "Shift": "siman_jax.models.activations",
     "trained_models": "siman_jax.trained",
 }
 __all__ = [*_MODULES, "load", "train"]

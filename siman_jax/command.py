@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from siman_jax.config_flag import check_field_flags, with_found_configs
 from siman_jax.errors import UsageError
@@ -76,6 +76,27 @@ def lock_config(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def load_variant(variant: str) -> ConfigDict:
+    """Load another variant of the file that --config names, with the fields that flags set.
+
+    Raises:
+      UsageError: the file has no such variant, or one without a field that a flag sets.
+    """
+    flag = flags.FLAGS["config"]
+    file = config_flags.get_config_filename(flag)
+    try:
+        config = flag.parser.parse(f"{file}:{variant}")
+        config.lock().update_from_flattened_dict(config_flags.get_override_values(flag))
+    except Exception as error:  # the file may raise any error
+        cause = _cause(error)
+        if isinstance(cause, UsageError):
+            raise cause from None
+        raise UsageError(
+            f"cannot use --config={file}:{variant}: {describe(cause, _CONFIG_MODULE)}."
+        ) from None
+    return lock_config(config)
+
+
 def _split_commas(config: ConfigDict) -> None:
     """Replace `("a,b",)`, which `--config.FIELD=a,b` gives, by `("a", "b")` in all tuples.
 
@@ -106,9 +127,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except SystemExit:  # --help prints, and then exits with status 1
         sys.exit(0)
     except Exception as error:  # errors of flags, and anything that a config file raises
-        cause: BaseException = error
-        while cause.__context__:
-            cause = cause.__context__
+        cause = _cause(error)
         if isinstance(cause, UsageError):  # raised by get_config and wrapped twice
             raise cause from None
         check_field_flags(argv, error)
@@ -121,6 +140,13 @@ def parse_flags(argv: list[str]) -> list[str]:
                 ) from None
             raise UsageError(f"cannot use {given}: {describe(cause, _CONFIG_MODULE)}.") from None
         raise UsageError(f"{error} (--help lists the flags)") from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first error of those that led to this one."""
+    while error.__context__:
+        error = error.__context__
+    return error
 
 
 def _expand_home(argument: str) -> str:

@@ -2,6 +2,7 @@
 
     python -m siman_jax.main --config=configs/digits.py
     python -m siman_jax.main --config=configs/cifar10.py:resnet18 --workdir=runs/mine
+    python -m siman_jax.main --config=configs/cifar10_strong.py --steps=teacher,real_weights,binary
 
 Exit status: 0, success; 2, bad input; 69, another process of the run is gone (134, SIGABRT, if
 JAX's runtime notices first); 75, stopped by SIGTERM or Ctrl-C with everything saved.
@@ -22,13 +23,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
-from siman_jax.command import lock_config, run
+from siman_jax.command import load_variant, lock_config, run
 from siman_jax.data.defaults import evaluated_images
 from siman_jax.devices.mesh import is_first_process, join_hosts, make_mesh
 from siman_jax.errors import UsageError
 from siman_jax.models.summary import print_summary, summarize
 from siman_jax.paths import local_path
 from siman_jax.runs.log import Results
+from siman_jax.runs.steps import evaluate_steps, train_steps
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.runs.verify import verify_run
 from siman_jax.runs.workdir import default_workdir
@@ -55,6 +57,13 @@ _MODE = flags.DEFINE_enum(
     ["train", "eval", "summary", "verify"],
     "What to do; verify checks a run's files, and needs no --config.",
 )
+_STEPS = flags.DEFINE_list(
+    "steps",
+    [],
+    "Variants of the config to train one after the other, separated by commas, each in the folder"
+    " of its name in --workdir. Where its init_from or distillation.teacher is the name of an"
+    " earlier one, that run is taken.",
+)
 _DEVICES = flags.DEFINE_integer("devices", 0, "Number of devices to use; 0: all.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -74,6 +83,8 @@ def main(argv: list[str]) -> None:
     """Run the mode that the flags select."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags are written --NAME=VALUE.")
+    if _STEPS.value and _MODE.value not in ("train", "eval"):
+        raise UsageError(f"--steps does not go with --mode={_MODE.value}; leave it out.")
     if _MODE.value == "verify":
         _verify(_workdir())
         return
@@ -82,12 +93,17 @@ def main(argv: list[str]) -> None:
         check_config(config)
         print_summary(summarize(model_from_config(config), image_shape(config)))
         return
-    workdir = _workdir()
+    workdir, steps = _workdir(), _steps()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         join_hosts(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _HOST_TIMEOUT.value)
     do = train if _MODE.value == "train" else evaluate_run
+    do_steps = train_steps if _MODE.value == "train" else evaluate_steps
     try:
-        results = do(config, workdir, make_mesh(_DEVICES.value))
+        mesh = make_mesh(_DEVICES.value)
+        if steps:
+            results = do_steps(steps, workdir, mesh)
+        else:
+            results = {workdir: (config, do(config, workdir, mesh))}
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
@@ -101,7 +117,8 @@ def main(argv: list[str]) -> None:
         time.sleep(5 if is_first_process() else 0)
         os._exit(2)
     if is_first_process():
-        _print_results(results, config)
+        for workdir, (config, own) in results.items():
+            _print_results(own, config, workdir.name if steps else "")
 
 
 def _leave_the_others(error: Exception) -> NoReturn:
@@ -119,6 +136,24 @@ def _config() -> ConfigDict:
     if config is None:
         raise UsageError("--config is missing; an example is --config=configs/digits.py.")
     return lock_config(config)
+
+
+def _steps() -> dict[str, ConfigDict]:
+    """Load the config of each step; {} without --steps."""
+    names = _STEPS.value
+    if len(set(names)) < len(names):
+        raise UsageError(f"--steps={','.join(names)} names a step twice.")
+    flag = flags.FLAGS["config"]
+    if names and ":" in config_flags.get_config_filename(flag):
+        raise UsageError(
+            "--steps names variants of the config, so leave out the variant in --config="
+            f"{config_flags.get_config_filename(flag)}."
+        )
+    if names and "init_from" in config_flags.get_override_values(flag):
+        raise UsageError(
+            "--config.init_from would hold for all of --steps; set it in the config of the step."
+        )
+    return {name: load_variant(name) for name in names}
 
 
 def _workdir() -> Path:
@@ -150,8 +185,9 @@ def _verify(workdir: Path) -> None:
         )
 
 
-def _print_results(results: Results, config: ConfigDict) -> None:
-    table = Table(title=f"{config.model.name}, {evaluated_images(config.data)}")
+def _print_results(results: Results, config: ConfigDict, step: str) -> None:
+    title = f"{step + ': ' if step else ''}{config.model.name}, {evaluated_images(config.data)}"
+    table = Table(title=title)
     for heading in ("checkpoint", "epoch", "loss", "top-1 (%)", "top-5 (%)"):
         table.add_column(heading, justify="right")
     for name, row in results.items():

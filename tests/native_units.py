@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siman_jax.models.norm_layer import BatchNorm, PReLU
+from siman_jax.models.activations import PReLU
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.rules import identity
 
 ACTIVATIONS = {"identity": identity, "relu": nn.relu, "hard_tanh": nn.hard_tanh}

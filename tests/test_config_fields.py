@@ -15,7 +15,8 @@ from siman_jax.runs.workdir import read_config
 from siman_jax.training.config_check import check_config
 from siman_jax.training.field_types import faults_of_stored, flat
 
-CONFIGS = ["cifar10", "cifar100", "cifar10_short", "digits", "image_folder", "imagenet"]
+CONFIGS = ["cifar10", "cifar100", "cifar10_short", "cifar10_strong", "digits", "image_folder"]
+CONFIGS += ["imagenet", "imagenet_two_step"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -64,7 +64,7 @@ def test_a_field_of_several_texts(text, value, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar10", "cifar100", "cifar10_short", "digits", "image_folder", "imagenet"]
+    "name", ["cifar10", "cifar100", "cifar10_strong", "digits", "image_folder", "imagenet"]
 )
 def test_every_config_takes_a_fraction_of_an_epoch_as_warmup(name, monkeypatch):
     flag = "--config.optimizer.warmup_epochs=2.5"

@@ -17,11 +17,10 @@ from own_networks import branches
 from parameters import first_quickly
 
 import siman_jax
-from siman_jax import convert
+from siman_jax import convert, models
 from siman_jax.configs import cifar10, cifar100, imagenet
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.models import MODELS
 from siman_jax.models.images import CIFAR10, IMAGENET, Images, default_images
 from siman_jax.models.leaves import BITS
 from siman_jax.program.interpret import interpret
@@ -116,11 +115,11 @@ def test_images_by_default_are_those_of_the_configs():
         *(module.get_config(name) for module in (cifar10, cifar100) for name in cifar10.WIDTHS),
         *(imagenet.get_config(name) for name in imagenet.NETWORKS),
     ]
-    assert {config.model.name for config in configs} == MODELS.keys()
+    assert {config.model.name for config in configs} == models.NETWORKS.keys()
     for config in configs:
         data = config.data
         side = None if data.resident else data.shorter_side
-        found = default_images(MODELS[config.model.name], data.num_classes)
+        found = default_images(models.NETWORKS[config.model.name], data.num_classes)
         assert found == Images(data.image_size, data.mean, data.std, side)
 
 

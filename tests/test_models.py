@@ -11,9 +11,10 @@ from jax import lax
 
 from siman_jax.errors import UsageError
 from siman_jax.models import NETWORKS, build_model
+from siman_jax.models.activations import PReLU
 from siman_jax.models.layers import BinaryConv, BinaryDense
 from siman_jax.models.leaves import BINARY_KERNEL, BITS, LEAF_NAMES, binary_bits
-from siman_jax.models.norm_layer import BatchNorm, PReLU
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.rules import WEIGHT_RULES
 from siman_jax.rules.siman import siman_kernel
 

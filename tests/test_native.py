@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from jax import lax
 from native_units import ACTIVATIONS, CASES, Unit, make_case, run_unit
 
+from siman_jax.models.activations import PReLU
 from siman_jax.models.layers import BinaryConv
 from siman_jax.models.leaves import BINARY_KERNEL
-from siman_jax.models.norm_layer import BatchNorm, PReLU
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.native import library
 from siman_jax.native.convolution import APPROX, ONE, STRAIGHT_THROUGH, Geometry, conv
 from siman_jax.native.dispatch import native

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from siman_jax.models.activations import PReLU
 from siman_jax.models.layers import BinaryConv
-from siman_jax.models.norm_layer import BatchNorm, PReLU
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.native import library
 from siman_jax.native.chain import chained
 from siman_jax.native.dispatch import native

@@ -9,7 +9,10 @@ import optax
 import pytest
 
 from siman_jax.configs import cifar10
+from siman_jax.errors import UsageError
 from siman_jax.rules.siman import project
+from siman_jax.training.config_check import check_config
+from siman_jax.training.gradient_floor import gradient_floor
 from siman_jax.training.optimizer import build_optimizer, decay_mask, project_binary_kernels
 from siman_jax.training.schedules import (
     clip_schedule,
@@ -255,6 +258,70 @@ def test_decay_of_kernels_alone(config):
     np.testing.assert_allclose(updates["block"]["conv2"]["binary_kernel"], -0.1 * 0.05 * 2.0)
     assert not updates["block"]["conv2"]["alpha"].any()
     np.testing.assert_allclose(updates["conv1"]["kernel"], -0.1 * 5e-4 * 2.0, rtol=1e-6)
+
+
+def raised_in_numpy(g, w, share):
+    """OvSW's scaling, filter by filter."""
+    g = np.array(g, np.float64)
+    for c in range(g.shape[-1]):
+        norm = max(np.linalg.norm(g[..., c]), 1e-6)
+        least = share * max(np.linalg.norm(np.float64(w[..., c])), 1e-3)
+        if norm < least:
+            g[..., c] *= least / norm
+    return g
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (5, 6)])
+def test_small_gradients_of_filters_are_raised_to_the_floor(shape):
+    rng = np.random.default_rng(0)
+    w, g = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    g *= np.float32([1, 1e-2, 1e-4, 1e-8, 0, 1e-30])
+    w *= np.float32([1, 1, 1, 1, 1, 1e-6])
+    optimizer = gradient_floor(0.04)
+    raised, state = jax.jit(optimizer.update)(jnp.asarray(g), optimizer.init(w), w)
+    np.testing.assert_allclose(raised, raised_in_numpy(g, w, 0.04), rtol=1e-5)
+    np.testing.assert_array_equal(raised[..., 0], g[..., 0])  # large enough
+    ratio = np.linalg.norm(raised[..., 2]) / np.linalg.norm(w[..., 2])
+    assert ratio == pytest.approx(0.04, rel=1e-5)
+    assert not jax.tree.leaves(state)  # nothing to save
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_the_floor_is_for_binary_kernels_after_clipping_and_before_decay(config, name):
+    config.update(name=name, clip_norm=1e-3, gradient_floor=0.1, kernel_decay=0.5)
+    w, g = params(), random_like(params(), 0)
+    norm = math.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(g)))
+    clipped = jax.tree.map(lambda x: np.float64(x) * 1e-3 / norm, g)
+    own = raised_in_numpy(clipped["block"]["conv2"]["binary_kernel"], np.full((1, 1, 2, 2), 2), 0.1)
+    expected = {
+        ("block", "conv2", "binary_kernel"): own + 0.5 * 2,
+        ("block", "conv2", "alpha"): clipped["block"]["conv2"]["alpha"],
+        ("conv1", "kernel"): clipped["conv1"]["kernel"] + 5e-4 * 2,
+    }
+    optimizer = build_optimizer(config, 0.1)
+    updates, _ = optimizer.update(g, optimizer.init(w), w)
+    both = [jax.tree.map(lambda x: jnp.stack([x * 0 + 1, x]), tree) for tree in (g, w)]
+    mapped, _ = jax.vmap(optimizer.update)(both[0], jax.vmap(optimizer.init)(both[1]), both[1])
+    for path, gradient in expected.items():
+        leaf, of_seed = updates, mapped
+        for part in path:
+            leaf, of_seed = leaf[part], of_seed[part]
+        if name == "adam":
+            gradient = gradient / (np.abs(gradient) + 1e-8)
+        np.testing.assert_allclose(leaf, -0.1 * gradient, rtol=1e-5)
+        np.testing.assert_allclose(of_seed[1], leaf, rtol=1e-6)
+
+
+def test_a_floor_without_gradients_of_binary_kernels_is_refused():
+    for weight_rule, bop, message in (
+        ("real", False, "weight_rule is 'real'. It acts on binary kernels alone"),
+        ("bnn", True, "bop is True. Bop averages"),
+    ):
+        whole = cifar10.get_config()
+        whole.optimizer.update(gradient_floor=0.04, bop=bop)
+        whole.model.weight_rule = weight_rule
+        with pytest.raises(UsageError, match=message):
+            check_config(whole)
 
 
 def test_only_binary_kernels_are_projected():

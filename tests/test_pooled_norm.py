@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from siman_jax.models.activations import PReLU
 from siman_jax.models.batch_norm import Affine, Norm, batch_norm
-from siman_jax.models.norm_layer import BatchNorm, PReLU
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.models.pooled_norm import Pool, pooled_batch_norm
 from siman_jax.native.dispatch import native
 

@@ -219,10 +219,16 @@ def recipe(teacher):
     """Nearly nothing as in the published recipe."""
     config = small()
     config.average_decay = 0.3
+    config.data.update(color_jitter=0.3, cutout=2, mixup=0.3, cutmix=1.0)
     config.loss.label_smoothing = 0.1
     config.distillation.update(teacher=str(teacher), temperature=2.0, weight=0.6)
     config.optimizer.update(
-        name="adam", learning_rate=0.01, clip_norm=0.5, schedule="linear", warmup_epochs=2
+        name="adam",
+        learning_rate=0.01,
+        clip_norm=0.5,
+        gradient_floor=0.04,
+        schedule="linear",
+        warmup_epochs=2,
     )
     return config
 

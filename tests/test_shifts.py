@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +19,13 @@ from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.export import main as export
 from siman_jax.models import NETWORKS, VARIANTS, build_model
+from siman_jax.models.activations import RPReLU, Shift
 from siman_jax.models.layers import BinaryConv
-from siman_jax.models.norm_layer import BatchNorm
+from siman_jax.models.norm_layer import BatchNorm, finish
 from siman_jax.models.resnet import TwoShortcutBlock, pooled_shortcut
-from siman_jax.models.shifts import RPReLU, Shift
 from siman_jax.models.transfer import transfer
+from siman_jax.native import library
+from siman_jax.native.dispatch import native
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.stop import Preempted
 from siman_jax.training.optimizer import decay_mask
@@ -75,6 +78,61 @@ def test_a_shift_moves_the_threshold_and_learns_by_the_sign_estimator(x64):
     to_signs = (g * alpha) @ kernel.T
     expected = (to_signs * np.maximum(2 - 2 * abs(moved), 0)).sum((0, 1, 2))
     np.testing.assert_allclose(pullback(jnp.asarray(g))[0], expected, rtol=1e-5)
+
+
+class Joined(nn.Module):
+    """A convolution of shifted signs, its norm and an RPReLU, in one call or in three."""
+
+    joined: bool
+    shortcut: str
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, more):
+        conv = BinaryConv(16, activation_rule="approx_sign", dtype=self.dtype, name="conv")
+        y = conv.product(Shift(name="shift")(x))
+        shortcut = {"none": None, "input": x, "other": more}[self.shortcut]
+        norm, rprelu = BatchNorm(dtype=self.dtype, name="norm"), RPReLU(name="rprelu")
+        if self.joined:
+            return norm(y, True, shortcut, rprelu)
+        return rprelu(finish(norm(y, True), shortcut, lambda z: z))
+
+
+@pytest.mark.parametrize("uses_library", [True, False])
+@pytest.mark.parametrize("shortcut", ["none", "input", "other"])
+def test_an_rprelu_joined_to_its_norm_is_that_after_it(shortcut, uses_library):
+    """Values, statistics and all gradients, compared with separate layers by XLA in float64."""
+    if uses_library and not library.variants():
+        pytest.skip("the library is not built")
+    rng = np.random.default_rng(3)
+    x, more, g = (np.float32(draw(rng, 3, 6, 5, 16)) for _ in range(3))
+    unit = Joined(True, shortcut)
+    variables = unit.init(jax.random.key(0), x, more)
+    variables = jax.tree.map(
+        lambda leaf: np.float32(leaf + 0.3 * draw(rng, *leaf.shape)), variables
+    )
+    variables["batch_stats"] = {"norm": {"mean": np.zeros(16, "f4"), "var": np.ones(16, "f4")}}
+
+    def run(unit, variables, x, more, g):
+        def apply(params, x, more):
+            y, updated = unit.apply({**variables, "params": params}, x, more, mutable="batch_stats")
+            return jnp.sum(y * g), (y, updated)
+
+        with native(uses_library):
+            run = jax.jit(jax.value_and_grad(apply, (0, 1, 2), has_aux=True))
+            assert ("siman_norm" in run.lower(variables["params"], x, more).as_text()) == (
+                uses_library and unit.dtype == "float32" and unit.joined
+            )
+            (_, rest), gradients = run(variables["params"], x, more)
+        return rest, gradients
+
+    found = run(unit, variables, x, more, g)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.float64, (variables, x, more, g))
+        expected = run(Joined(False, shortcut, "float64"), *wide)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            scale = max(float(np.abs(b).max()), 1e-3)
+            np.testing.assert_allclose(a, b, rtol=0, atol=3e-5 * scale)
 
 
 def norm(x, params, stats):

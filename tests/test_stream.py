@@ -210,6 +210,7 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch_bit_for_bit(
     config, tmp_path, monkeypatch
 ):
     mesh = make_mesh(2)
+    config.data.update(color_jitter=0.4, lighting=0.1, mixup=0.2)
     train(config, tmp_path / "whole", mesh)
     with monkeypatch.context() as patch:
         patch.setattr(StopSignals, "should_stop", lambda self, step: step == 7)

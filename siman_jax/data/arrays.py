@@ -76,8 +76,8 @@ def config_for(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     """Copy a run's config and set the fields of `config.data` that the data set determines.
 
     These are the source, the sizes, the number of classes, and mean and standard deviation of the
-    training images by channel. `crop_padding`, `flip`, `train_examples` and `validation_examples`
-    keep their values, and fields of image files are left out.
+    training images by channel. The others keep their values, and fields of image files are left
+    out.
     """
     assert isinstance(dataset.train, Split)
     images = dataset.train.images
@@ -87,11 +87,8 @@ def config_for(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     mean = counts @ levels / counts[0].sum()
     std = np.sqrt(np.maximum(counts @ levels**2 / counts[0].sum() - mean**2, 0))
     data = images_in_memory()
+    data.update({name: config.data[name] for name in data})
     data.update(
-        validation_examples=config.data.validation_examples,
-        train_examples=config.data.train_examples,
-        crop_padding=config.data.crop_padding,
-        flip=config.data.flip,
         source=ARRAYS,
         image_size=size,
         channels=channels,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from siman_jax.data.dataset import Records, Split
 from siman_jax.data.feed import Batch, Feed
+from siman_jax.data.further import further_augmentation
 from siman_jax.data.resident import ResidentFeed, padded_batches
 from siman_jax.data.stream import EvaluationStream, StreamFeed
 from siman_jax.errors import UsageError
@@ -38,7 +39,7 @@ def training_feed(
       seed: decides order and crops of streamed data.
       steps_per_dispatch: number of steps in one call, for data in memory; 0: automatic.
       order_key: PRNG key for the order of data in memory, `[]`; or `[seeds]` for several seeds.
-      augment_key: PRNG key for their crops and flips, likewise.
+      augment_key: PRNG key for augmentation on the devices, likewise.
 
     Raises:
       UsageError: the data are streamed, and there are several seeds.
@@ -52,6 +53,7 @@ def training_feed(
             batch_size=batch_size,
             crop_padding=data.crop_padding,
             flip=data.flip,
+            further=further_augmentation(data),
             steps_per_dispatch=steps_per_dispatch,
         )
     if order_key.ndim:
@@ -59,7 +61,9 @@ def training_feed(
             "seeds can train together only on data in memory; set data.resident=True, or train them"
             " one by one."
         )
-    return StreamFeed(split, mesh, data, batch_size=batch_size, epochs=epochs, seed=seed)
+    return StreamFeed(
+        split, mesh, data, augment_key, batch_size=batch_size, epochs=epochs, seed=seed
+    )
 
 
 def evaluation_feed(

@@ -22,6 +22,11 @@ def images_in_memory() -> ConfigDict:
     data.std = (0.229, 0.224, 0.225)
     data.crop_padding = 4  # in memory: padding before random crops
     data.flip = True  # mirror training images with probability 1/2
+    data.color_jitter = 0.0  # change brightness, contrast and saturation by up to this share
+    data.lighting = 0.0  # standard deviation of AlexNet's shifts of colour
+    data.cutout = 0  # side of the square that is cut out, in pixels
+    data.mixup = 0.0  # alpha of mixup: two images mixed; 0: off
+    data.cutmix = 0.0  # alpha of cutmix: a part of another image; 0: off
     return data
 
 

@@ -3,19 +3,43 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
+from flax import struct
 from jax import Array
+
+
+@struct.dataclass
+class MixedLabels:
+    """Labels of images that are mixtures of two, which the loss mixes likewise.
+
+    Attributes:
+      own: int32 `[n]`; examples with a negative label do not count.
+      other: int32 `[n]`, labels of the images that were mixed in.
+      share: float32 `[n]`, from 0 to 1, of `own`; 1 where one of the two is negative.
+    """
+
+    own: Array
+    other: Array
+    share: Array
+
+    def leading(self) -> Array:
+        """Return the labels with the larger share, int32 `[n]`."""
+        return jnp.where(self.share >= 0.5, self.own, self.other)
+
+
+Labels = Array | MixedLabels
 
 
 class Batch(NamedTuple):
     """Examples on the devices.
 
     Attributes:
-      images: uint8 `[n, height, width, channels]`.
-      labels: int32 `[n]`; examples with a negative label do not count.
+      images: `[n, height, width, channels]`, from 0 to 255: uint8, or float32 of some augmentation.
+      labels: int32 `[n]`; examples with a negative label do not count. Or `MixedLabels`.
     """
 
     images: Array
-    labels: Array
+    labels: Labels
 
 
 class Feed(Protocol):

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from siman_jax.data.augment import augment
 from siman_jax.data.dataset import Split, steps_in_epoch
 from siman_jax.data.feed import Batch
+from siman_jax.data.further import FURTHER, Further, no_further
 from siman_jax.devices.mesh import by_example, put_local_rows, put_replicated, replicated
 
 
 class ResidentFeed:
-    """Shuffles, crops and flips inside the compiled program.
+    """Shuffles and augments inside the compiled program.
 
     One call takes many steps, so the host has little to do. The order of an epoch depends only on
     `order_key` and its number, the augmentation of a batch only on `augment_key` and its step. An
@@ -30,6 +31,7 @@ class ResidentFeed:
       batch_size: examples in a step, over all devices.
       crop_padding: pixels of padding before a random crop; 0: no crop.
       flip: whether to mirror images, each with probability 1/2.
+      further: further augmentation, after crop and flip.
       steps_per_dispatch: number of steps in one call; 0: one on the CPU, up to 100 elsewhere.
     """
 
@@ -43,6 +45,7 @@ class ResidentFeed:
         batch_size: int,
         crop_padding: int = 0,
         flip: bool = False,
+        further: Further = no_further,
         steps_per_dispatch: int = 0,
     ) -> None:
         self.steps_per_epoch = steps_in_epoch(split, batch_size)
@@ -51,6 +54,7 @@ class ResidentFeed:
         self.steps_per_call = min(steps_per_dispatch or automatic, self.steps_per_epoch)
         self._batch_size = batch_size
         self._augment = partial(augment, crop_padding=crop_padding, flip=flip)
+        self._further = further
         self._sharding = by_example(mesh)
         self._data = upload(split, mesh)
         draw: Callable[..., Array] = partial(epoch_order, n=len(split))
@@ -71,14 +75,15 @@ class ResidentFeed:
             yield inputs, min(self.steps_per_call, self.steps_per_epoch - start)
 
     def take(self, inputs: tuple[Batch, Array, Array], step: Array) -> Batch:
-        """Gather the batch of `step`, crop and flip it; see `Feed.take`."""
+        """Gather the batch of `step` and augment it; see `Feed.take`."""
         return self._take(*inputs, step)
 
     def _take_one(self, data: Batch, order: Array, augment_key: Array, step: Array) -> Batch:
         batch = take_batch(data, order, step % self.steps_per_epoch, self._batch_size)
-        batch = lax.with_sharding_constraint(batch, self._sharding)
+        images, labels = lax.with_sharding_constraint(tuple(batch), self._sharding)
         key = jax.random.fold_in(augment_key, step)
-        return Batch(self._augment(key, batch.images), batch.labels)
+        images = self._augment(key, images)
+        return self._further(jax.random.fold_in(key, FURTHER), images, labels)
 
     def close(self) -> None:
         """Do nothing: nothing is read ahead."""
@@ -97,7 +102,7 @@ def epoch_order(key: Array, epoch: Array, n: int) -> Array:
 def take_batch(data: Batch, order: Array, index: Array, batch_size: int) -> Batch:
     """Gather batch number `index` of an epoch with the given order."""
     rows = lax.dynamic_slice(order, (index * batch_size,), (batch_size,))
-    return Batch(data.images[rows], data.labels[rows])
+    return jax.tree.map(lambda x: x[rows], data)
 
 
 def padded_batches(split: Split, mesh: Mesh, batch_size: int) -> list[Batch]:

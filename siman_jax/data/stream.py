@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from siman_jax.data.dataset import Records, steps_in_epoch
 from siman_jax.data.feed import Batch
 from siman_jax.data.frames import say_first_frame
+from siman_jax.data.further import further_augmentation
 from siman_jax.data.pipeline import (
     HostBatch,
     Share,
@@ -27,7 +28,7 @@ from siman_jax.data.pipeline import (
     start_reading,
     training_batches,
 )
-from siman_jax.devices.mesh import by_example, put_local_rows
+from siman_jax.devices.mesh import by_example, put_local_rows, replicated
 
 _BATCHES_AHEAD = 2  # on the devices, beside the one in use
 
@@ -35,12 +36,13 @@ _log = logging.getLogger(__name__)
 
 
 class StreamFeed:
-    """Crops and flips on the host, and sends uint8 images to the devices.
+    """Crops and flips on the host, and sends uint8 images to the devices, which augment further.
 
     Args:
       records: the training split.
       mesh: the devices.
       data: `config.data`, as for `training_batches`, with `workers`.
+      augment_key: PRNG key of the further augmentation, `[]`.
       batch_size, epochs, seed: as for `training_batches`.
     """
 
@@ -51,17 +53,21 @@ class StreamFeed:
         records: Records,
         mesh: Mesh,
         data: ConfigDict,
+        augment_key: Array,
         *,
         batch_size: int,
         epochs: int,
         seed: int,
     ) -> None:
         self.steps_per_epoch = steps_in_epoch(records, batch_size)
+        self._augment_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))(augment_key)
+        self._further = further_augmentation(data)
         images = (batch_size, data.image_size, data.image_size, data.channels)
-        self.abstract = Batch._make(
+        batch = Batch._make(
             jax.ShapeDtypeStruct(shape, dtype, sharding=by_example(mesh))
             for shape, dtype in ((images, jnp.uint8), ((batch_size,), jnp.int32))
         )
+        self.abstract = (batch, self._augment_key)
         self._batches_from = partial(
             training_batches, records, data, batch_size=batch_size, epochs=epochs, seed=seed
         )
@@ -69,7 +75,7 @@ class StreamFeed:
         self._batches: Any = None
         self._next_step = -1
 
-    def calls(self, step: int) -> Iterator[tuple[Batch, int]]:
+    def calls(self, step: int) -> Iterator[tuple[Any, int]]:
         """Yield one batch for every call; see `Feed.calls`."""
         if step != self._next_step:
             self.close()
@@ -78,12 +84,12 @@ class StreamFeed:
             self._next_step = step
         for _ in range(self.steps_per_epoch - step % self.steps_per_epoch):
             self._next_step += 1
-            yield next(self._batches), 1
+            yield (next(self._batches), self._augment_key), 1
 
-    def take(self, inputs: Batch, step: Array) -> Batch:
-        """Return the batch unchanged; see `Feed.take`."""
-        del step
-        return inputs
+    def take(self, inputs: tuple[Any, Array], step: Array) -> Batch:
+        """Augment the batch further; see `Feed.take`."""
+        (images, labels), augment_key = inputs
+        return self._further(jax.random.fold_in(augment_key, step), images, labels)
 
     def close(self) -> None:
         """Stop reading ahead."""

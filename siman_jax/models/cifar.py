@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from siman_jax.models.activations import PReLU
 from siman_jax.models.images import CIFAR10, CIFAR100, made_for
 from siman_jax.models.initializers import fan_in_uniform, kaiming_normal, kaiming_normal_fan_out
 from siman_jax.models.layers import BinaryConv
-from siman_jax.models.norm_layer import BatchNorm, PReLU
+from siman_jax.models.norm_layer import BatchNorm
 from siman_jax.models.resnet import (
     OneShortcutBlock,
     ResNet,
@@ -46,7 +47,7 @@ def resnet20_1w1a(
       weight_rule: key of `rules.WEIGHT_RULES`.
       activation_rule: key of `rules.ACTIVATION_RULES`; "real" for both rules gives the
         real-valued network.
-      shifts: whether to learn thresholds and shifted PReLUs, see `models.shifts`.
+      shifts: whether to learn thresholds and shifted PReLUs, see `models.activations`.
       pooled_shortcuts: whether shortcuts that change the shape are `resnet.pooled_shortcut`.
       last_norm: whether there is a batch norm before the classifier.
       norm_groups: parts of the batch that are normalized separately, see `BatchNorm.groups`.

@@ -36,7 +36,7 @@ def resnet18_1w1a(
       weight_rule: key of `rules.WEIGHT_RULES`.
       activation_rule: key of `rules.ACTIVATION_RULES`; "real" for both rules gives the
         real-valued network.
-      shifts: whether to learn thresholds and shifted PReLUs, see `models.shifts`.
+      shifts: whether to learn thresholds and shifted PReLUs, see `models.activations`.
       pooled_shortcuts: whether shortcuts that change the shape are `resnet.pooled_shortcut`.
       last_norm: whether there is a batch norm before the classifier.
       norm_groups: parts of the batch that are normalized separately, see `BatchNorm.groups`.

@@ -1,4 +1,4 @@
-"""Flax layers for batch norm and PReLU."""
+"""The Flax layer for batch norm, computed together with what is around it."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from siman_jax.models.activations import PReLU, RPReLU
 from siman_jax.models.batch_norm import (
     HARD_TANH,
     IDENTITY,
@@ -32,29 +33,6 @@ from siman_jax.rules import identity
 from siman_jax.rules.precision import wide
 
 Activation = Callable[[Array], Array]
-
-
-class PReLU(nn.Module):
-    """max(x, 0) + slope * min(x, 0), with one learned slope per channel.
-
-    >>> import jax
-    >>> y, _ = PReLU().init_with_output(jax.random.key(0), jnp.float32([[-2, 4]]))
-    >>> y.tolist()
-    [[-0.5, 4.0]]
-    """
-
-    def __call__(self, x: Array) -> Array:
-        """Map `[..., channels]` to the same shape and dtype."""
-        return _prelu(x, self.slopes(x.shape[-1]))
-
-    @nn.compact
-    def slopes(self, channels: int) -> Array:
-        """Return the learned slopes, float32 `[channels]`."""
-        return self.param("slope", nn.initializers.constant(0.25, jnp.float32), (channels,))
-
-
-def _prelu(x: Array, slopes: Array) -> Array:
-    return jnp.where(x > 0, x, per_channel(slopes, x) * x)
 
 
 class BatchNorm(nn.Module):
@@ -136,11 +114,9 @@ class BatchNorm(nn.Module):
         pool: Pool | None,
     ) -> tuple[Array, Array, Array]:
         """Return the result, and mean and variance of each group: `[..., channels]`."""
-        # An activation that the operation does not know is applied after it.
-        # A module with variables has no hash.
-        a_module = isinstance(activation, nn.Module)
-        known = isinstance(activation, PReLU) or (not a_module and activation in _KNOWN_ACTIVATIONS)
-        inner, outer = (activation, identity) if known else (identity, activation)
+        inner, outer = _parts(activation)
+        if isinstance(activation, RPReLU):  # its first shift is one of beta
+            bias = bias + activation.before.shifts(x.shape[-1])
         slopes = inner.slopes(x.shape[-1]) if isinstance(inner, PReLU) else None
         kind = PRELU if isinstance(inner, PReLU) else _KNOWN_ACTIVATIONS[inner]
         norm = Norm(self.epsilon, self.groups, kind, self.dtype)
@@ -264,6 +240,21 @@ def _normalized(
     if isinstance(x, Product):
         return product_norm(x.sums, norm, x.operands, affine, near)
     return batch_norm(norm, x, affine, near)
+
+
+def _parts(activation: Activation) -> tuple[Activation, Activation]:
+    """Return what is computed in one operation with the batch norm, and what is applied after it.
+
+    The first shift of an `RPReLU` is in neither.
+    """
+    if isinstance(activation, RPReLU):
+        return activation.prelu, activation.after
+    if isinstance(activation, PReLU):
+        return activation, identity
+    # A module with variables has no hash.
+    if not isinstance(activation, nn.Module) and activation in _KNOWN_ACTIVATIONS:
+        return activation, identity
+    return identity, activation
 
 
 # Activations, in addition to `PReLU`, that are computed in one operation with the batch norm.

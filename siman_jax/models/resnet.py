@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from siman_jax.models.activations import PReLU, RPReLU, Shift
 from siman_jax.models.initializers import Initializer, uniform_bias
 from siman_jax.models.layers import BinaryConv
-from siman_jax.models.norm_layer import Activation, BatchNorm, PReLU
+from siman_jax.models.norm_layer import Activation, BatchNorm
 from siman_jax.models.pooled_norm import Pool
-from siman_jax.models.shifts import RPReLU, Shift
 from siman_jax.native.chain import chained
 from siman_jax.native.real_convolution import real_conv
 from siman_jax.rules.precision import wide
@@ -145,7 +145,7 @@ class ResNet(nn.Module):
       real_init: initial kernel of the stem.
       classifier_init: initial kernel of the classifier.
       dtype: dtype to compute in; logits are at least float32.
-      shifts: whether to shift channels, see `models.shifts`.
+      shifts: whether to shift channels, see `models.activations`.
       last_norm: whether there is a batch norm before the classifier.
     """
 

@@ -1,6 +1,7 @@
 """Start a run from trained weights: those of another run, or of a PyTorch checkpoint."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -56,19 +57,33 @@ def start_from_weights(
     """
     given, source = _read(config, mesh)
     first = first_snapshot(config, create, key, layout)
-    initial, rule = first.progress.state.variables(), config.model.weight_rule
+    result = _transfer(config, first.progress.state.variables(), given)
+    _log.info("%s", _described(source, result))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.progress.state)
+    start = partial(state_from, optimizer=optimizer, averaged=bool(config.average_decay))
+    state = jax.jit(start, out_shardings=shardings)(result.variables)
+    bits = read_bits(state, config.model.weight_rule)
+    return Snapshot(Progress(state, first.progress.sums), bits)
+
+
+def check_transfer(config: ConfigDict, source: ConfigDict) -> None:
+    """Check that the network of `config` can start from that of `source`, without any weights.
+
+    Raises:
+      UsageError: it cannot.
+    """
+    here, there = (_abstract(model_from_config(each), each) for each in (config, source))
+    jax.eval_shape(lambda *both: _transfer(config, *both).variables, here, there)
+
+
+def _transfer(config: ConfigDict, initial: Mapping[str, Any], given: Mapping[str, Any]) -> Transfer:
     try:
-        result = transfer(initial, given, rule, partial(class_axes, config))
+        return transfer(initial, given, config.model.weight_rule, partial(class_axes, config))
     except UsageError as error:
         raise UsageError(
             f"--config.init_from={config.init_from} cannot be taken: {error}\nSet --config.model to"
             " a network that they fit, or name other weights."
         ) from error
-    _log.info("%s", _described(source, result))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.progress.state)
-    start = partial(state_from, optimizer=optimizer, averaged=bool(config.average_decay))
-    state = jax.jit(start, out_shardings=shardings)(result.variables)
-    return Snapshot(Progress(state, first.progress.sums), read_bits(state, rule))
 
 
 def _read(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], str]:
@@ -106,7 +121,7 @@ def class_axes(config: ConfigDict) -> dict[tuple[str, ...], tuple[int, ...]]:
     classes = num_classes(config.data)
     try:
         fewer, more = (
-            _shapes(model_from_config(config, classes=number), config)
+            _shapes(_abstract(model_from_config(config, classes=number), config))
             for number in (classes, classes + 1)
         )
     except UsageError:
@@ -118,10 +133,14 @@ def class_axes(config: ConfigDict) -> dict[tuple[str, ...], tuple[int, ...]]:
     }
 
 
-def _shapes(model: nn.Module, config: ConfigDict) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _abstract(model: nn.Module, config: ConfigDict) -> Any:
+    """Shapes and dtypes of a network's variables."""
     images = jnp.zeros((1, *image_shape(config)))
-    shapes: Any = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+
+
+def _shapes(variables: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in flatten_dict(variables).items()}
 
 
 def _described(source: str, result: Transfer) -> str:

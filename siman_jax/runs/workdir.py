@@ -57,6 +57,7 @@ _ADDED: dict[str, Any] = {
     "config.optimizer.beta2": 0.999,
     "config.optimizer.epsilon": 1e-8,
     "config.optimizer.clip_norm": 0.0,
+    "config.optimizer.gradient_floor": 0.0,
     "config.optimizer.schedule": "cosine",
     "config.optimizer.step_epochs": [],
     "config.optimizer.step_factor": 0.1,
@@ -124,6 +125,11 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
             + "\nUse the config of that run, or name another --workdir."
         )
     _log_added(added, workdir)
+
+
+def holds_run(workdir: Path) -> bool:
+    """Whether there is a run's config in a folder."""
+    return (workdir / _CONFIG_FILE).exists()
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -10,6 +10,7 @@ from siman_jax.data.defaults import are_files
 from siman_jax.devices.mesh import check_divides
 from siman_jax.errors import UsageError, choose
 from siman_jax.models.leaves import LEAF_NAMES
+from siman_jax.rules import REAL
 from siman_jax.training.field_types import check_fields, flat
 from siman_jax.training.optimizer import OPTIMIZERS
 from siman_jax.training.schedules import CURVES
@@ -34,10 +35,12 @@ _LEAST = {
     "optimizer.beta2": 0,
     "optimizer.epsilon": 1e-30,  # 0 in float32 would be a division by 0
     "optimizer.clip_norm": 0,
+    "optimizer.gradient_floor": 0,
     "optimizer.weight_decay": 0,
     "optimizer.kernel_decay": 0,
     "optimizer.bop_threshold": 0,
     "data.crop_padding": 0,
+    "data.cutout": 0,
     "data.train_examples": 0,
     "data.validation_examples": 0,
 }
@@ -46,6 +49,7 @@ _LEAST_OF_FILES = {"data.workers": 0, "data.damaged_limit": 0, "data.shorter_sid
 # Model files have the same limits for width and image size.
 _MOST = {"model.width": 4096, "data.image_size": 4096, "data.crop_padding": 4096}
 _COLDEST, _HOTTEST = 0.01, 1000.0  # temperatures of distillation whose losses are finite
+_ALPHAS = 0.01, 100.0  # of Beta distributions that float32 can draw from
 _MOST_WHOLE, _MOST_NUMBER = 2**31 - 1, 1e30
 
 
@@ -66,6 +70,7 @@ def check_config(config: ConfigDict, mesh: Mesh | None = None) -> None:
         config.init_checkpoint,
         "checkpoint in --config.init_checkpoint",
     )
+    _check_augmentation(config.data)
     _check_loss(config.loss, config.distillation)
     if not 0 <= np.float32(config.average_decay) < 1:
         raise UsageError(
@@ -101,6 +106,30 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UsageError(
             f"--config.data.min_area is {config.data.min_area} and --config.data.max_area"
             f" {config.data.max_area}; the first must be above 0 and at most the second."
+        )
+
+
+def _check_augmentation(data: ConfigDict) -> None:
+    for name, least, most in (
+        ("color_jitter", 0, 1),
+        ("lighting", 0, 10),
+        ("mixup", *_ALPHAS),
+        ("cutmix", *_ALPHAS),
+    ):
+        if data[name] != 0 and not least <= data[name] <= most:
+            raise UsageError(
+                f"--config.data.{name} is {data[name]}; it must be 0, for off, or from {least} to"
+                f" {most}."
+            )
+    if data.lighting and data.channels != 3:
+        raise UsageError(
+            f"--config.data.lighting is {data.lighting}, but --config.data.channels is"
+            f" {data.channels}. Lighting shifts colours; set it to 0 for images without them."
+        )
+    if data.cutout > data.image_size:
+        raise UsageError(
+            f"--config.data.cutout is {data.cutout}; it must be at most --config.data.image_size,"
+            f" {data.image_size}."
         )
 
 
@@ -145,10 +174,25 @@ def _check_optimizer(config: ConfigDict) -> None:
             f" --config.epochs, {config.epochs}. Lower the first or raise the second."
         )
     _check_schedule(optimizer, config.epochs)
+    _check_gradient_floor(config)
     if not 0 <= optimizer.clip_percent < 50:
         raise UsageError(
             f"--config.optimizer.clip_percent is {optimizer.clip_percent}; it must be at least 0"
             " and below 50, where both percentiles would be equal."
+        )
+
+
+def _check_gradient_floor(config: ConfigDict) -> None:
+    floor = config.optimizer.gradient_floor
+    if floor and config.optimizer.bop:
+        raise UsageError(
+            f"--config.optimizer.gradient_floor is {floor}, but --config.optimizer.bop is True. Bop"
+            " averages the gradients of the kernels themselves; set one of the two to 0 or False."
+        )
+    if floor and config.model.weight_rule == REAL:
+        raise UsageError(
+            f"--config.optimizer.gradient_floor is {floor}, but --config.model.weight_rule is"
+            f" {REAL!r}. It acts on binary kernels alone; set it to 0, or choose a binary rule."
         )
 
 

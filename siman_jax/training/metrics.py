@@ -8,6 +8,8 @@ import optax
 from flax import struct
 from jax import Array
 
+from siman_jax.data.feed import Labels, MixedLabels
+
 METRICS = ("loss", "top1", "top5")
 
 # Function from logits `[batch, classes]` and labels int32 `[batch]` to losses `[batch]`.
@@ -83,24 +85,38 @@ def to_teacher(logits: Array, answers: Array, temperature: float) -> Array:
     return temperature**2 * optax.softmax_cross_entropy(logits / temperature, targets)
 
 
-def score(logits: Array, labels: Array, loss: Loss = cross_entropy) -> Sums:
+def score(logits: Array, labels: Labels, loss: Loss = cross_entropy) -> Sums:
     """Compute the sums of a batch.
 
     Args:
       logits: `[batch, classes]`.
-      labels: int32 `[batch]`; examples with a negative label do not count.
+      labels: int32 `[batch]`; examples with a negative label do not count. Of mixed images, the
+        losses of both labels are mixed, and hits are those of the label with the larger share.
       loss: the loss of each example.
     """
-    counted = labels >= 0
-    labels = jnp.maximum(labels, 0)
-    losses = loss(logits, labels)
-    rank = _rank(logits, labels)
+    leading = leading_labels(labels)
+    counted = leading >= 0
+    losses = _losses(logits, labels, loss)
+    rank = _rank(logits, jnp.maximum(leading, 0))
     return Sums(
         jnp.sum(jnp.where(counted, losses, 0)),
         jnp.sum((rank < 1) & counted, dtype=jnp.int32),
         jnp.sum((rank < 5) & counted, dtype=jnp.int32),
         jnp.sum(counted, dtype=jnp.int32),
     )
+
+
+def leading_labels(labels: Labels) -> Array:
+    """Return plain labels: of mixed images those with the larger share."""
+    return labels.leading() if isinstance(labels, MixedLabels) else labels
+
+
+def _losses(logits: Array, labels: Labels, loss: Loss) -> Array:
+    if not isinstance(labels, MixedLabels):
+        return loss(logits, jnp.maximum(labels, 0))
+    own, other = (loss(logits, jnp.maximum(part, 0)) for part in (labels.own, labels.other))
+    share = labels.share.astype(own.dtype)
+    return share * own + (1 - share) * other
 
 
 def _rank(logits: Array, labels: Array) -> Array:

@@ -17,6 +17,7 @@ from siman_jax.rules import LEFT, RIGHT, Prepare
 from siman_jax.rules.rbnn import Rotations, update_rotations
 from siman_jax.rules.siman import project
 from siman_jax.training.bop import bop
+from siman_jax.training.gradient_floor import gradient_floor
 
 Params = dict
 
@@ -33,13 +34,15 @@ def build_optimizer(
     The averages are exponential, with `beta1` and `beta2`; m^ and n^ are corrected for their start
     at 0. All three are as in PyTorch; `nesterov` gives the others m^ of optax's `scale_by_adam`. If
     `clip_norm` is above 0, all gradients are first scaled by min(1, clip_norm / norm), where norm
-    is that of all leaves together, before any decay is added.
+    is that of all leaves together, before any decay is added. After that, if `gradient_floor` is
+    above 0, the gradients of binary kernels are scaled up by `gradient_floor.gradient_floor`.
 
     Args:
       config: with `name`, a key of `OPTIMIZERS`; `momentum` for SGD; `beta1`, `beta2` and `epsilon`
-        for the others; `nesterov`; `clip_norm`; `weight_decay`, and `undecayed`, the names of
-        leaves without it; `kernel_decay`, additional decay of binary kernels; and `bop`, whether
-        Bop updates the binary kernels instead, with `bop_adaptivity` and `bop_threshold`.
+        for the others; `nesterov`; `clip_norm`; `gradient_floor`; `weight_decay`, and `undecayed`,
+        the names of leaves without it; `kernel_decay`, additional decay of binary kernels; and
+        `bop`, whether Bop updates the binary kernels instead, with `bop_adaptivity` and
+        `bop_threshold`.
       learning_rate: a number, or a function of the step.
 
     Raises:
@@ -52,6 +55,9 @@ def build_optimizer(
     if config.bop:
         flips = bop(config.bop_adaptivity, config.bop_threshold)
         optimizer = optax.partition({True: flips, False: optimizer}, _binary_kernels)
+    if config.gradient_floor:
+        floor = optax.masked(gradient_floor(config.gradient_floor), _binary_kernels)
+        optimizer = optax.chain(floor, optimizer)
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer

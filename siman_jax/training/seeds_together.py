@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
+from siman_jax.data.feed import Labels
 from siman_jax.native.dispatch import native
 from siman_jax.training.epoch import Progress
 from siman_jax.training.metrics import Sums
@@ -65,7 +66,7 @@ def over_seeds(step: Step, state: TrainState, count: int) -> Step:
         return step
     axes = replace(jax.tree.map(lambda _: 0, state), step=None)
 
-    def step_of_all(state: TrainState, images: Array, labels: Array, *same: Any) -> Any:
+    def step_of_all(state: TrainState, images: Array, labels: Labels, *same: Any) -> Any:
         # Under `vmap` the C++ library is not used, but its backward pass would be computed twice.
         with native(False):
             mapped = jax.vmap(lambda *own: step(*own, *same), (axes, 0, 0), (axes, 0))

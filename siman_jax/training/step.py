@@ -11,10 +11,11 @@ import optax
 from flax import struct
 from jax import Array, lax
 
+from siman_jax.data.feed import Labels
 from siman_jax.models.leaves import CHOSEN, ROTATIONS, SCHEDULE
 from siman_jax.rules import WEIGHT_RULES, Prepare
 from siman_jax.training.distillation import Distillation
-from siman_jax.training.metrics import Loss, Sums, cross_entropy, score
+from siman_jax.training.metrics import Loss, Sums, cross_entropy, leading_labels, score
 from siman_jax.training.optimizer import (
     prepare_binary_kernels,
     project_binary_kernels,
@@ -128,7 +129,7 @@ def state_from(
 def train_step(
     state: TrainState,
     images: Array,
-    labels: Array,
+    labels: Labels,
     teacher: Any = None,
     *,
     model: nn.Module,
@@ -151,7 +152,7 @@ def train_step(
     Args:
       state: state before the step.
       images: normalized, `[batch, height, width, channels]`.
-      labels: int32 `[batch]`; examples with a negative label do not count.
+      labels: int32 `[batch]`; examples with a negative label do not count. Or `MixedLabels`.
       teacher: variables of the teacher, if there is one; they are evaluated, not trained.
       model: the network that `state` was created for. If it has an attribute `weight_rule`, as the
         networks in `models` have, the bits of all layers may be computed together.
@@ -192,10 +193,10 @@ def train_step(
         rotations = replicate(rotations)
         state = dataclasses.replace(state, rotations=rotations)
         constants[ROTATIONS] = rotations
-    counted = jnp.maximum(jnp.sum(labels >= 0), 1)
+    counted = jnp.maximum(jnp.sum(leading_labels(labels) >= 0), 1)
 
     def share_of_loss(
-        params: Any, batch_stats: Any, images: Array, labels: Array
+        params: Any, batch_stats: Any, images: Array, labels: Labels
     ) -> tuple[Array, tuple[Any, Sums]]:
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats, **constants},
@@ -213,12 +214,12 @@ def train_step(
         gradients, (batch_stats, sums) = gradient(params, state.batch_stats, images, labels)
     else:
 
-        def add_part(carry: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+        def add_part(carry: Any, part: tuple[Array, Labels]) -> tuple[Any, None]:
             gradients, batch_stats, sums = carry
             more, (batch_stats, more_sums) = gradient(params, batch_stats, *part)
             return (jax.tree.map(jnp.add, gradients, more), batch_stats, sums + more_sums), None
 
-        parts = _every_kth(images, accumulation), _every_kth(labels, accumulation)
+        parts = jax.tree.map(lambda x: _every_kth(x, accumulation), (images, labels))
         first = jax.tree.map(lambda x: x[0], parts)
         shapes, (_, sum_shapes) = jax.eval_shape(gradient, params, state.batch_stats, *first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, sum_shapes))
