@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cli import call
 from flax.traverse_util import flatten_dict
@@ -14,7 +15,7 @@ from small_runs import leaves_of, small_config
 
 import siman_jax
 from siman_jax.data import load_dataset
-from siman_jax.devices.mesh import make_mesh
+from siman_jax.devices.mesh import by_example, make_mesh, replicated
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
 from siman_jax.export import main as export
@@ -29,6 +30,8 @@ from siman_jax.native.dispatch import native
 from siman_jax.runs.train import evaluate_run, train
 from siman_jax.stop import Preempted
 from siman_jax.training.optimizer import decay_mask
+from siman_jax.training.seeds_together import over_seeds
+from siman_jax.training.step import create_state, train_step
 
 EPSILON = 1e-5
 
@@ -277,6 +280,32 @@ def test_decay_of_shifts_is_a_choice():
     assert decay_mask(params, ("binary_kernel", "alpha"))["shift1"] == {"shift": True}
     undecayed = ("binary_kernel", "alpha", "shift")
     assert not any(jax.tree.leaves(decay_mask(params, undecayed)))
+
+
+@pytest.mark.slow
+def test_seeds_together_and_devices_train_as_one_alone():
+    model = build_model("cifar.react20_1w1a", 10, width=4).clone(stages=(1, 1))
+    optimizer = optax.sgd(0.1)
+    schedules = {"clip_percent": lambda step: jnp.float32(15)}
+    step = partial(train_step, model=model, optimizer=optimizer, schedules=schedules)
+    rng = np.random.default_rng(4)
+    images = jnp.float32(rng.standard_normal((8, 8, 8, 3)))
+    labels = jnp.asarray(rng.integers(0, 10, 8), jnp.int32)
+    one, other = (create_state(model, optimizer, jax.random.key(s), (8, 8, 3)) for s in (0, 1))
+    alone, _ = jax.jit(step)(one, images, labels)
+    assert np.abs(alone.params["layer2_0"]["shift1"]["shift"]).max() > 0
+
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), other, one).replace(step=one.step)
+    batch = jnp.stack([images] * 2), jnp.stack([labels] * 2)
+    together, _ = jax.jit(over_seeds(step, both, 2))(both, *batch)
+    mesh = make_mesh(4)
+    batch = jax.device_put((images, labels), by_example(mesh))
+    spread, _ = jax.jit(step)(jax.device_put(one, replicated(mesh)), *batch)
+    for a, b, c in zip(
+        *(jax.tree.leaves(state.params) for state in (alone, together, spread)), strict=True
+    ):
+        np.testing.assert_allclose(b[1], a, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(c, a, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
