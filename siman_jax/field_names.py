@@ -9,6 +9,8 @@ from siman_jax.errors import UsageError
 
 WHOLE, NUMBER, TEXT, BOOL, LIST = "a whole number", "a number", "a text", "True or False", "a list"
 NUMBERS = "a list of numbers"
+# Fields that may name a run, to start or to learn from.
+RUN_FIELDS = ("init_from", "distillation.teacher")
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bool, BOOL),  # before int, of which bool is one
     (int, WHOLE),

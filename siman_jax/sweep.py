@@ -13,7 +13,7 @@ if __name__ == "__main__":  # a signal may arrive during the imports below, whic
     stop_at_once()
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ def run_sweep(
       folder: the sweep's folder; created if needed.
       mesh: the devices to train on.
       seeds_at_once: number of seeds of a variant to train as one program; 0: one on the CPU, whose
-        cores a single run keeps busy, and all elsewhere.
+        cores a single run keeps busy, and all elsewhere. Seeds with teachers of their own are
+        trained one by one.
       only: variants to train now; all if empty.
 
     Returns:
@@ -136,12 +137,11 @@ def run_sweep(
             build_task(config, mesh)
     _write_json(folder / SWEEP_FILE, _description(sweep))
 
-    at_once = seeds_at_once or (1 if jax.default_backend() == "cpu" else len(sweep.seeds))
     stop = StopSignals()
     for variant, configs in pending.items():
         count = len(runs[variant])
         print(shown(f"{variant}: {count - len(configs)} of {count} seeds done"))
-        for group in training_groups(configs, at_once):
+        for group in training_groups(configs, _at_once(runs[variant], seeds_at_once)):
             if stop.should_stop(0):  # a signal came after the last step of the previous run
                 raise Preempted(f"stopped by {stop.name} between runs")
             _train_group(group, mesh, stop)
@@ -153,6 +153,13 @@ def run_sweep(
     }
     _write_json(folder / SUMMARY_FILE, summary)
     return summary
+
+
+def _at_once(configs: Mapping[Path, ConfigDict], asked: int) -> int:
+    """Return how many seeds of a variant to train as one program; `asked`: of `run_sweep`."""
+    if len({config.distillation.teacher for config in configs.values()}) > 1:
+        return 1  # one program has one teacher
+    return asked or (1 if jax.default_backend() == "cpu" else len(configs))
 
 
 def training_groups(

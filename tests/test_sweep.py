@@ -364,6 +364,44 @@ def test_every_sweep_builds(path, monkeypatch):
     assert len(seen) == len(sweep.variants) * len(sweep.seeds)
 
 
+def test_a_variant_takes_the_runs_of_an_earlier_one_seed_by_seed(tmp_path, monkeypatch):
+    variants = {
+        "first": {"model.weight_rule": "real", "model.activation_rule": "siman"},
+        "second": {"init_from": "first", "distillation.teacher": "first"},
+        "other": {"init_from": "elsewhere"},
+    }
+    sweep = Sweep("linked", small_sweep(epochs=1).base, variants, (3, 1))
+    for seed, config in zip((3, 1), sweep.runs("second", tmp_path).values(), strict=True):
+        assert config.init_from == str(tmp_path / "first" / f"seed{seed}")
+        assert config.distillation.teacher == config.init_from
+    monkeypatch.chdir(tmp_path)
+    (relative,) = {config.init_from for config in sweep.runs("second", Path("a")).values()} - {
+        str(tmp_path / "a" / "first" / "seed1")
+    }
+    assert relative == str(tmp_path / "a" / "first" / "seed3")
+    assert {config.init_from for config in sweep.runs("other", tmp_path).values()} == {"elsewhere"}
+
+    groups = []
+    monkeypatch.setattr(command, "train_together", lambda runs, mesh, stop: groups.append(runs))
+    monkeypatch.setattr(command, "_write_failure", lambda workdir, reason: None)
+    run_sweep(sweep, tmp_path / "new", make_mesh(1), seeds_at_once=2, only=["first", "second"])
+    assert [len(runs) for runs in groups] == [2, 1, 1]  # a program has one teacher
+    with pytest.raises(UsageError, match="learn from different teachers"):
+        train_together(sweep.runs("second", tmp_path), make_mesh(1))
+
+
+@pytest.mark.slow
+def test_a_linked_sweep_trains(tmp_path):
+    variants = {
+        "first": {"model.weight_rule": "real", "model.activation_rule": "siman"},
+        "second": {"init_from": "first", "distillation.teacher": "first"},
+    }
+    sweep = Sweep("linked", small_sweep(epochs=1).base, variants, (1,))
+    summary = run_sweep(sweep, tmp_path / "new", make_mesh(1))
+    assert [row["last"]["n"] for row in summary["variants"].values()] == [1, 1]
+    assert (tmp_path / "new" / "second" / "seed1" / "teacher.json").is_file()
+
+
 def test_the_first_study_has_every_rule():
     sweep = load_sweep(REPOSITORY / "configs" / "sweeps" / "methods.py")
     assert set(sweep.variants) == {*WEIGHT_RULES, "bop", "ir_net_0.1"}
@@ -441,6 +479,8 @@ def get_sweep():
         ({}, (0,), "at least one variant"),
         ({"a": {}}, (), "at least one variant and one seed"),
         ({"a": {"data.source": "digit"}}, (0,), "did you mean 'digits'"),
+        ({"a": {"init_from": "b"}, "b": {}}, (0,), "'a' needs the runs of 'b' in init_from"),
+        ({"a": {"distillation.teacher": "a"}}, (0,), "does not come before it; change the order"),
     ],
 )
 def test_bad_sweeps_are_refused_before_anything_is_written(tmp_path, variants, seeds, message):

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from siman_jax.devices.mesh import all_agree, is_first_process
 from siman_jax.devices.preemption import StopSignals
 from siman_jax.errors import UsageError
+from siman_jax.field_names import RUN_FIELDS, find_field
 from siman_jax.runs.init_from import check_transfer
 from siman_jax.runs.log import Results, last_and_best, read_rows
 from siman_jax.runs.stored_run import CHECKPOINTS, check_resumable, is_finished
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 def link_steps(steps: Mapping[str, ConfigDict], folder: Path) -> dict[Path, ConfigDict]:
     """Replace the names of earlier steps in configs by their folders.
 
-    The fields are `init_from` and `distillation.teacher`.
+    The fields are `field_names.RUN_FIELDS`.
 
     Args:
       steps: config of each step by its name, in the order of training.
@@ -46,10 +47,10 @@ def link_steps(steps: Mapping[str, ConfigDict], folder: Path) -> dict[Path, Conf
         if not name or Path(name).name != name or name.startswith("."):
             raise UsageError(f"the step {name!r} cannot be the name of a folder.")
         config = step.copy_and_resolve_references()
-        for section, field in ((config, "init_from"), (config.distillation, "teacher")):
-            source = section[field]
+        for field in RUN_FIELDS:
+            source = find_field(config, field)
             if source in runs:
-                section[field] = str(runs[source])
+                config.update_from_flattened_dict({field: str(runs[source])})
                 needed.add(source)
             elif source in steps:
                 raise UsageError(

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siman_jax.errors import UsageError
-from siman_jax.field_names import expected, find_field
+from siman_jax.field_names import RUN_FIELDS, expected, find_field
 from siman_jax.outside import describe
 
 
@@ -22,7 +22,8 @@ class Sweep:
       name: name of the sweep; its folder accepts no other sweep.
       base: config of all runs.
       variants: fields that each variant changes, such as "model.weight_rule", with their values;
-        the name of a variant is also the name of its folder.
+        the name of a variant is also the name of its folder. In `field_names.RUN_FIELDS`, the name
+        of an earlier variant means its run with the same seed.
       seeds: seeds of every variant.
     """
 
@@ -33,11 +34,19 @@ class Sweep:
 
     def runs(self, variant: str, folder: Path) -> dict[Path, ConfigDict]:
         """Return the configs of a variant's runs by folder, FOLDER/VARIANT/seedN, by seed."""
-        config = with_fields(self.base, self.variants[variant])
-        return {
-            folder / variant / f"seed{seed}": with_fields(config, {"seed": seed})
-            for seed in self.seeds
-        }
+        fields = self.variants[variant]
+        sources = {name: fields[name] for name in RUN_FIELDS if fields.get(name) in self.variants}
+        config = with_fields(self.base, fields)
+
+        def with_seed(seed: int) -> ConfigDict:
+            # Absolute, so that the same run goes on from any working folder.
+            runs = {
+                field: str(folder.absolute() / source / f"seed{seed}")
+                for field, source in sources.items()
+            }
+            return with_fields(config, {**runs, "seed": seed})
+
+        return {folder / variant / f"seed{seed}": with_seed(seed) for seed in self.seeds}
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -150,3 +159,16 @@ def _check(sweep: Sweep, path: Path) -> None:
                 f"{path}: the variant {name!r} sets the seed; set the sweep's seeds instead."
             )
         with_fields(sweep.base, fields)
+        _check_sources(sweep, name, path)
+
+
+def _check_sources(sweep: Sweep, name: str, path: Path) -> None:
+    """Check that a variant takes other variants' runs only if these are trained before."""
+    earlier = list(sweep.variants)[: list(sweep.variants).index(name)]
+    for field in RUN_FIELDS:
+        source = sweep.variants[name].get(field)
+        if source in sweep.variants and source not in earlier:
+            raise UsageError(
+                f"{path}: the variant {name!r} needs the runs of {source!r} in {field}, which does"
+                " not come before it; change the order."
+            )

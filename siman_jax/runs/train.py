@@ -122,6 +122,12 @@ def train_together(
       Diverged: the loss or a parameter of a run is not finite; no run continues.
       Preempted: as for `train`; all runs are saved.
     """
+    teachers = {own.distillation.teacher for own in configs.values()}
+    if len(teachers) > 1:
+        raise UsageError(
+            f"the runs learn from different teachers, {', '.join(sorted(teachers))}, so they cannot"
+            " be trained as one program. Train them one by one."
+        )
     for workdir, own in configs.items():
         check_workdir(own, workdir)
         check_writable(workdir / CHECKPOINTS)
