@@ -260,6 +260,7 @@ def assert_equal(found, expected, **tolerances):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerances), found, expected)
 
 
+@pytest.mark.slow
 def test_a_batch_depends_on_keys_and_step_alone():
     """Also on two devices, and beside another seed."""
     batch = batch_of(1)

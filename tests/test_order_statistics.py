@@ -179,6 +179,7 @@ def by_digits(x, q):
     return radix_selection.interpolated(x, *quantile_ranks(x.size, q))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(
     npst.arrays(np.float64, st.sampled_from([1, 2, 17, 60]), elements=st.floats(0, 100)),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from packable_networks import PACKABLE, REFUSED, PlainCnn, Refused
+from parameters import first_quickly
 from small_networks import DRAWS, trained, two_convolutions, with_random_bits
 
 from siman_jax.models import NETWORKS, build_model
@@ -61,7 +62,7 @@ def check(model, variables, images):
     return program
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", first_quickly(NETWORKS))
 def test_a_network_of_the_project_computes_the_same(name):
     size = 8 if name.startswith("cifar") else 32
     model, variables, images = trained(name, jnp.float32, width=4, shape=(3, size, size, 3))
@@ -110,7 +111,7 @@ def test_weight_rules(rule, stored):
     assert bool(learned) or all(program.operations[place].origin for place in products)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", first_quickly(NETWORKS))
 def test_every_network_packs_scaled_and_rotated_kernels(name):
     size = 32 if name.startswith("cifar") else 64
     for weight_rule in ("xnor_net", "rbnn"):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from packable_networks import PACKABLE
+from parameters import first_quickly
 from program_example import every_operation
 from small_networks import trained, with_random_bits
 from test_program import FAST, drawn, images_of
@@ -30,7 +31,7 @@ def check(program, images, least=0.6):
         np.testing.assert_array_equal(network(np.asarray(images), threads=2), found)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", first_quickly(NETWORKS))
 def test_networks_of_the_project(name):
     size = 8 if name.startswith("cifar") else 32
     model, variables, images = trained(name, jnp.float32, width=16, shape=(5, size, size, 3))

@@ -53,6 +53,7 @@ def assert_same(folder, expected):
         assert [row["step"] for row in read_rows(folder / name)] == [4, 8]
 
 
+@pytest.mark.slow
 def test_steps_stopped_within_and_between_go_on_bit_for_bit(whole, tmp_path, monkeypatch, capsys):
     folder, asked = tmp_path / "steps", []
 
