@@ -49,9 +49,9 @@ def prepare(scratch: Path) -> None:
     import siman_jax.report.page
     import siman_jax.runs.sweep_plan
     import siman_jax.runs.train  # noqa: F401
-    from siman_jax.models import MODELS, cifar
+    from siman_jax.models import NETWORKS, cifar
 
-    MODELS[TINY] = lambda *arguments, **options: cifar.resnet20_1w1a(*arguments, **options).clone(
+    NETWORKS[TINY] = lambda *arguments, **options: cifar.resnet20_1w1a(*arguments, **options).clone(
         stages=(1,)
     )
     jax.config.update("jax_compilation_cache_dir", str(scratch / "compiled"))

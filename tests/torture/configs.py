@@ -19,7 +19,7 @@ from siman_jax.command import lock_config, parse_flags
 from siman_jax.configs import digits
 from siman_jax.devices.mesh import make_mesh
 from siman_jax.errors import UsageError
-from siman_jax.models import MODELS
+from siman_jax.models import NETWORKS
 from siman_jax.rules import ACTIVATION_RULES, WEIGHT_RULES
 from siman_jax.runs.snapshot import abstract_snapshot, creation
 from siman_jax.training.field_types import flat
@@ -137,7 +137,7 @@ def fields() -> dict[str, object]:
 
 def _names(field: str) -> list[str]:
     tables = {
-        "model.name": MODELS,
+        "model.name": NETWORKS,
         "model.weight_rule": WEIGHT_RULES,
         "model.activation_rule": ACTIVATION_RULES,
     }
