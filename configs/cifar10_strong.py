@@ -40,9 +40,15 @@ def get_config(step: str = "binary") -> ConfigDict:
     config.model.weight_rule = choose(STEPS, step, "step")
     if step == "teacher":
         return config
-    config.init_from = "real_weights" if step == "binary" else ""
     config.epochs = 200
     config.model.name = NETWORK
+    train_as_reactnet(config, step)
+    return config
+
+
+def train_as_reactnet(config: ConfigDict, step: str) -> None:
+    """Set what ReActNet's two steps have in common; `step` is "real_weights" or "binary"."""
+    config.init_from = "real_weights" if step == "binary" else ""
     config.model.activation_rule = "approx_sign"  # ReActNet's, after its thresholds
     config.distillation.teacher = "teacher"
     config.distillation.temperature = 1.0
@@ -56,4 +62,3 @@ def get_config(step: str = "binary") -> ConfigDict:
     if step == "real_weights":
         config.optimizer.weight_decay = 1e-5
         config.optimizer.undecayed = ("bias", "scale", "slope", "shift")
-    return config

@@ -20,9 +20,9 @@ All train ResNet-20 with half-half weights on 20,000 evenly chosen images of CIF
 Protocol, written before any run: two seeds; each learning rate as published for its optimizer (0.1
 for SGD; 1.25e-3 for Adam, ReActNet's 2.5e-3 at batch 512 halved), falling to 0 as published for it;
 nothing tuned; no decay of binary kernels. Compared is the test accuracy of the last epoch with
-that of `published`, seed by seed; the two steps have as many epochs together. The steps with real
-weights and the teacher are no results. The test set is looked at for nothing else. 20 runs, about
-two hours on 2 cores, calculated at 1,100 images a second.
+that of `published`, seed by seed; the two steps have as many epochs together. The teacher and
+the steps with real weights are not compared. The test set is looked at for nothing else. 20 runs,
+about two hours on 2 cores, calculated at 1,100 images a second.
 """
 
 from typing import Any
